@@ -1,0 +1,271 @@
+"""Weights in and out: safe loading, names of three worlds, files that are never half written.
+
+Nothing in a file is executed: ``.pth`` is read with ``weights_only=True``, ``.safetensors`` as it
+is, and Detectron2's ``.pkl`` by an unpickler that knows arrays and containers only.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+# The heads' layer whose size follows from the number of classes.
+CLASS_LAYER = "head.cls_score."
+_TORCHVISION = re.compile(r"torchvision://(?P<model>resnet(18|34|50|101))$")
+_DETECTRON2 = re.compile(
+    r"detectron2://ImageNetPretrained/torchvision/R-(?P<depth>18|34|50|101)\.pkl$"
+)
+_SAFE_GLOBALS = {
+    ("collections", "OrderedDict"),
+    ("_codecs", "encode"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "scalar"),
+}
+
+
+class CheckpointError(ValueError):
+    """A weights file that is missing, unsafe, broken, or of another model."""
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _SAFE_GLOBALS:
+            raise pickle.UnpicklingError(f"{module}.{name} is neither an array nor a container")
+        return super().find_class(module, name)
+
+
+def locate_weights(weights: str) -> Path:
+    """The file behind ``MODEL.WEIGHTS``; torchvision's ImageNet weights are fetched if need be.
+
+    Args:
+        weights: a path, ``torchvision://resnet50``, or the name under which Detectron2 keeps the
+            same weights, ``detectron2://ImageNetPretrained/torchvision/R-50.pkl`` (18, 34, 50, 101).
+
+    Raises:
+        CheckpointError: no such file, an address of another kind, or no network.
+    """
+    if match := _TORCHVISION.match(weights):
+        return _torchvision_file(match["model"])
+    if match := _DETECTRON2.match(weights):
+        return _torchvision_file(f"resnet{match['depth']}")
+    if "://" in weights:
+        raise CheckpointError(
+            f"MODEL.WEIGHTS {weights}: unknown address. Known are torchvision://resnet18, 34, 50, "
+            "101 and detectron2://ImageNetPretrained/torchvision/R-50.pkl; for anything else, "
+            "download the file and give its path"
+        )
+    path = Path(weights).expanduser()
+    if not path.is_file():
+        raise CheckpointError(f"MODEL.WEIGHTS {weights}: there is no such file")
+    return path
+
+
+def _torchvision_file(model: str) -> Path:
+    from torchvision.models import get_model_weights
+
+    url = get_model_weights(model).IMAGENET1K_V1.url
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    if not path.is_file():
+        logger.info("Fetching torchvision's %s (ImageNet) to %s", model, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(path), progress=False)
+        except OSError as error:
+            raise CheckpointError(
+                f"could not fetch torchvision's ImageNet weights of {model} ({error}). Put "
+                f"{path.name} from {url} into {path.parent}, give its path as MODEL.WEIGHTS, or "
+                "train from scratch with MODEL.WEIGHTS ''"
+            ) from error
+    return path
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint as ``{"model": {name: tensor}, …}``, on the CPU.
+
+    Reads ``.pth``/``.pt``, ``.safetensors`` and Detectron2's ``.pkl``; a bare state dict becomes
+    the value of "model".
+
+    Raises:
+        CheckpointError: the file is broken, or wants code to run.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content: Any = load_file(path)
+        elif path.suffix == ".pkl":
+            content = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is refused: loading it could run code ({str(error).splitlines()[0]}). If you "
+            "trust it, load it where it was made and save its weights alone: "
+            "torch.save({'model': model.state_dict()}, 'weights.pth')"
+        ) from error
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint, it may be cut short: {error}"
+        ) from error
+    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+        content = dict(content)
+    else:
+        content = {"model": content}
+    model = content["model"]
+    if not isinstance(model, Mapping) or not all(isinstance(name, str) for name in model):
+        raise CheckpointError(f"{path} holds no state dict (names and arrays)")
+    content["model"] = {name.removeprefix("module."): torch.as_tensor(v) for name, v in model.items()}
+    return content
+
+
+def to_detectron2_name(name: str) -> str | None:
+    """Detectron2's name of a parameter of torchvision's ResNet; ``None`` for the classifier."""
+    if name.startswith("fc."):
+        return None
+    name = re.sub(r"^layer(\d)", lambda m: f"res{int(m[1]) + 1}", name)
+    name = re.sub(r"^(conv1|bn1)\.", r"stem.\1.", name)
+    name = re.sub(r"\bbn(\d)\.", r"conv\1.norm.", name)
+    return name.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
+
+
+def load_weights(
+    model: nn.Module, weights: str, *, new_classes: bool = False, detector: bool = False
+) -> dict[str, Any]:
+    """Load ``MODEL.WEIGHTS`` into a detector.
+
+    A checkpoint of the whole detector must fit exactly. ImageNet weights (names without
+    ``backbone.`` or ``head.``) fill the backbone; the rest keeps its initialisation.
+
+    Args:
+        model: with ``backbone`` and ``head``.
+        weights: see :func:`locate_weights`.
+        new_classes: let the class layer keep its initialisation where the checkpoint was trained
+            on another number of classes (fine-tuning), with a line in the log.
+        detector: accept nothing less than a whole detector: an ImageNet backbone detects nothing.
+
+    Returns:
+        What else the checkpoint holds (``class_names``, ``iteration``, …).
+
+    Raises:
+        CheckpointError: the weights are not this model's.
+    """
+    path = locate_weights(weights)
+    content = read_checkpoint(path)
+    state: dict[str, Tensor] = content.pop("model")
+    if any(name.startswith(("backbone.", "head.")) for name in state):
+        own, prefix = model.state_dict(), ""
+    elif detector:
+        raise CheckpointError(
+            f"{path} holds a backbone only. Give the checkpoint of a trained detector, "
+            "MODEL.WEIGHTS path/to/model.pth"
+        )
+    else:
+        own, prefix = _backbone_state(model)
+        if any(name.startswith("layer1.") for name in state):
+            renamed = {to_detectron2_name(name): value for name, value in state.items()}
+            state = {name: value for name, value in renamed.items() if name is not None}
+        state = {name: v for name, v in state.items() if not name.startswith(("fc.", "linear."))}
+        state = {prefix + name: value for name, value in state.items()}
+    # Batch norms count batches, frozen ones do not; nothing here reads the count.
+    own = {name: v for name, v in own.items() if not name.endswith("num_batches_tracked")}
+    state = {name: v for name, v in state.items() if not name.endswith("num_batches_tracked")}
+
+    fresh = set()
+    if new_classes:
+        fresh = {
+            name
+            for name, value in own.items()
+            if name.startswith(CLASS_LAYER) and name in state and state[name].shape != value.shape
+        }
+        for name in fresh:
+            del state[name]
+    _check_fit(path, own, state, fresh)
+    model.load_state_dict(state, strict=False)
+    if fresh:
+        logger.info("%s: the class layer starts anew, the number of classes differs", path)
+    logger.info("Loaded %d arrays%s from %s", len(state), " of the backbone" * bool(prefix), path)
+    return content
+
+
+def _backbone_state(model: nn.Module) -> tuple[dict[str, Tensor], str]:
+    """State of the ResNet within ``model``, under full names, and their common prefix."""
+    state = model.state_dict()
+    inner = any(name.startswith("backbone.bottom_up.") for name in state)
+    prefix = "backbone.bottom_up." if inner else "backbone."
+    return {name: value for name, value in state.items() if name.startswith(prefix)}, prefix
+
+
+def _check_fit(
+    path: Path, own: Mapping[str, Tensor], state: Mapping[str, Tensor], fresh: set[str]
+) -> None:
+    missing = [name for name in own if name not in state and name not in fresh]
+    unexpected = [name for name in state if name not in own]
+    shapes = [
+        f"{name} {tuple(state[name].shape)}, the model has {tuple(value.shape)}"
+        for name, value in own.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    if not (missing or unexpected or shapes):
+        return
+    hint = "Does the config belong to the checkpoint (head, DCN, depth)?"
+    if not (missing or unexpected) and all(line.startswith(CLASS_LAYER) for line in shapes):
+        hint = "It was trained on another number of classes: set MODEL.OneNet.NUM_CLASSES to match"
+    problems = {"missing": missing, "not in the model": unexpected, "of another shape": shapes}
+    lines = [
+        f"  {len(names)} {what}: {'; '.join(names[:3])}{' …' * (len(names) > 3)}"
+        for what, names in problems.items()
+        if names
+    ]
+    raise CheckpointError("\n".join([f"{path} does not fit the model. {hint}", *lines]))
+
+
+def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint so that it is there whole or, after any interruption, not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        torch.save(dict(content), file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def tag_last_checkpoint(path: Path) -> None:
+    """Name ``path`` in the file ``last_checkpoint`` beside it, where ``--resume`` looks."""
+    tag = path.with_name("last_checkpoint")
+    partial = tag.with_name(".last_checkpoint.partial")
+    partial.write_text(path.name)
+    os.replace(partial, tag)
+
+
+def find_last_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint that ``last_checkpoint`` in a run's folder names; ``None`` before the first.
+
+    Raises:
+        CheckpointError: it names a file that is gone.
+    """
+    tag = folder / "last_checkpoint"
+    if not tag.is_file():
+        return None
+    path = folder / tag.read_text().strip()
+    if not path.is_file():
+        raise CheckpointError(
+            f"{tag} names {path.name}, which is not there. Write the name of another checkpoint "
+            "of that folder into it, or start without --resume"
+        )
+    return path

@@ -1,0 +1,105 @@
+"""What every head has in common."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ..structures import Predictions
+
+
+class Head(nn.Module, ABC):
+    """Feature maps in, predictions out.
+
+    Args:
+        num_classes: K, the foreground classes.
+        prior_prob: class probability that an untrained head starts from (arXiv 1708.02002, 4.1).
+    """
+
+    def __init__(self, *, num_classes: int, prior_prob: float = 0.01) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        if not 0 < prior_prob < 1:
+            raise ValueError(f"prior_prob must lie between 0 and 1, got {prior_prob}")
+        self.num_classes = num_classes
+        self.prior_prob = prior_prob
+
+    @abstractmethod
+    def forward(self, features: list[Tensor]) -> Predictions:
+        """Predictions from feature maps (B, C_l, H_l, W_l), finest first."""
+
+    def reset_parameters(self, class_layer: nn.Conv2d) -> None:
+        """Xavier-uniform weights, then the focal prior on the bias of the class layer alone.
+
+        Deconvolutions and offset convolutions of DCN are included: the published figures rest on
+        it. Other biases keep what their layers gave them.
+        """
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+        nn.init.constant_(class_layer.bias, -math.log((1 - self.prior_prob) / self.prior_prob))
+
+
+def conv3x3(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv2d:
+    """3×3 convolution that keeps the map's size."""
+    return nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=bias)
+
+
+def per_sample(maps: Tensor, width: int) -> Tensor:
+    """(B, A · width, H, W) to float32 (B, H · W · A, width): rows, columns, then the cell's A.
+
+    No copy where ``maps`` is float32 and ``channels_last``.
+    """
+    return maps.permute(0, 2, 3, 1).reshape(maps.shape[0], -1, width).float()
+
+
+def join_levels(
+    logits: Iterable[Tensor], boxes: Iterable[Tensor], samples: Iterable[Tensor]
+) -> Predictions:
+    """Put the samples of all levels behind each other.
+
+    Args:
+        logits, boxes: of each level (B, N_l, K) and (B, N_l, 4).
+        samples: of each level (N_l, 4).
+    """
+    samples = list(samples)
+    counts = torch.tensor([len(s) for s in samples], device=samples[0].device)
+    levels = torch.arange(len(samples), device=samples[0].device).repeat_interleave(
+        counts, output_size=sum(map(len, samples))
+    )
+    return Predictions(
+        torch.cat(list(logits), dim=1), torch.cat(list(boxes), dim=1), torch.cat(samples), levels
+    )
+
+
+def make_tower(in_channels: int, channels: int, num_convs: int, norm: str) -> nn.ModuleList:
+    """``num_convs`` × (3×3 convolution without bias, normalisation if any, ReLU), as a flat list.
+
+    Flat, since checkpoints name the layers by their place in it.
+
+    Args:
+        norm: "GN" (32 groups), "BN" or "" for none.
+    """
+    norms = {"GN": partial(nn.GroupNorm, 32), "BN": nn.BatchNorm2d, "": None}
+    if norm not in norms:
+        raise ValueError(f"tower normalisation must be one of GN, BN or '' (none), got {norm!r}")
+    layers: list[nn.Module] = []
+    for i in range(num_convs):
+        layers.append(conv3x3(in_channels if i == 0 else channels, channels, bias=False))
+        if norms[norm] is not None:
+            layers.append(norms[norm](channels))
+        layers.append(nn.ReLU(inplace=True))
+    return nn.ModuleList(layers)
+
+
+def run_tower(tower: nn.ModuleList, x: Tensor) -> Tensor:
+    """Apply the layers of :func:`make_tower` one after the other."""
+    for layer in tower:
+        x = layer(x)
+    return x

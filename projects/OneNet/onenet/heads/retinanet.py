@@ -1,0 +1,73 @@
+"""RetinaNet head (arXiv 1708.02002) with one positive a target: no IoU thresholds, no NMS."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from ..boxes import anchor_grid, cell_anchors, decode_deltas
+from ..structures import Predictions
+from .base import Head, conv3x3, join_levels, make_tower, per_sample, run_tower
+
+
+class RetinaNetHead(Head):
+    """Two towers shared by all levels; samples are anchors.
+
+    Args:
+        in_channels: C of every feature map.
+        strides: of the feature maps, px.
+        num_classes: K.
+        anchor_sizes: of each level, the square roots of the anchors' areas, px.
+        aspect_ratios: height / width, the same for all levels.
+        anchor_offset: centre of the first anchor, in strides.
+        num_convs, channels: of each tower.
+        prior_prob: see :class:`~onenet.heads.Head`.
+
+    Raises:
+        ValueError: anchor sizes that do not fit the levels.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        strides: Sequence[int],
+        num_classes: int,
+        anchor_sizes: Sequence[Sequence[float]],
+        aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
+        anchor_offset: float = 0.0,
+        num_convs: int = 4,
+        channels: int = 256,
+        prior_prob: float = 0.01,
+    ) -> None:
+        super().__init__(num_classes=num_classes, prior_prob=prior_prob)
+        if len(anchor_sizes) != len(strides) or len(set(map(len, anchor_sizes))) != 1:
+            raise ValueError(
+                f"anchor sizes must give the same number of sizes for each of the {len(strides)} "
+                f"levels, got {[list(sizes) for sizes in anchor_sizes]}"
+            )
+        self.strides = tuple(strides)
+        self.anchor_offset = anchor_offset
+        # Not persistent: the configuration gives them, and checkpoints do not hold them.
+        for level, sizes in enumerate(anchor_sizes):
+            self.register_buffer(f"cell{level}", cell_anchors(sizes, aspect_ratios), False)
+        num_anchors = len(anchor_sizes[0]) * len(aspect_ratios)
+        self.cls_conv_module = make_tower(in_channels, channels, num_convs, norm="")
+        self.reg_conv_module = make_tower(in_channels, channels, num_convs, norm="")
+        self.cls_score = conv3x3(channels, num_anchors * num_classes)
+        self.bbox_pred = conv3x3(channels, num_anchors * 4)
+        self.reset_parameters(self.cls_score)
+
+    def forward(self, features: list[Tensor]) -> Predictions:
+        """Predictions from maps (B, C, H_l, W_l), one for every stride."""
+        logits, boxes, samples = [], [], []
+        for level, (feature, stride) in enumerate(zip(features, self.strides, strict=True)):
+            class_map = self.cls_score(run_tower(self.cls_conv_module, feature))
+            box_map = self.bbox_pred(run_tower(self.reg_conv_module, feature))
+            cell = self.get_buffer(f"cell{level}")
+            anchors = anchor_grid(cell, *feature.shape[-2:], stride, self.anchor_offset)
+            logits.append(per_sample(class_map, self.num_classes))
+            boxes.append(decode_deltas(anchors, per_sample(box_map, 4)))
+            samples.append(anchors)
+        return join_levels(logits, boxes, samples)

@@ -1,0 +1,68 @@
+"""From predictions to detections: the best k of all (sample, class) pairs, no NMS."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from .structures import Detections, Predictions
+
+
+def top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The k best (sample, class) pairs of every image, exactly (ties apart).
+
+    In two stages: a sample that holds one of the best k pairs is among the best k samples by
+    their best class, so only those are looked at in full.
+
+    Args:
+        logits: (B, N, K).
+        k: how many; fewer come out where N · K is smaller.
+
+    Returns:
+        Logits, sample indices and class indices, each (B, min(k, N · K)), best first.
+    """
+    classes = logits.shape[2]
+    rows = logits.amax(dim=2).topk(min(k, logits.shape[1]), dim=1).indices
+    candidates = logits.gather(1, rows[..., None].expand(-1, -1, classes)).flatten(1)
+    best, flat = candidates.topk(min(k, candidates.shape[1]), dim=1)
+    row = torch.div(flat, classes, rounding_mode="floor")
+    return best, rows.gather(1, row), flat % classes
+
+
+def detect(predictions: Predictions, k: int = 100, nms_iou: float | None = None) -> list[Detections]:
+    """Detections of every image.
+
+    Args:
+        predictions: of B images.
+        k: most detections an image.
+        nms_iou: class-wise NMS at this IoU after the top-k, for ablation; ``None``, as OneNet is
+            meant, leaves it out.
+
+    Returns:
+        B :class:`Detections` in the pixels of the input image, boxes not clipped.
+    """
+    best, samples, labels = top_k(predictions.logits.float(), k)
+    boxes = predictions.boxes.gather(1, samples[..., None].expand(-1, -1, 4))
+    detections = [Detections(*of) for of in zip(boxes, best.sigmoid(), labels, strict=True)]
+    if nms_iou is None:
+        return detections
+    return [d[batched_nms(d.boxes, d.scores, d.labels, nms_iou)] for d in detections]
+
+
+def to_image(
+    detections: Detections, from_size: tuple[int, int], to_size: tuple[int, int]
+) -> Detections:
+    """Detections in another size of the same image, clipped to it; boxes without area go.
+
+    Args:
+        from_size: (H, W) that the boxes are in.
+        to_size: (H, W) that they shall be in.
+    """
+    (height, width), (new_height, new_width) = from_size, to_size
+    x_scale, y_scale = new_width / width, new_height / height
+    boxes = detections.boxes * detections.boxes.new_tensor((x_scale, y_scale, x_scale, y_scale))
+    limits = boxes.new_tensor((new_width, new_height, new_width, new_height))
+    boxes = torch.minimum(boxes.clamp(min=0), limits)
+    keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    return Detections(boxes, detections.scores, detections.labels)[keep]

@@ -1,0 +1,106 @@
+"""The numbers of the original implementation: heads, costs, matches, losses, gradients, top-k."""
+
+from __future__ import annotations
+
+import golden
+import pytest
+import torch
+
+from onenet import Criterion, HungarianMatcher, MinCostMatcher
+from onenet.costs import PredefinedAnchor, PredefinedPoint, PredictedLocation
+from onenet.inference import detect
+
+MATCHERS = {"minimum": MinCostMatcher, "hungarian": HungarianMatcher}
+
+
+def close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def location_cost(name, location):
+    if location == "predicted":
+        return PredictedLocation()
+    if name == "retinanet":
+        return PredefinedAnchor()
+    return PredefinedPoint(level_sizes=golden.LEVEL_SIZES if name == "fcos" else None)
+
+
+@pytest.mark.parametrize("name", golden.NAMES)
+def test_heads(name):
+    arrays = golden.load(f"head_{name}")
+    head = golden.head(name, arrays)
+    inputs = [arrays[f"input{i}"] for i in range(sum(k.startswith("input") for k in arrays))]
+    with torch.inference_mode():
+        predictions = head(inputs)
+    close(predictions.logits, golden.rows(arrays["logits"]))
+    torch.testing.assert_close(
+        predictions.boxes, golden.rows(arrays["boxes"]), rtol=1e-4, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("name", golden.NAMES)
+def test_samples_of_heads_are_the_originals_points_and_anchors(name):
+    arrays = golden.load(f"head_{name}")
+    inputs = [arrays[f"input{i}"] for i in range(sum(k.startswith("input") for k in arrays))]
+    predictions = golden.head(name, arrays)(inputs)
+    expected = golden.predictions(golden.load(f"loss_{name}_predefined_all_minimum"))
+    torch.testing.assert_close(predictions.samples, expected.samples)
+    if name != "retinanet":  # the original gives its anchors no levels
+        assert torch.equal(predictions.levels, expected.levels)
+
+
+@pytest.mark.parametrize("matcher", MATCHERS)
+@pytest.mark.parametrize("costs", ["all", "location"])
+@pytest.mark.parametrize("location", ["predicted", "predefined"])
+@pytest.mark.parametrize("name", golden.NAMES)
+def test_costs_matches_losses_and_gradients(name, location, costs, matcher):
+    arrays = golden.load(f"loss_{name}_{location}_{costs}_{matcher}")
+    predictions, targets = golden.predictions(arrays), golden.targets(arrays)
+    predictions.logits.requires_grad_()
+    predictions.boxes.requires_grad_()
+    match = MATCHERS[matcher](
+        location=location_cost(name, location), class_weight=2.0 if costs == "all" else 0.0
+    )
+    criterion = Criterion(matcher=match)
+
+    close(match.cost(predictions, 0, targets[0]), arrays["cost0"])
+
+    matches = match(predictions, targets)
+    for i in range(len(targets)):
+        here = matches.image == i
+        expected = dict(
+            zip(
+                arrays[f"match_target{i}"].tolist(),
+                arrays[f"match_sample{i}"].tolist(),
+                strict=True,
+            )
+        )
+        actual = dict(
+            zip(matches.target[here].tolist(), matches.sample[here].tolist(), strict=True)
+        )
+        assert actual == expected
+
+    losses = criterion(predictions, targets)
+    for term, loss in losses.items():
+        close(loss, criterion.weights[term] * arrays[term])
+    sum(losses.values()).backward()
+    close(predictions.logits.grad, golden.rows(arrays["grad_logits"]))
+    close(predictions.boxes.grad, golden.rows(arrays["grad_boxes"]))
+
+
+@pytest.mark.parametrize("nms", ["topk", "nms"])
+@pytest.mark.parametrize("name", golden.NAMES)
+def test_inference(name, nms):
+    arrays = golden.load(f"inference_{name}_{nms}")
+    found = detect(golden.predictions(arrays), 100, 0.5 if nms == "nms" else None)
+    assert len(found) == len(arrays["logits"])
+    for i, detections in enumerate(found):
+        close(detections.scores, arrays[f"scores{i}"])
+        # As sets: equal scores may stand in another order.
+        assert as_set(detections.boxes, detections.labels) == as_set(
+            arrays[f"pred_boxes{i}"], arrays[f"classes{i}"]
+        )
+
+
+def as_set(boxes, labels):
+    return {(*(round(x, 3) for x in box.tolist()), int(c)) for box, c in zip(boxes, labels, strict=True)}
