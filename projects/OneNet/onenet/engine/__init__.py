@@ -1,0 +1,1 @@
+"""The embedded engine: OneNet on torchvision and Lightning."""
