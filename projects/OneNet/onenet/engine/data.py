@@ -1,0 +1,269 @@
+"""Loaders: an endless, resumable stream of training batches, and the images to test on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from onenet.engine.datasets import (
+    CocoDetection,
+    DatasetError,
+    ImageRecord,
+    check_num_classes,
+    find_dataset,
+)
+from onenet.engine.sampler import InfiniteBatchSampler
+from onenet.engine.transforms import TestTransform, TrainTransform, read_image
+from onenet.structures import Targets
+
+
+@dataclass(frozen=True)
+class TrainSample:
+    """One transformed training image.
+
+    Attributes:
+        image: (3, H, W) uint8.
+        targets: its boxes and labels, in px of ``image``.
+        image_id: the JSON's id.
+        file_name: full path of the image.
+    """
+
+    image: Tensor
+    targets: Targets
+    image_id: int
+    file_name: str
+
+    def pin_memory(self) -> TrainSample:
+        """The same sample in page-locked memory; a DataLoader looks for this method."""
+        t = self.targets
+        pinned = replace(t, boxes=t.boxes.pin_memory(), labels=t.labels.pin_memory())
+        return replace(self, image=self.image.pin_memory(), targets=pinned)
+
+    def __reduce__(self) -> tuple[Any, tuple]:
+        # Every tensor that a worker sends holds a file descriptor, of which a process has some
+        # thousand: only the image is worth one.
+        t = self.targets
+        small = (t.boxes.numpy(), t.labels.numpy(), t.image_size)
+        return _rebuild, (self.image, *small, self.image_id, self.file_name)
+
+
+def _rebuild(
+    image: Tensor,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    image_size: tuple[int, int],
+    image_id: int,
+    file_name: str,
+) -> TrainSample:
+    targets = Targets(torch.from_numpy(boxes), torch.from_numpy(labels), image_size)
+    return TrainSample(image, targets, image_id, file_name)
+
+
+@dataclass(frozen=True)
+class TestSample:
+    """One image to test on.
+
+    Attributes:
+        image: (3, h, w) uint8, resized.
+        image_id: the JSON's id.
+        file_name: full path of the image.
+        height, width: px of the original, which detections are scaled back to.
+    """
+
+    __test__ = False  # no test case, whatever pytest makes of the name
+
+    image: Tensor
+    image_id: int
+    file_name: str
+    height: int
+    width: int
+
+
+class TrainDataset(Dataset[TrainSample]):
+    """The images of several data sets, one after the other, with random transforms.
+
+    An item is asked for by its position in the training stream and the image's index: what
+    chance does to the image depends on the seed and the position alone, not on the worker or
+    the process that loads it.
+
+    Args:
+        datasets: at least one; their class names must agree.
+        transform: applied to every image.
+        image_format: "RGB" or "BGR".
+        seed: at least 0.
+
+    Raises:
+        DatasetError: no data set, or different classes.
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[CocoDetection],
+        transform: TrainTransform,
+        *,
+        image_format: str,
+        seed: int,
+    ) -> None:
+        if not datasets:
+            raise DatasetError("DATASETS.TRAIN is empty; name at least one data set.")
+        for other in datasets[1:]:
+            if other.class_names != datasets[0].class_names:
+                raise DatasetError(
+                    f"The data sets of DATASETS.TRAIN must have the same classes: "
+                    f"{datasets[0].source.json_file} has {datasets[0].class_names}, "
+                    f"{other.source.json_file} has {other.class_names}."
+                )
+        self.datasets = list(datasets)
+        self.transform = transform
+        self.image_format = image_format
+        self.seed = seed
+        self._ends = np.cumsum([len(d) for d in datasets])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @property
+    def wide(self) -> np.ndarray:
+        """(len,) bool: which images are wider than high."""
+        sizes = np.concatenate([d.sizes for d in self.datasets])
+        return sizes[:, 1] > sizes[:, 0]
+
+    def __getitem__(self, key: tuple[int, int]) -> TrainSample:
+        position, index = key
+        part = int(np.searchsorted(self._ends, index, side="right"))
+        start = int(self._ends[part - 1]) if part else 0
+        dataset = self.datasets[part]
+        record = dataset.record(index - start)
+        image = _read(record, dataset, self.image_format)
+        rng = np.random.default_rng((self.seed, position))
+        image, boxes, labels = self.transform(image, record.boxes, record.labels, rng)
+        targets = Targets(torch.from_numpy(boxes), torch.from_numpy(labels), image.shape[:2])
+        return TrainSample(_to_tensor(image), targets, record.image_id, record.file_name)
+
+
+class TestDataset(Dataset[TestSample]):
+    """The images of one data set, resized for testing."""
+
+    __test__ = False  # no test case, whatever pytest makes of the name
+
+    def __init__(
+        self, dataset: CocoDetection, transform: TestTransform, *, image_format: str
+    ) -> None:
+        self.dataset = dataset
+        self.transform = transform
+        self.image_format = image_format
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> TestSample:
+        r = self.dataset.record(index)
+        image = self.transform(_read(r, self.dataset, self.image_format))
+        return TestSample(_to_tensor(image), r.image_id, r.file_name, r.height, r.width)
+
+
+def _read(record: ImageRecord, dataset: CocoDetection, image_format: str) -> np.ndarray:
+    image = read_image(record.file_name, image_format)
+    height, width = image.shape[:2]
+    if (height, width) != (record.height, record.width):
+        raise DatasetError(
+            f"Image {record.file_name!r} is {width} x {height} px (width x height, upright by its "
+            f"EXIF orientation), but {dataset.source.json_file} says {record.width} x "
+            f"{record.height} for image id {record.image_id}; correct the JSON or the image."
+        )
+    return image
+
+
+def _to_tensor(image: np.ndarray) -> Tensor:
+    # A copy even where none is needed for the order: Pillow's pixels are read-only.
+    return torch.from_numpy(image.transpose(2, 0, 1).copy())
+
+
+def build_train_loader(
+    cfg: Any,
+    datasets: Sequence[CocoDetection] | None = None,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    start_iteration: int = 0,
+) -> DataLoader[list[TrainSample]]:
+    """An endless loader of this process' share of every batch, as ``list[TrainSample]``.
+
+    Args:
+        cfg: reads DATASETS.TRAIN, DATALOADER, SOLVER.IMS_PER_BATCH (images of all processes
+            together), INPUT, SEED (at least 0), MODEL.DEVICE and MODEL.OneNet.NUM_CLASSES.
+        datasets: in place of those that DATASETS.TRAIN names.
+        rank, world_size: this process and how many there are.
+        start_iteration: iterations that an interrupted run has finished.
+
+    Raises:
+        DatasetError: of the data, here or, for single images, while iterating.
+        ValueError: a batch that the processes cannot share evenly, or a bad INPUT value.
+    """
+    if datasets is None:
+        keep_empty = not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        datasets = [
+            CocoDetection(find_dataset(name), keep_empty=keep_empty) for name in cfg.DATASETS.TRAIN
+        ]
+    for dataset in datasets:
+        check_num_classes(dataset, cfg.MODEL.OneNet.NUM_CLASSES)
+    crop = cfg.INPUT.CROP
+    transform = TrainTransform(
+        min_sizes=cfg.INPUT.MIN_SIZE_TRAIN,
+        max_size=cfg.INPUT.MAX_SIZE_TRAIN,
+        sampling=cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING,
+        flip=cfg.INPUT.RANDOM_FLIP,
+        crop=(crop.TYPE, crop.SIZE) if crop.ENABLED else None,
+    )
+    data = TrainDataset(datasets, transform, image_format=cfg.INPUT.FORMAT, seed=cfg.SEED)
+    sampler = InfiniteBatchSampler(
+        len(data),
+        cfg.SOLVER.IMS_PER_BATCH,
+        seed=cfg.SEED,
+        wide=data.wide if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
+        rank=rank,
+        world_size=world_size,
+        start_iteration=start_iteration,
+    )
+    workers = cfg.DATALOADER.NUM_WORKERS
+    return DataLoader(
+        data,
+        batch_sampler=sampler,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        collate_fn=list,
+        pin_memory=torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu",
+    )
+
+
+def build_test_transform(cfg: Any) -> TestTransform:
+    """The resizing that INPUT asks for in testing."""
+    return TestTransform(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+
+
+def build_test_loader(
+    cfg: Any, dataset: CocoDetection, *, rank: int = 0, world_size: int = 1
+) -> DataLoader[list[TestSample]]:
+    """A loader of this process' images of ``dataset``, one at a time, as ``list[TestSample]``.
+
+    Args:
+        cfg: reads INPUT, DATALOADER.NUM_WORKERS and MODEL.OneNet.NUM_CLASSES.
+        dataset: all of its images are tested on.
+        rank, world_size: this process takes the images rank, rank + world_size, …
+
+    Raises:
+        DatasetError: wrong number of classes; an unreadable image, while iterating.
+    """
+    check_num_classes(dataset, cfg.MODEL.OneNet.NUM_CLASSES)
+    data = TestDataset(dataset, build_test_transform(cfg), image_format=cfg.INPUT.FORMAT)
+    return DataLoader(
+        Subset(data, range(rank, len(data), world_size)),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=list,
+    )
