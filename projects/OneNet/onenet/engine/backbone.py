@@ -1,0 +1,268 @@
+"""ResNet and ResNet-FPN backbones, made of torchvision's layers under Detectron2's names.
+
+Detectron2 hangs a convolution's normalisation below it (``conv1.norm``) and calls the stages
+``stem``, ``res2`` … ``res5``; with the same names, checkpoints of both engines and of the
+original load strictly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
+import torchvision.models.resnet as tv
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "BN": nn.BatchNorm2d,
+    "FrozenBN": FrozenBatchNorm2d,
+    "SyncBN": nn.SyncBatchNorm,
+}
+_TORCHVISION = {18: tv.resnet18, 34: tv.resnet34, 50: tv.resnet50, 101: tv.resnet101}
+STAGES = ("res2", "res3", "res4", "res5")
+
+
+class Shape(NamedTuple):
+    """Channels and stride (px) of a feature map."""
+
+    channels: int
+    stride: int
+
+
+class ConvNorm(nn.Conv2d):
+    """A convolution with its normalisation, taken over from a torchvision model."""
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.Module, stride: tuple[int, ...]) -> None:
+        super().__init__(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            stride=stride,
+            padding=conv.padding,
+            bias=False,
+        )
+        self.weight = conv.weight
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(super().forward(x))
+
+
+class ResidualBlock(nn.Module):
+    """Basic (2 convolutions) or bottleneck (3) block, with a projection where sizes change."""
+
+    def __init__(self, block: tv.BasicBlock | tv.Bottleneck, stride_in_1x1: bool) -> None:
+        super().__init__()
+        if block.downsample is not None:
+            conv, norm = block.downsample
+            self.shortcut = ConvNorm(conv, norm, conv.stride)
+        else:
+            self.shortcut = None
+        strides = [block.conv1.stride, block.conv2.stride]
+        bottleneck = isinstance(block, tv.Bottleneck)
+        if bottleneck and stride_in_1x1:
+            strides.reverse()
+        self.conv1 = ConvNorm(block.conv1, block.bn1, strides[0])
+        self.conv2 = ConvNorm(block.conv2, block.bn2, strides[1])
+        if bottleneck:
+            self.conv3 = ConvNorm(block.conv3, block.bn3, block.conv3.stride)
+        self.bottleneck = bottleneck
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv2(F.relu(self.conv1(x)))
+        if self.bottleneck:
+            out = self.conv3(F.relu(out))
+        return F.relu(out + (x if self.shortcut is None else self.shortcut(x)))
+
+
+class Stem(nn.Module):
+    """7×7 convolution and max pooling, stride 4 together."""
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.Module) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(conv, norm, conv.stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(F.relu(self.conv1(x)), kernel_size=3, stride=2, padding=1)
+
+
+class ResNet(nn.Module):
+    """ResNet-18, 34, 50 or 101 (arXiv 1512.03385) without its classifier.
+
+    Args:
+        depth: 18, 34, 50 or 101.
+        norm: "BN", "FrozenBN" or "SyncBN".
+        out_features: which of ``res2`` … ``res5`` to return; later stages are not built.
+        freeze_at: 0 freezes nothing, 1 the stem, 2 the stem and res2, and so on; frozen batch
+            norms become FrozenBN.
+        stride_in_1x1: stride of a bottleneck in its first 1×1 convolution (MSRA's models) instead
+            of the 3×3 (torchvision's).
+
+    Raises:
+        ValueError: an unknown depth, norm or feature.
+    """
+
+    def __init__(
+        self,
+        *,
+        depth: int = 50,
+        norm: str = "BN",
+        out_features: Sequence[str] = STAGES,
+        freeze_at: int = 0,
+        stride_in_1x1: bool = False,
+    ) -> None:
+        super().__init__()
+        if depth not in _TORCHVISION:
+            choices = ", ".join(map(str, _TORCHVISION))
+            raise ValueError(f"MODEL.RESNETS.DEPTH must be one of {choices}, got {depth}")
+        if norm not in NORMS:
+            raise ValueError(f"MODEL.RESNETS.NORM must be one of {', '.join(NORMS)}, got {norm!r}")
+        unknown = [name for name in out_features if name not in STAGES]
+        if unknown or not out_features:
+            raise ValueError(
+                f"MODEL.RESNETS.OUT_FEATURES must name some of {', '.join(STAGES)}, "
+                f"got {list(out_features)}"
+            )
+        source = _TORCHVISION[depth](weights=None, norm_layer=NORMS[norm])
+        self.out_features = tuple(out_features)
+        self.shapes: dict[str, Shape] = {}
+        self.stem = Stem(source.conv1, source.bn1)
+        for i, name in enumerate(STAGES[: 1 + max(map(STAGES.index, out_features))]):
+            blocks = [ResidualBlock(b, stride_in_1x1) for b in getattr(source, f"layer{i + 1}")]
+            self.add_module(name, nn.Sequential(*blocks))
+            if name in out_features:
+                last = blocks[-1].conv3 if blocks[-1].bottleneck else blocks[-1].conv2
+                self.shapes[name] = Shape(last.out_channels, 4 * 2**i)
+        for name in ("stem", *STAGES)[:freeze_at]:
+            if name in self._modules:
+                freeze(self.get_submodule(name))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Feature maps by name from images (B, 3, H, W)."""
+        features = {}
+        x = self.stem(x)
+        for name in STAGES:
+            if name not in self._modules:
+                break
+            x = self.get_submodule(name)(x)
+            if name in self.out_features:
+                features[name] = x
+        return features
+
+
+class TopBlock(nn.Module):
+    """p6 and p7 from res5, as in RetinaNet (arXiv 1708.02002)."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.p6 = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
+        self.p7 = nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        p6 = self.p6(x)
+        return p6, self.p7(F.relu(p6))
+
+
+class FPN(nn.Module):
+    """Feature pyramid (arXiv 1612.03144) p3 … p7 on a ResNet.
+
+    Args:
+        bottom_up: gives ``in_features`` and res5.
+        in_features: stages with lateral connections, finest first, each twice the stride before.
+        out_channels: of every map.
+    """
+
+    def __init__(
+        self, bottom_up: ResNet, *, in_features: Sequence[str], out_channels: int = 256
+    ) -> None:
+        super().__init__()
+        missing = [name for name in (*in_features, "res5") if name not in bottom_up.shapes]
+        if missing:
+            raise ValueError(
+                f"the feature pyramid needs {', '.join(missing)}, but MODEL.RESNETS.OUT_FEATURES "
+                f"is {list(bottom_up.out_features)}"
+            )
+        self.in_features = tuple(in_features)
+        self.levels = [int(name.removeprefix("res")) for name in in_features]
+        if self.levels != list(range(self.levels[0], self.levels[-1] + 1)):
+            raise ValueError(
+                f"MODEL.FPN.IN_FEATURES must be neighbours, finest first, got {list(in_features)}"
+            )
+        self.shapes = {}
+        for name, level in zip(in_features, self.levels, strict=True):
+            shape = bottom_up.shapes[name]
+            lateral = nn.Conv2d(shape.channels, out_channels, kernel_size=1)
+            output = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1)
+            self.add_module(f"fpn_lateral{level}", lateral)
+            self.add_module(f"fpn_output{level}", output)
+            self.shapes[f"p{level}"] = Shape(out_channels, shape.stride)
+        last = self.levels[-1]
+        coarsest = bottom_up.shapes[in_features[-1]].stride
+        self.top_block = TopBlock(bottom_up.shapes["res5"].channels, out_channels)
+        for i in (1, 2):
+            self.shapes[f"p{last + i}"] = Shape(out_channels, coarsest * 2**i)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_uniform_(module.weight, a=1)
+                nn.init.zeros_(module.bias)
+        # Added last: it has initialised itself.
+        self.bottom_up = bottom_up
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Feature maps by name from images (B, 3, H, W), sides a multiple of 32."""
+        bottom_up = self.bottom_up(x)
+        maps = []
+        above: Tensor | None = None
+        for name, level in zip(reversed(self.in_features), reversed(self.levels), strict=True):
+            lateral = self.get_submodule(f"fpn_lateral{level}")(bottom_up[name])
+            if above is not None:
+                lateral = lateral + F.interpolate(above, scale_factor=2.0, mode="nearest")
+            maps.insert(0, self.get_submodule(f"fpn_output{level}")(lateral))
+            above = lateral
+        maps.extend(self.top_block(bottom_up["res5"]))
+        return dict(zip(self.shapes, maps, strict=True))
+
+
+def freeze(module: nn.Module) -> None:
+    """Stop training a module's parameters; its batch norms become FrozenBN."""
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.BatchNorm2d | nn.SyncBatchNorm):
+                frozen = FrozenBatchNorm2d(child.num_features, eps=child.eps)
+                state = child.state_dict()
+                state.pop("num_batches_tracked")
+                frozen.load_state_dict(state)
+                setattr(parent, name, frozen)
+
+
+def build_backbone(cfg: Any) -> ResNet | FPN:
+    """The backbone of a config: ``build_resnet_backbone``, plain, or
+    ``build_retinanet_resnet_fpn_backbone``.
+
+    Returns:
+        A module ``(B, 3, H, W) -> {name: map}`` with ``shapes``, :class:`Shape` by name.
+    """
+    names = ("build_resnet_backbone", "build_retinanet_resnet_fpn_backbone")
+    if cfg.MODEL.BACKBONE.NAME not in names:
+        raise ValueError(
+            f"MODEL.BACKBONE.NAME must be one of {', '.join(names)}, "
+            f"got {cfg.MODEL.BACKBONE.NAME!r}"
+        )
+    resnet = ResNet(
+        depth=cfg.MODEL.RESNETS.DEPTH,
+        norm=cfg.MODEL.RESNETS.NORM,
+        out_features=cfg.MODEL.RESNETS.OUT_FEATURES,
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+        stride_in_1x1=cfg.MODEL.RESNETS.STRIDE_IN_1X1,
+    )
+    if cfg.MODEL.BACKBONE.NAME == names[0]:
+        return resnet
+    return FPN(
+        resnet,
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+    )

@@ -1,0 +1,39 @@
+"""A config's detector on the embedded engine's backbone."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+from onenet.config import build_model
+from onenet.model import OneNet
+
+from .backbone import build_backbone
+from .config import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+def build_detector(cfg: Any) -> OneNet:
+    """The model, randomly initialised, on the CPU.
+
+    Raises:
+        ConfigError: values that do not fit each other.
+    """
+    try:
+        backbone = build_backbone(cfg)
+        model = build_model(cfg, backbone, backbone.shapes)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return model.to(memory_format=torch.channels_last)
+
+
+def choose_device(cfg: Any) -> torch.device:
+    """``MODEL.DEVICE``, or the CPU (with a line in the log) where CUDA is asked for in vain."""
+    device = torch.device(cfg.MODEL.DEVICE)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        logger.info("MODEL.DEVICE is %s, but there is no CUDA: running on the CPU", device)
+        return torch.device("cpu")
+    return device

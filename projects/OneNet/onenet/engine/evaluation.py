@@ -1,0 +1,187 @@
+"""COCO AP of a model on a data set (faster-coco-eval, which gives pycocotools' numbers)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from faster_coco_eval import COCO, COCOeval_faster
+from tabulate import tabulate
+from tqdm import tqdm
+
+from onenet.inference import to_image
+from onenet.model import OneNet
+from onenet.structures import Detections
+
+from .data import TestSample, build_test_loader
+from .datasets import CocoDetection
+
+logger = logging.getLogger(__name__)
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
+def evaluate(
+    cfg: Any, model: OneNet, dataset: CocoDetection, output_dir: Path
+) -> dict[str, float] | None:
+    """Detect in every image of a data set and score the result.
+
+    Runs on all processes of the group, each with its share of the images; rank 0 writes
+    ``coco_instances_results.json`` and computes.
+
+    Args:
+        model: on its device; its training mode is restored afterwards.
+        output_dir: for the results file.
+
+    Returns:
+        On rank 0 ``bbox/AP``, ``bbox/AP50`` … and ``bbox/AP-CLASS``, 0…100, NaN where there is no
+        ground truth; ``None`` on other ranks.
+    """
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    loader = build_test_loader(cfg, dataset, rank=rank, world_size=world_size)
+    results = []
+    for sample, detections in detect_all(model, loader, progress=rank == 0):
+        results.extend(to_coco(sample.image_id, detections, dataset.category_ids))
+    if world_size > 1:
+        shares: list[Any] = [None] * world_size
+        dist.all_gather_object(shares, results)
+        results = [result for share in shares for result in share]
+    if rank != 0:
+        return None
+    results.sort(key=lambda result: result["image_id"])
+    output_dir.mkdir(parents=True, exist_ok=True)
+    path = output_dir / "coco_instances_results.json"
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(results))
+    os.replace(partial, path)
+    metrics = average_precision(dataset, results, cfg.TEST.DETECTIONS_PER_IMAGE)
+    logger.info(
+        "%s: %d images, %d detections in %s\n%s",
+        dataset.source.name,
+        len(dataset),
+        len(results),
+        path,
+        ap_tables(metrics),
+    )
+    return metrics
+
+
+@torch.inference_mode()
+def detect_all(model: OneNet, loader: Any, *, progress: bool = False) -> Any:
+    """Yield every :class:`TestSample` of a loader with its detections, in the original's px."""
+    training = model.training
+    model.eval()
+    try:
+        batches = tqdm(
+            loader, desc="evaluating", unit="batch", leave=False, disable=None if progress else True
+        )
+        for samples in batches:
+            found = model([sample.image for sample in samples])
+            for sample, detections in zip(samples, found, strict=True):
+                yield sample, to_original(sample, detections)
+    finally:
+        model.train(training)
+
+
+def to_original(sample: TestSample, detections: Detections) -> Detections:
+    """Detections in the px of the image as it lies on the disk, on the CPU."""
+    size = tuple(sample.image.shape[-2:])
+    return to_image(detections.to("cpu"), size, (sample.height, sample.width))
+
+
+def to_coco(
+    image_id: int, detections: Detections, category_ids: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Detections of one image as entries of COCO's results format (boxes x, y, width, height)."""
+    boxes = detections.boxes.clone()
+    boxes[:, 2:] -= boxes[:, :2]
+    rows = zip(
+        boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True
+    )
+    return [
+        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
+        for box, score, label in rows
+    ]
+
+
+def average_precision(
+    dataset: CocoDetection, results: Sequence[dict[str, Any]], max_detections: int = 100
+) -> dict[str, float]:
+    """COCO's AP of detections in the results format.
+
+    Args:
+        results: see :func:`to_coco`.
+        max_detections: the best so many of an image count, at least COCO's 100.
+
+    Returns:
+        See :func:`evaluate`.
+    """
+    truth = _ground_truth(dataset)
+    names = [f"bbox/AP-{name}" for name in dataset.class_names]
+    if not results:
+        logger.warning("%s: not a single detection, so AP is 0", dataset.source.name)
+        return dict.fromkeys([*(f"bbox/{m}" for m in METRICS), *names], 0.0)
+    evaluation = COCOeval_faster(
+        truth, truth.loadRes([dict(r) for r in results]), "bbox", print_function=_quiet
+    )
+    evaluation.params.imgIds = dataset.image_ids.tolist()
+    evaluation.params.catIds = list(dataset.category_ids)
+    evaluation.params.maxDets = [1, 10, max(100, max_detections)]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    # Thresholds × recalls × classes × areas × limits; -1 where there is no ground truth.
+    precision = evaluation.eval["precision"][..., -1]
+    parts = {
+        "AP": precision[..., 0],
+        "AP50": precision[0, ..., 0],
+        "AP75": precision[5, ..., 0],
+        "APs": precision[..., 1],
+        "APm": precision[..., 2],
+        "APl": precision[..., 3],
+    }
+    metrics = {f"bbox/{name}": _mean(values) for name, values in parts.items()}
+    for i, name in enumerate(names):
+        metrics[name] = _mean(precision[:, :, i, 0])
+    return metrics
+
+
+def _ground_truth(dataset: CocoDetection) -> COCO:
+    content = json.loads(dataset.source.json_file.read_bytes())
+    for annotation in content["annotations"]:
+        # Files for detection alone often leave these out.
+        annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
+        annotation.setdefault("iscrowd", 0)
+    return COCO(content, print_function=_quiet)
+
+
+def _mean(precision: np.ndarray) -> float:
+    known = precision[precision > -1]
+    return float(100 * known.mean()) if known.size else float("nan")
+
+
+def _quiet(*_: Any) -> None:
+    """Swallows what the evaluation prints on its way."""
+
+
+def ap_tables(metrics: dict[str, float]) -> str:
+    """The metrics as two tables, overall and by class."""
+    overall = tabulate(
+        [[metrics[f"bbox/{name}"] for name in METRICS]],
+        headers=METRICS,
+        floatfmt=".2f",
+        tablefmt="pipe",
+    )
+    prefix = "bbox/AP-"
+    cells = [(k.removeprefix(prefix), v) for k, v in metrics.items() if k.startswith(prefix)]
+    columns = min(3, len(cells))
+    rows = [sum(cells[i : i + columns], ()) for i in range(0, len(cells), columns)]
+    by_class = tabulate(
+        rows, headers=["class", "AP"] * columns, floatfmt=".2f", tablefmt="pipe", missingval=""
+    )
+    return f"{overall}\n\n{by_class}"

@@ -1,0 +1,181 @@
+"""The embedded engine's program: set up, then train or evaluate."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import socket
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.fabric import Fabric
+from lightning.fabric.strategies import DDPStrategy
+
+from onenet.checkpoint import CheckpointError, load_weights
+from onenet.matcher import NonFiniteError
+
+from .config import ConfigError, load_cfg
+from .data import check_num_classes
+from .datasets import CocoDetection, DatasetError, find_dataset
+from .detector import build_detector, choose_device
+from .monitor import setup_logging
+from .train import Trainer, evaluate_all
+
+logger = logging.getLogger(__name__)
+
+
+def run(args: argparse.Namespace) -> dict[str, float] | None:
+    """Train or evaluate as the command line says (:func:`onenet.cli.training_parser`).
+
+    Returns:
+        On rank 0 the metrics of the last evaluation, if there was one.
+
+    Raises:
+        SystemExit: 2, after one line that says what to mend, where the user's files, values or
+            weights are at fault; 1 where training diverged.
+    """
+    try:
+        return _run(args)
+    except (ConfigError, DatasetError, CheckpointError) as error:
+        _exit(error, 2)
+    except NonFiniteError as error:
+        _exit(error, 1)
+
+
+def _exit(error: Exception, code: int) -> None:
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(code) from error
+
+
+def _run(args: argparse.Namespace) -> dict[str, float] | None:
+    _silence()
+    cfg = load_cfg(args.config_file, args.opts)
+    setup_logging(None, rank=int(os.environ.get("LOCAL_RANK", 0)))
+    test_sources = [find_dataset(name) for name in cfg.DATASETS.TEST]
+    train_sources = [] if args.eval_only else [find_dataset(name) for name in cfg.DATASETS.TRAIN]
+    if args.eval_only and not test_sources:
+        raise ConfigError("DATASETS.TEST is empty: name what to evaluate on")
+    if not args.eval_only and not train_sources:
+        raise ConfigError("DATASETS.TRAIN is empty: name what to train on")
+
+    fabric = launch(cfg, args)
+    setup_logging(Path(cfg.OUTPUT_DIR), fabric.global_rank)
+    logger.info(
+        "Embedded engine (Lightning): %d process%s on %s, torch %s",
+        fabric.world_size,
+        "es" * (fabric.world_size > 1),
+        torch.cuda.get_device_name() if fabric.device.type == "cuda" else "the CPU",
+        torch.__version__,
+    )
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+    keep_empty = not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    train_sets = [CocoDetection(source, keep_empty=keep_empty) for source in train_sources]
+    test_sets = [CocoDetection(source) for source in test_sources]
+    for dataset in (*train_sets, *test_sets):
+        check_num_classes(dataset, cfg.MODEL.OneNet.NUM_CLASSES)
+    if fabric.global_rank == 0:
+        (Path(cfg.OUTPUT_DIR) / "config.yaml").write_text(dump(cfg))
+
+    if not args.eval_only:
+        trainer = Trainer(
+            cfg, fabric, train_sets=train_sets, test_sets=test_sets, resume=args.resume
+        )
+        return trainer.train()
+    model = build_detector(cfg)
+    if cfg.MODEL.WEIGHTS:
+        load_weights(model, cfg.MODEL.WEIGHTS)
+    else:
+        logger.warning("MODEL.WEIGHTS is empty: evaluating a model with random weights")
+    with fabric.autocast():
+        return evaluate_all(cfg, model.to(fabric.device), test_sets)
+
+
+def launch(cfg: Any, args: argparse.Namespace) -> Fabric:
+    """Start the processes and join their group.
+
+    Under ``torchrun`` its processes are used; otherwise ``--num-gpus`` are started here, on the
+    CPU where there is no CUDA.
+
+    Raises:
+        ConfigError: more GPUs than there are, or a batch that cannot be shared evenly.
+    """
+    if torchrun := "TORCHELASTIC_RUN_ID" in os.environ:
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+    else:
+        devices, nodes = args.num_gpus, args.num_machines
+    device = choose_device(cfg)
+    if device.type == "cuda" and devices > torch.cuda.device_count():
+        raise ConfigError(
+            f"--num-gpus {devices}: this machine has {torch.cuda.device_count()} CUDA device(s)"
+        )
+    processes = devices * nodes
+    if cfg.SOLVER.IMS_PER_BATCH % processes:
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {processes} processes "
+            "cannot share evenly: give a multiple"
+        )
+    if processes > 1 and not torchrun:
+        _set_rendezvous(args)
+    if device.type == "cpu" and processes > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    which: Any = devices
+    if device.type == "cuda" and devices == 1 and device.index is not None and not torchrun:
+        which = [device.index]
+    fabric = Fabric(
+        accelerator=device.type,
+        devices=which,
+        num_nodes=nodes,
+        # Batch norms keep their own statistics on each process, as under Detectron2.
+        strategy=DDPStrategy(broadcast_buffers=False) if processes > 1 or torchrun else "auto",
+        precision="bf16-mixed" if cfg.SOLVER.AMP.ENABLED else "32-true",
+    )
+    fabric.launch()
+    return fabric
+
+
+def _set_rendezvous(args: argparse.Namespace) -> None:
+    """Tell Lightning where the processes meet."""
+    if args.dist_url == "auto":
+        if args.num_machines > 1:
+            raise ConfigError(
+                "--dist-url auto works on one machine; for several give tcp://HOST:PORT of the "
+                "first one on each"
+            )
+        host, port = "127.0.0.1", os.environ.get("MASTER_PORT") or str(_free_port())
+    else:
+        scheme, _, address = args.dist_url.partition("://")
+        host, _, port = address.rpartition(":")
+        if scheme != "tcp" or not host or not port.isdigit():
+            raise ConfigError(f"--dist-url must be auto or tcp://HOST:PORT, got {args.dist_url}")
+    os.environ.update(MASTER_ADDR=host, MASTER_PORT=port, NODE_RANK=str(args.machine_rank))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def dump(cfg: Any) -> str:
+    """The complete config as YAML that :func:`~onenet.engine.config.load_cfg` reads back."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(below) for key, below in value.items()}
+        return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+    return yaml.safe_dump(plain(cfg), sort_keys=True, default_flow_style=None)
+
+
+def _silence() -> None:
+    """Hide warnings of libraries that the user cannot act on."""
+    for module in ("lightning", "lightning_utilities", "torch.utils.data", "torch.distributed"):
+        warnings.filterwarnings("ignore", module=rf"{module}(\.|$)")

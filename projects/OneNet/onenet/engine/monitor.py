@@ -1,0 +1,138 @@
+"""What a run tells: the terminal, ``log.txt``, ``metrics.json`` and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+logger = logging.getLogger("onenet")
+_FORMAT = logging.Formatter("[%(asctime)s] %(message)s", datefmt="%m/%d %H:%M:%S")
+
+
+class _TqdmHandler(logging.StreamHandler):
+    """Prints log lines above a running progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "on_bar", False):
+            return
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def setup_logging(output_dir: Path | None, rank: int = 0) -> None:
+    """Send the log of rank 0 to the terminal and to ``log.txt``; other ranks tell warnings only.
+
+    Args:
+        output_dir: where ``log.txt`` is appended to; ``None``: the terminal alone.
+    """
+    logger.handlers.clear()
+    logger.propagate = False
+    logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    handlers: list[logging.Handler] = [_TqdmHandler()]
+    if output_dir is not None and rank == 0:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(output_dir / "log.txt"))
+    for handler in handlers:
+        handler.setFormatter(_FORMAT)
+        logger.addHandler(handler)
+    # Lightning's banners name no fault and ask for nothing.
+    for name in ("lightning", "lightning.fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+class Monitor:
+    """Curves and progress of a training run; written by rank 0.
+
+    Args:
+        output_dir: gets ``metrics.json`` and TensorBoard's event file.
+        start_iteration, max_iter: of this run.
+        images_per_batch: over all processes.
+    """
+
+    def __init__(
+        self, output_dir: Path, *, start_iteration: int, max_iter: int, images_per_batch: int
+    ) -> None:
+        self.max_iter = max_iter
+        self.images_per_batch = images_per_batch
+        self.metrics_file = (output_dir / "metrics.json").open("a")
+        self.writer = SummaryWriter(output_dir, purge_step=start_iteration)
+        self.bar = tqdm(
+            total=max_iter,
+            initial=start_iteration,
+            unit="it",
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+            file=sys.stderr,
+        )
+        self._since = time.perf_counter()
+        self._last = start_iteration
+
+    def step(self) -> None:
+        """Move the progress bar on by an iteration."""
+        self.bar.update()
+
+    def log(
+        self, iteration: int, losses: Mapping[str, float], lr: float, data_time: float
+    ) -> None:
+        """Write down the mean losses since the last call.
+
+        Args:
+            iteration: iterations done.
+            losses: weighted, by name; their sum is added as ``total_loss``.
+            lr: of the head.
+            data_time: seconds an iteration that were spent waiting for data.
+        """
+        now = time.perf_counter()
+        seconds = (now - self._since) / max(1, iteration - self._last)
+        self._since, self._last = now, iteration
+        values = {
+            "total_loss": sum(losses.values()),
+            **losses,
+            "lr": lr,
+            "time": seconds,
+            "data_time": data_time,
+            "images_per_second": self.images_per_batch / seconds,
+        }
+        self.write(iteration, values)
+        terms = "  ".join(f"{k.removeprefix('loss_')} {v:.3f}" for k, v in losses.items())
+        speed = f"{values['images_per_second']:.1f} images/s"
+        self.bar.set_postfix_str(f"loss {values['total_loss']:.3f}  {terms}  {speed}")
+        left = timedelta(seconds=round(seconds * (self.max_iter - iteration)))
+        line = (
+            f"iteration {iteration}/{self.max_iter}  eta {left}  "
+            f"loss {values['total_loss']:.3f}  {terms}  lr {lr:.3g}  {speed}"
+        )
+        logger.info(line, extra={"on_bar": not self.bar.disable})
+
+    def write(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Add a line to ``metrics.json`` and points to TensorBoard's curves."""
+        json.dump({"iteration": iteration, **values}, self.metrics_file)
+        self.metrics_file.write("\n")
+        self.metrics_file.flush()
+        for name, value in values.items():
+            if not np.isnan(value):
+                self.writer.add_scalar(name, value, iteration)
+
+    def pictures(self, iteration: int, images: Mapping[str, np.ndarray]) -> None:
+        """Show (H, W, 3) uint8 RGB images in TensorBoard."""
+        for name, image in images.items():
+            self.writer.add_image(name, image, iteration, dataformats="HWC")
+
+    def pause(self, seconds: float) -> None:
+        """Leave time that was not spent on training out of the speed."""
+        self._since += seconds
+
+    def close(self) -> None:
+        """Finish the files and the bar."""
+        self.bar.close()
+        self.writer.close()
+        self.metrics_file.close()

@@ -1,0 +1,80 @@
+"""Optimiser, learning-rate schedule and gradient clipping of ``SOLVER``."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def build_optimizer(cfg: Any, model: nn.Module) -> Optimizer:
+    """AdamW or SGD on the trainable parameters; the backbone's rate has a multiplier.
+
+    Every parameter, biases and norms included, decays by ``WEIGHT_DECAY`` as in the original.
+    """
+    backbone, rest = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (backbone if name.startswith("backbone.") else rest).append(parameter)
+    s = cfg.SOLVER
+    groups = [
+        {"params": backbone, "lr": s.BASE_LR * s.BACKBONE_MULTIPLIER},
+        {"params": rest, "lr": s.BASE_LR},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if s.OPTIMIZER == "SGD":
+        return SGD(groups, momentum=s.MOMENTUM, weight_decay=s.WEIGHT_DECAY)
+    if s.OPTIMIZER == "ADAMW":
+        return AdamW(groups, weight_decay=s.WEIGHT_DECAY)
+    raise ValueError(f"SOLVER.OPTIMIZER must be ADAMW or SGD, got {s.OPTIMIZER!r}")
+
+
+def lr_factor(cfg: Any, iteration: int) -> float:
+    """What the base rates are multiplied by at an iteration, counted from 0 (Detectron2's curves).
+
+    Warm-up rises to the value that the schedule has at its end.
+    """
+    s = cfg.SOLVER
+    if iteration >= s.WARMUP_ITERS:
+        return _scheduled(s, iteration)
+    if s.WARMUP_METHOD == "constant":
+        return s.WARMUP_FACTOR * _scheduled(s, 0)
+    start, end = s.WARMUP_FACTOR * _scheduled(s, 0), _scheduled(s, s.WARMUP_ITERS)
+    return start + (end - start) * iteration / s.WARMUP_ITERS
+
+
+def _scheduled(s: Any, iteration: int) -> float:
+    if s.LR_SCHEDULER_NAME == "WarmupCosineLR":
+        end = s.BASE_LR_END / s.BASE_LR
+        progress = min(iteration / s.MAX_ITER, 1.0)
+        return end + (1 - end) * (1 + math.cos(math.pi * progress)) / 2
+    return s.GAMMA ** bisect.bisect_right(sorted(s.STEPS), iteration)
+
+
+def build_scheduler(cfg: Any, optimizer: Optimizer) -> LambdaLR:
+    """The schedule as a torch scheduler, stepped once an iteration."""
+    return LambdaLR(optimizer, lambda iteration: lr_factor(cfg, iteration))
+
+
+def clip_gradients(cfg: Any, model: nn.Module) -> None:
+    """Clip as ``SOLVER.CLIP_GRADIENTS`` says.
+
+    ``full_model``: the norm over all parameters together (the original's); ``norm``: of each
+    parameter; ``value``: each element.
+    """
+    c = cfg.SOLVER.CLIP_GRADIENTS
+    if not c.ENABLED:
+        return
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    if c.CLIP_TYPE == "full_model":
+        torch.nn.utils.clip_grad_norm_(parameters, c.CLIP_VALUE, norm_type=c.NORM_TYPE)
+    elif c.CLIP_TYPE == "norm":
+        for parameter in parameters:
+            torch.nn.utils.clip_grad_norm_(parameter, c.CLIP_VALUE, norm_type=c.NORM_TYPE)
+    else:
+        torch.nn.utils.clip_grad_value_(parameters, c.CLIP_VALUE)
