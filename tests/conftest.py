@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -25,3 +27,12 @@ def load_script(path: str) -> ModuleType:
     finally:
         sys.path.remove(str(file.parent))
     return module
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny data set of six classes: 12 training and 6 validation images."""
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    maker = load_script("tools/make_shapes_dataset.py")
+    maker.make_dataset(folder, train=12, val=6, size=64, seed=3)
+    return folder

@@ -91,7 +91,7 @@ def draw_boxes(
 
     colors, inks = _palette(len(class_names))
     found = sv.Detections(xyxy=boxes, class_id=labels)
-    scene = np.ascontiguousarray(picture[..., ::-1])  # supervision draws on BGR
+    scene = picture[..., ::-1].copy()  # supervision draws on BGR, and in place
     scene = sv.BoxAnnotator(color=colors, thickness=max(1, round(0.5 + side / 320))).annotate(
         scene, found
     )

@@ -1,0 +1,273 @@
+"""Detect objects in images, folders, videos or the webcam's picture.
+
+    python demo/demo.py --config-file projects/OneNet/configs/onenet.res50.dcn.yaml \
+        --input path/to/images --output path/to/pictures --opts MODEL.WEIGHTS path/to/model.pth
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from inputs import UserError, find_images, picture_paths, video_path
+from tqdm import tqdm
+
+from onenet.cli import ENGINES
+from onenet.engine.config import load_cfg
+from onenet.engine.predictor import Predictor
+from onenet.engine.transforms import read_image
+from onenet.structures import Detections
+from onenet.visualize import draw_boxes, enlargement
+
+PROGRAM = "demo.py"
+ESCAPE = 27
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, description="Detect objects and draw them, or write them to a JSON file."
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="the model's YAML")
+    parser.add_argument(
+        "--input", nargs="+", metavar="PATH", help="images, folders (searched in depth) or globs"
+    )
+    parser.add_argument("--video-input", metavar="FILE", help="a video file")
+    parser.add_argument("--webcam", action="store_true", help="show the webcam's picture live")
+    parser.add_argument(
+        "--output",
+        metavar="PATH",
+        help="where pictures go: a folder, or a file for one image or one video (.mp4); "
+        "small images are drawn enlarged. Without --output and --json they are shown in a "
+        "window: any key for the next, Esc to end",
+    )
+    parser.add_argument(
+        "--json", metavar="FILE", help="write the detections here, boxes in px of the input"
+    )
+    parser.add_argument(
+        "--confidence-threshold",
+        type=float,
+        default=0.4,
+        metavar="SCORE",
+        help="least score of a detection that is drawn or written (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="auto",
+        help="lightning: the embedded engine, the only one so far and what auto takes",
+    )
+    parser.add_argument(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="KEY VALUE",
+        help="config overrides, such as MODEL.WEIGHTS model.pth; must come last",
+    )
+    return parser
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Refuse what cannot work before a model is loaded."""
+    kinds = [bool(args.input), bool(args.video_input), args.webcam]
+    if sum(kinds) != 1:
+        raise UserError("give one of --input, --video-input and --webcam")
+    if not 0 <= args.confidence_threshold <= 1:
+        raise UserError(
+            f"--confidence-threshold must be between 0 and 1, got {args.confidence_threshold}"
+        )
+    if args.webcam and (args.output or args.json):
+        raise UserError("--webcam shows a window; --output and --json do not go with it")
+    if not args.output and not args.json and not has_display():
+        raise UserError("no display to show a window on: give --output or --json")
+    if args.json and Path(args.json).is_dir():
+        raise UserError(f"--json must be a file, but {args.json} is a folder")
+
+
+def has_display() -> bool:
+    # Asked of the environment, since OpenCV's Qt ends the process where there is no display.
+    if sys.platform.startswith("linux"):
+        return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    return True
+
+
+def draw(image: np.ndarray, found: Detections, class_names: list[str]) -> np.ndarray:
+    return draw_boxes(
+        image, found.boxes, found.labels, class_names, found.scores, scale=enlargement(image)
+    )
+
+
+def describe(image: np.ndarray, found: Detections, class_names: list[str]) -> dict[str, Any]:
+    """An image's entry of the JSON file."""
+    rows = zip(found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True)
+    return {
+        "width": image.shape[1],
+        "height": image.shape[0],
+        "detections": [
+            {
+                "class": class_names[label],
+                "label": label,
+                "score": round(score, 4),
+                "box": [round(v, 2) for v in box],
+            }
+            for label, score, box in rows
+        ],
+    }
+
+
+def show(picture: np.ndarray, wait_ms: int) -> bool:
+    """Show a picture for a while, or with 0 until a key is pressed; False once Esc is."""
+    try:
+        cv2.namedWindow("OneNet", cv2.WINDOW_NORMAL)
+        cv2.imshow("OneNet", picture[..., ::-1])
+        return cv2.waitKey(wait_ms) != ESCAPE
+    except cv2.error as error:
+        raise UserError(f"OpenCV cannot open a window ({error.err}): give --output") from error
+
+
+def run_images(args: argparse.Namespace, images: list[tuple[Path, Path]], predictor: Predictor):
+    """Returns the entries of the JSON file and the images that could not be read."""
+    targets = picture_paths(images, Path(args.output)) if args.output else [None] * len(images)
+    entries, failed = [], []
+    quiet = None if args.output or args.json else True  # no bar beside a window
+    pairs = zip(images, targets, strict=True)
+    for (path, _), target in tqdm(pairs, total=len(images), unit="image", disable=quiet):
+        try:
+            image = read_image(str(path), "RGB")
+        except ValueError as error:
+            tqdm.write(f"{PROGRAM}: {error}", file=sys.stderr)
+            failed.append(path)
+            continue
+        found = predictor(image)
+        found = found[found.scores >= args.confidence_threshold]
+        entry = describe(image, found, predictor.class_names)
+        entries.append({"file": str(path), **entry})
+        if target is not None:
+            picture = draw(image, found, predictor.class_names)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            done, data = cv2.imencode(target.suffix.lower(), picture[..., ::-1])
+            if not done:
+                raise UserError(f"OpenCV cannot write {target}")
+            target.write_bytes(data.tobytes())
+        elif not args.json and not show(draw(image, found, predictor.class_names), 0):
+            break
+    return entries, failed
+
+
+def open_video(source: str | int) -> cv2.VideoCapture:
+    if isinstance(source, str) and not Path(source).is_file():
+        raise UserError(f"--video-input {source} is not a file")
+    video = cv2.VideoCapture(source)
+    if not video.isOpened():
+        name = "webcam 0" if source == 0 else f"--video-input {source}"
+        raise UserError(f"OpenCV cannot open {name}")
+    return video
+
+
+def read_frames(video: cv2.VideoCapture) -> Iterator[np.ndarray]:
+    """(H, W, 3) uint8 RGB frames."""
+    while True:
+        more, frame = video.read()
+        if not more:
+            return
+        yield np.ascontiguousarray(frame[..., ::-1])
+
+
+def run_video(
+    args: argparse.Namespace, video: cv2.VideoCapture, target: Path | None, predictor: Predictor
+) -> list[dict[str, Any]]:
+    """Returns the entries of the JSON file, one a frame; frames count from 0."""
+    entries, writer = [], None
+    total = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+    bar = tqdm(read_frames(video), total=total if total > 0 else None, unit="frame", disable=None)
+    try:
+        for number, image in enumerate(bar):
+            found = predictor(image)
+            found = found[found.scores >= args.confidence_threshold]
+            entry = describe(image, found, predictor.class_names)
+            entries.append({"file": args.video_input, "frame": number, **entry})
+            if args.json and target is None:
+                continue
+            picture = draw(image, found, predictor.class_names)
+            if target is None:
+                if not show(picture, 1):
+                    break
+                continue
+            if writer is None:
+                writer = open_writer(target, video.get(cv2.CAP_PROP_FPS), picture)
+            writer.write(picture[..., ::-1])
+    finally:
+        video.release()
+        if writer is not None:
+            writer.release()
+    if not entries:
+        raise UserError("the video has no frame that OpenCV can read")
+    return entries
+
+
+def open_writer(target: Path, fps: float, picture: np.ndarray) -> cv2.VideoWriter:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    size = (picture.shape[1], picture.shape[0])
+    fps = fps if fps > 0 else 30.0
+    writer = cv2.VideoWriter(str(target), cv2.VideoWriter_fourcc(*"mp4v"), fps, size)
+    if not writer.isOpened():
+        raise UserError(f"OpenCV cannot write the video {target}")
+    return writer
+
+
+def load_predictor(args: argparse.Namespace) -> Predictor:
+    try:
+        return Predictor(load_cfg(args.config_file, args.opts))
+    except ValueError as error:  # a wrong config or checkpoint
+        raise UserError(str(error)) from error
+
+
+def run(args: argparse.Namespace) -> str | None:
+    """Returns what went wrong with single images, if anything."""
+    check_args(args)
+    output = Path(args.output).expanduser() if args.output else None
+    failed: list[Path] = []
+    if args.input:
+        images = find_images(args.input, output)
+        if output:
+            picture_paths(images, output)  # refuses before the model is loaded
+        entries, failed = run_images(args, images, load_predictor(args))
+        what = f"{len(entries)} image" + "s" * (len(entries) != 1)
+    else:
+        video = open_video(0 if args.webcam else args.video_input)
+        target = video_path(Path(args.video_input), output) if output else None
+        entries = run_video(args, video, target, load_predictor(args))
+        what = f"{len(entries)} frame" + "s" * (len(entries) != 1)
+    count = sum(len(entry["detections"]) for entry in entries)
+    line = f"{what}, {count} detection" + "s" * (count != 1)
+    if args.json:
+        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+        lines = ",\n".join(json.dumps(entry) for entry in entries)
+        Path(args.json).write_text(f"[\n{lines}\n]\n")
+    places = [str(place) for place in (args.output, args.json) if place]
+    print(line + (f": {' and '.join(places)}" if places else ""))
+    if failed:
+        return f"{len(failed)} of {len(failed) + len(entries)} images could not be read"
+    return None
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    try:
+        trouble = run(args)
+    except (UserError, OSError) as error:
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    if trouble:
+        print(f"{PROGRAM}: error: {trouble}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Which images the command line means, and where their pictures go."""
+
+from __future__ import annotations
+
+import glob
+import os
+from pathlib import Path
+
+WRITTEN_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (*WRITTEN_SUFFIXES, ".gif", ".ppm", ".pgm")  # looked for in folders
+
+
+class UserError(Exception):
+    """Something that the user can put right; shown as one line."""
+
+
+def find_images(inputs: list[str], output: Path | None = None) -> list[tuple[Path, Path]]:
+    """The images that files, folders and globs stand for, each once.
+
+    Args:
+        inputs: as given on the command line.
+        output: left out when a folder that contains it is searched.
+
+    Returns:
+        (path, name) pairs; a name is relative to the folder or to the fixed part of the glob that
+        the image was found by, or to what several of them have in common. No two are the same.
+
+    Raises:
+        UserError: an input that no image matches.
+    """
+    found: dict[Path, Path] = {}  # image -> the folder that its input stands for
+    for text in inputs:
+        path = Path(text).expanduser()
+        if path.is_file():
+            hits, root = [path], path.parent
+        elif path.is_dir():
+            hits, root = _images_below(path, output), path
+        elif glob.has_magic(text):
+            hits = [Path(hit) for hit in sorted(glob.glob(str(path), recursive=True))]
+            hits = [hit for hit in hits if _is_image(hit)]
+            fixed = next(i for i, part in enumerate(path.parts) if glob.has_magic(part))
+            root = Path(*path.parts[:fixed])
+        else:
+            raise UserError(f"--input {text} does not exist")
+        if not hits:
+            raise UserError(f"--input {text} matches no image ({', '.join(IMAGE_SUFFIXES)})")
+        for hit in hits:
+            found.setdefault(hit, root)
+    common = Path(os.path.commonpath([root.resolve() for root in found.values()]))
+    return [(path, _below(path, common)) for path in found]
+
+
+def _images_below(folder: Path, output: Path | None) -> list[Path]:
+    skip = output.resolve() if output and output.resolve() != folder.resolve() else None
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if _is_image(path) and (skip is None or skip not in path.resolve().parents)
+    ]
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+
+
+def _below(path: Path, folder: Path) -> Path:
+    # The image itself is not resolved: a link keeps the name under which it was found.
+    return (path.parent.resolve() / path.name).relative_to(folder)
+
+
+def picture_paths(images: list[tuple[Path, Path]], output: Path) -> list[Path]:
+    """Where each image's picture goes.
+
+    Raises:
+        UserError: ``output`` is one file for several images, or an input would be overwritten.
+    """
+    one_file = output.suffix.lower() in WRITTEN_SUFFIXES and not output.is_dir()
+    if one_file and len(images) > 1:
+        raise UserError(f"--output {output} is one file for {len(images)} images: give a folder")
+    if not one_file and output.exists() and not output.is_dir():
+        raise UserError(f"--output {output} is neither a folder nor a picture")
+    if one_file:
+        targets = [output]
+    else:
+        targets = [
+            output / (n if n.suffix.lower() in WRITTEN_SUFFIXES else n.with_name(n.name + ".png"))
+            for _, n in images
+        ]
+    sources = {path.resolve() for path, _ in images}
+    for target in targets:
+        if target.resolve() in sources:
+            raise UserError(f"--output would overwrite the input {target}: give another folder")
+    return targets
+
+
+def video_path(source: Path, output: Path) -> Path:
+    """Where the drawn video goes."""
+    if output.suffix and output.suffix.lower() != ".mp4" and not output.is_dir():
+        raise UserError(f"--output {output} must be an .mp4 file or a folder")
+    is_file = output.suffix.lower() == ".mp4" and not output.is_dir()
+    target = output if is_file else output / f"{source.stem}.mp4"
+    if target.resolve() == source.resolve():
+        raise UserError(f"--output would overwrite the input {source}: give another name")
+    return target
