@@ -1,0 +1,140 @@
+"""Draw detections of a COCO results file beside the ground truth.
+
+    python tools/visualize_json_results.py --input output/shapes/inference/coco_instances_results.json \
+        --dataset datasets/shapes/annotations/instances_val.json:datasets/shapes/val \
+        --output output/shapes/validation.jpg
+
+``--output`` is a picture, for a contact sheet of some images, or a folder, for a picture of each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from onenet.engine.datasets import CocoDetection, DatasetError, find_dataset
+from onenet.engine.transforms import read_image
+from onenet.structures import Detections, Targets
+from onenet.visualize import contact_sheet, draw_comparison
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Draw detections of a COCO results file beside the ground truth.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--input", required=True, metavar="FILE", help="coco_instances_results.json of a run"
+    )
+    parser.add_argument(
+        "--dataset", required=True, metavar="NAME", help="as in DATASETS.TEST: a name or JSON:FOLDER"
+    )
+    parser.add_argument(
+        "--output", required=True, metavar="PATH", help="a picture (contact sheet) or a folder"
+    )
+    parser.add_argument(
+        "--conf-threshold", type=float, default=0.3, metavar="SCORE", help="least score drawn"
+    )
+    parser.add_argument(
+        "--count", type=int, default=12, metavar="N", help="images on a contact sheet"
+    )
+    parser.add_argument("--columns", type=int, default=3, metavar="N", help="of a contact sheet")
+    return parser
+
+
+def read_results(path: Path, dataset: CocoDetection) -> dict[int, Detections]:
+    """Detections by image id, best first.
+
+    Raises:
+        DatasetError: not a results file, or not one of this data set.
+    """
+    try:
+        entries = json.loads(path.read_text())
+        by_image: dict[int, list[Any]] = defaultdict(list)
+        for entry in entries:
+            label = dataset.category_ids.index(entry["category_id"])
+            by_image[entry["image_id"]].append((entry["score"], label, entry["bbox"]))
+    except OSError as error:
+        raise DatasetError(f"{path}: {error.strerror or error}") from error
+    except (TypeError, KeyError, ValueError) as error:
+        raise DatasetError(
+            f"{path} is not a results file of {dataset.source.json_file}: {error}. Give the "
+            "coco_instances_results.json that an evaluation on this data set wrote"
+        ) from error
+    unknown = by_image.keys() - set(dataset.image_ids.tolist())
+    if unknown:
+        raise DatasetError(f"{path}: image id {min(unknown)} is not in {dataset.source.json_file}")
+    return {image: to_detections(rows) for image, rows in by_image.items()}
+
+
+def to_detections(rows: list[tuple[float, int, list[float]]]) -> Detections:
+    scores, labels, boxes = zip(*sorted(rows, key=lambda row: -row[0]), strict=True)
+    xyxy = torch.tensor(boxes, dtype=torch.float32)
+    xyxy[:, 2:] += xyxy[:, :2]
+    return Detections(xyxy, torch.tensor(scores), torch.tensor(labels))
+
+
+def draw(dataset: CocoDetection, index: int, found: Detections | None, least: float) -> np.ndarray:
+    """Ground truth and detections of image number ``index``."""
+    record = dataset.record(index)
+    size = (record.height, record.width)
+    targets = Targets(torch.from_numpy(record.boxes), torch.from_numpy(record.labels), size)
+    if found is None:
+        empty = torch.empty(0)
+        found = Detections(empty.reshape(0, 4), empty, empty.long())
+    return draw_comparison(
+        read_image(record.file_name, "RGB"),
+        found[found.scores >= least],
+        targets,
+        dataset.class_names,
+    )
+
+
+def save(path: Path, picture: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(cv2.imencode(path.suffix, picture[..., ::-1])[1].tobytes())
+
+
+def run(args: argparse.Namespace) -> None:
+    dataset = CocoDetection(find_dataset(args.dataset))
+    results = read_results(Path(args.input), dataset)
+    output = Path(args.output)
+    sheet = output.suffix.lower() in PICTURES
+    count = min(args.count, len(dataset)) if sheet else len(dataset)
+    chosen = torch.linspace(0, len(dataset) - 1, count).long().tolist()
+    pictures = []
+    for index in tqdm(chosen, unit="image", disable=None):
+        found = results.get(int(dataset.image_ids[index]))
+        picture = draw(dataset, index, found, args.conf_threshold)
+        if sheet:
+            pictures.append(picture)
+        else:
+            name = Path(dataset.record(index).file_name).relative_to(dataset.source.image_root)
+            save((output / name).with_suffix(".jpg"), picture)
+    if sheet:
+        save(output, contact_sheet(pictures, args.columns, tile=max(pictures[0].shape[:2])))
+    print(f"{count} of {len(dataset)} images, ground truth left, detections right: {output}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    try:
+        run(args)
+    except DatasetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    main()
