@@ -1,7 +1,7 @@
 PYTHON ?= python3
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help .venv test lint clean
+.PHONY: help .venv quickstart test lint clean
 
 help:  ## List the targets
 	@grep -hE '^[.a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -12,6 +12,24 @@ help:  ## List the targets
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install -q -c constraints.txt -e '.[test]'
 	touch $@
+
+SHAPES := configs/quick_schedules/onenet.res18.shapes.yaml
+RUN := output/shapes
+
+quickstart: .venv/.installed  ## Draw a data set, train on it, evaluate, show pictures
+	.venv/bin/python tools/make_shapes_dataset.py --size 96
+	.venv/bin/python projects/OneNet/train_net.py --config-file $(SHAPES) OUTPUT_DIR $(RUN)
+	.venv/bin/python tools/visualize_json_results.py --output $(RUN)/validation.jpg \
+		--input $(RUN)/inference/coco_instances_results.json \
+		--dataset datasets/shapes/annotations/instances_val.json:datasets/shapes/val
+	@echo 'The same weights, with NMS added (OneNet should not need it):'
+	.venv/bin/python projects/OneNet/train_net.py --config-file $(SHAPES) --eval-only \
+		OUTPUT_DIR $(RUN)/nms MODEL.WEIGHTS $(RUN)/model_final.pth MODEL.OneNet.NMS True
+	@echo
+	@echo 'Log               $(RUN)/log.txt'
+	@echo 'Curves, pictures  .venv/bin/tensorboard --logdir $(RUN)'
+	@echo 'Weights           $(RUN)/model_final.pth'
+	@echo 'Validation images $(RUN)/validation.jpg'
 
 test: .venv/.installed  ## Run the tests
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2
