@@ -76,9 +76,7 @@ def head(name: str, arrays: dict[str, Tensor]) -> Head:
         }
         sizes = [[x, x * 2 ** (1 / 3), x * 2 ** (2 / 3)] for x in (32, 64, 128, 256, 512)]
         built = (
-            FCOSHead(**common)
-            if name == "fcos"
-            else RetinaNetHead(**common, anchor_sizes=sizes)
+            FCOSHead(**common) if name == "fcos" else RetinaNetHead(**common, anchor_sizes=sizes)
         )
     missing, unexpected = built.load_state_dict(weights, strict=False)
     assert not unexpected and all(key.endswith("num_batches_tracked") for key in missing)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from coco_example import GOOD, write
+
 from onenet.engine.datasets import (
     CocoDetection,
     DatasetError,

@@ -103,4 +103,6 @@ def test_inference(name, nms):
 
 
 def as_set(boxes, labels):
-    return {(*(round(x, 3) for x in box.tolist()), int(c)) for box, c in zip(boxes, labels, strict=True)}
+    return {
+        (*(round(x, 3) for x in box.tolist()), int(c)) for box, c in zip(boxes, labels, strict=True)
+    }

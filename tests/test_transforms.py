@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from PIL import Image
+from transform_script import DO, SKIP, keep_size, picture, run, save
 
 from onenet.engine.datasets import DatasetError
 from onenet.engine.transforms import (
@@ -14,7 +15,6 @@ from onenet.engine.transforms import (
     resize,
     shortest_edge_size,
 )
-from transform_script import DO, SKIP, keep_size, picture, run, save
 
 # -- size of the shortest edge ---------------------------------------------------------------
 

@@ -38,7 +38,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--input", required=True, metavar="FILE", help="coco_instances_results.json of a run"
     )
     parser.add_argument(
-        "--dataset", required=True, metavar="NAME", help="as in DATASETS.TEST: a name or JSON:FOLDER"
+        "--dataset",
+        required=True,
+        metavar="NAME",
+        help="as in DATASETS.TEST: a name or JSON:FOLDER",
     )
     parser.add_argument(
         "--output", required=True, metavar="PATH", help="a picture (contact sheet) or a folder"

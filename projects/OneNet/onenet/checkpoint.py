@@ -1,12 +1,11 @@
 """Weights in and out: safe loading, names of three worlds, files that are never half written.
 
 Nothing in a file is executed: ``.pth`` is read with ``weights_only=True``, ``.safetensors`` as it
-is, and Detectron2's ``.pkl`` by an unpickler that knows arrays and containers only.
+is, and Detectron2's ``.pkl`` by :mod:`onenet.pickles`, which knows arrays and containers only.
 """
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import pickle
@@ -15,38 +14,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from .pickles import UnsafePickleError, load_arrays
 
 logger = logging.getLogger(__name__)
 
 # The heads' layer whose size follows from the number of classes.
 CLASS_LAYER = "head.cls_score."
+# An ImageNet model's last layer: torchvision's, and as Detectron2's two conversions name it.
+_CLASSIFIERS = ("fc.", "stem.fc.", "linear.")
 _TORCHVISION = re.compile(r"torchvision://(?P<model>resnet(18|34|50|101))$")
 _DETECTRON2 = re.compile(
     r"detectron2://ImageNetPretrained/torchvision/R-(?P<depth>18|34|50|101)\.pkl$"
 )
-_SAFE_GLOBALS = {
-    ("collections", "OrderedDict"),
-    ("_codecs", "encode"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "scalar"),
-}
 
 
 class CheckpointError(ValueError):
     """A weights file that is missing, unsafe, broken, or of another model."""
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _SAFE_GLOBALS:
-            raise pickle.UnpicklingError(f"{module}.{name} is neither an array nor a container")
-        return super().find_class(module, name)
 
 
 def locate_weights(weights: str) -> Path:
@@ -54,7 +41,8 @@ def locate_weights(weights: str) -> Path:
 
     Args:
         weights: a path, ``torchvision://resnet50``, or the name under which Detectron2 keeps the
-            same weights, ``detectron2://ImageNetPretrained/torchvision/R-50.pkl`` (18, 34, 50, 101).
+            same weights, ``detectron2://ImageNetPretrained/torchvision/R-50.pkl`` (18, 34, 50,
+            101).
 
     Raises:
         CheckpointError: no such file, an address of another kind, or no network.
@@ -84,8 +72,10 @@ def _torchvision_file(model: str) -> Path:
         logger.info("Fetching torchvision's %s (ImageNet) to %s", model, path)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            torch.hub.download_url_to_file(url, str(path), progress=False)
-        except OSError as error:
+            # The name ends in the first digits of the file's hash.
+            digits = path.stem.rpartition("-")[2]
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=digits, progress=False)
+        except (OSError, RuntimeError) as error:  # no network; another hash
             raise CheckpointError(
                 f"could not fetch torchvision's ImageNet weights of {model} ({error}). Put "
                 f"{path.name} from {url} into {path.parent}, give its path as MODEL.WEIGHTS, or "
@@ -109,12 +99,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
             content: Any = load_file(path)
         elif path.suffix == ".pkl":
-            content = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+            content = load_arrays(path.read_bytes())
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+            content = _load_torch_file(path)
+    except UnsafePickleError as error:
         raise CheckpointError(
-            f"{path} is refused: loading it could run code ({str(error).splitlines()[0]}). If you "
+            f"{path} is refused: loading it could run code ({error}). If you "
             "trust it, load it where it was made and save its weights alone: "
             "torch.save({'model': model.state_dict()}, 'weights.pth')"
         ) from error
@@ -127,10 +117,28 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     else:
         content = {"model": content}
     model = content["model"]
-    if not isinstance(model, Mapping) or not all(isinstance(name, str) for name in model):
-        raise CheckpointError(f"{path} holds no state dict (names and arrays)")
-    content["model"] = {name.removeprefix("module."): torch.as_tensor(v) for name, v in model.items()}
+    if not isinstance(model, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor | np.ndarray | np.generic)
+        for name, value in model.items()
+    ):
+        raise CheckpointError(
+            f"{path} holds no state dict (names and arrays), neither as such nor as 'model'"
+        )
+    content["model"] = {
+        name.removeprefix("module."): torch.as_tensor(v) for name, v in model.items()
+    }
     return content
+
+
+def _load_torch_file(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch words both the same, and its advice is the one not to follow.
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        if wanted is None:
+            raise ValueError("it is not what torch.save writes") from error
+        raise UnsafePickleError(f"it asks for {wanted[1]}") from error
 
 
 def to_detectron2_name(name: str) -> str | None:
@@ -179,7 +187,7 @@ def load_weights(
         if any(name.startswith("layer1.") for name in state):
             renamed = {to_detectron2_name(name): value for name, value in state.items()}
             state = {name: value for name, value in renamed.items() if name is not None}
-        state = {name: v for name, v in state.items() if not name.startswith(("fc.", "linear."))}
+        state = {name: v for name, v in state.items() if not name.startswith(_CLASSIFIERS)}
         state = {prefix + name: value for name, value in state.items()}
     # Batch norms count batches, frozen ones do not; nothing here reads the count.
     own = {name: v for name, v in own.items() if not name.endswith("num_batches_tracked")}
@@ -262,10 +270,11 @@ def find_last_checkpoint(folder: Path) -> Path | None:
     tag = folder / "last_checkpoint"
     if not tag.is_file():
         return None
-    path = folder / tag.read_text().strip()
+    name = tag.read_text().strip()
+    path = folder / name
     if not path.is_file():
         raise CheckpointError(
-            f"{tag} names {path.name}, which is not there. Write the name of another checkpoint "
+            f"{tag} names {name!r}, which is not there. Write the name of another checkpoint "
             "of that folder into it, or start without --resume"
         )
     return path

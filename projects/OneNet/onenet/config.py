@@ -11,7 +11,7 @@ Heads and matchers are looked up in registries, so that a new one needs no chang
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fvcore.common.registry import Registry
@@ -21,11 +21,12 @@ from .costs import PredefinedAnchor, PredefinedPoint, PredictedLocation
 from .heads import CenterNetHead, FCOSHead, Head, RetinaNetHead
 from .losses import Criterion
 from .matcher import HungarianMatcher, Matcher, MinCostMatcher
-from .model import OneNet
 
 # Values of MODEL.OneNet.HEAD: ``(cfg, shapes) -> Head``, where ``shapes`` are those of the maps in
 # MODEL.OneNet.IN_FEATURES, each with ``channels`` and ``stride``.
 HEAD_REGISTRY = Registry("ONENET_HEAD")
+# What LOCATION_COST "predefined" means for a head, under the head's name: ``cfg -> module``.
+PREDEFINED_COSTS: dict[str, Callable[[Any], nn.Module]] = {}
 # Values of MODEL.OneNet.MATCHER: called with the keywords of Matcher.
 MATCHER_REGISTRY = Registry("ONENET_MATCHER")
 
@@ -108,8 +109,8 @@ def add_onenet_config(cfg: Any) -> None:
     cfg.register_deprecated_key("MODEL.OneNet.FEATURES_STRIDE")  # the backbone knows its strides
 
 
-def build_model(cfg: Any, backbone: nn.Module, shapes: Mapping[str, Any]) -> OneNet:
-    """The whole detector around an engine's backbone.
+def model_options(cfg: Any, backbone: nn.Module, shapes: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of :class:`~onenet.model.OneNet` around an engine's backbone.
 
     Args:
         shapes: of the backbone's maps by name, each with ``channels`` and ``stride``.
@@ -117,20 +118,20 @@ def build_model(cfg: Any, backbone: nn.Module, shapes: Mapping[str, Any]) -> One
     Raises:
         ValueError: a value that does not fit, with its key.
     """
-    return OneNet(
-        backbone=backbone,
-        head=build_head(cfg, shapes),
-        criterion=build_criterion(cfg),
-        in_features=cfg.MODEL.OneNet.IN_FEATURES,
-        pixel_mean=cfg.MODEL.PIXEL_MEAN,
-        pixel_std=cfg.MODEL.PIXEL_STD,
-        max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
-        nms_iou=0.5 if cfg.MODEL.OneNet.NMS else None,
-    )
+    return {
+        "backbone": backbone,
+        "head": build_head(cfg, shapes),
+        "criterion": build_criterion(cfg),
+        "in_features": cfg.MODEL.OneNet.IN_FEATURES,
+        "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+        "pixel_std": cfg.MODEL.PIXEL_STD,
+        "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
+        "nms_iou": 0.5 if cfg.MODEL.OneNet.NMS else None,
+    }
 
 
 def build_head(cfg: Any, shapes: Mapping[str, Any]) -> Head:
-    """The head that ``MODEL.OneNet.HEAD`` names, for a backbone's ``shapes`` (see build_model)."""
+    """The head that ``MODEL.OneNet.HEAD`` names, for a backbone's ``shapes`` (see model_options)."""
     names = cfg.MODEL.OneNet.IN_FEATURES
     missing = [name for name in names if name not in shapes]
     if missing:
@@ -148,7 +149,13 @@ def build_matcher(cfg: Any) -> Matcher:
     if c.LOCATION_COST == "predicted":
         location = PredictedLocation(l1_weight=c.L1_COST, giou_weight=c.GIOU_COST)
     elif c.LOCATION_COST == "predefined":
-        location = _predefined_cost(cfg)
+        if c.HEAD not in PREDEFINED_COSTS:
+            raise ValueError(
+                "MODEL.OneNet.LOCATION_COST 'predefined' is known for the heads "
+                f"{', '.join(PREDEFINED_COSTS)}, not for {c.HEAD!r}; add one of "
+                "onenet.costs to onenet.config.PREDEFINED_COSTS"
+            )
+        location = PREDEFINED_COSTS[c.HEAD](cfg)
     else:
         raise ValueError(
             "MODEL.OneNet.LOCATION_COST must be 'predicted' or 'predefined', "
@@ -158,14 +165,6 @@ def build_matcher(cfg: Any) -> Matcher:
         raise ValueError("MODEL.OneNet: CLASS_COST, L1_COST and GIOU_COST cannot all be 0")
     matcher = _look_up(MATCHER_REGISTRY, "MODEL.OneNet.MATCHER", c.MATCHER)
     return matcher(location=location, class_weight=c.CLASS_COST, alpha=c.ALPHA, gamma=c.GAMMA)
-
-
-def _predefined_cost(cfg: Any) -> nn.Module:
-    c = cfg.MODEL.OneNet
-    if c.HEAD == "RetinaNet":
-        return PredefinedAnchor(l1_weight=c.L1_COST, giou_weight=c.GIOU_COST)
-    level_sizes = c.OBJECT_SIZES_OF_INTEREST if c.HEAD == "FCOS" else None
-    return PredefinedPoint(l1_weight=c.L1_COST, level_sizes=level_sizes)
 
 
 def build_criterion(cfg: Any) -> Criterion:
@@ -253,6 +252,30 @@ def RetinaNet(cfg: Any, shapes: list[Any]) -> Head:
         channels=c.CONV_CHANNELS,
         prior_prob=c.PRIOR_PROB,
     )
+
+
+def _centre_distance(cfg: Any) -> nn.Module:
+    return PredefinedPoint(l1_weight=cfg.MODEL.OneNet.L1_COST)
+
+
+def _centre_distance_by_level(cfg: Any) -> nn.Module:
+    c = cfg.MODEL.OneNet
+    if len(c.OBJECT_SIZES_OF_INTEREST) != len(c.IN_FEATURES):
+        raise ValueError(
+            "MODEL.OneNet.OBJECT_SIZES_OF_INTEREST must hold a range for each of the "
+            f"{len(c.IN_FEATURES)} maps in IN_FEATURES, got {len(c.OBJECT_SIZES_OF_INTEREST)}"
+        )
+    return PredefinedPoint(l1_weight=c.L1_COST, level_sizes=c.OBJECT_SIZES_OF_INTEREST)
+
+
+def _anchor_overlap(cfg: Any) -> nn.Module:
+    c = cfg.MODEL.OneNet
+    return PredefinedAnchor(l1_weight=c.L1_COST, giou_weight=c.GIOU_COST)
+
+
+PREDEFINED_COSTS.update(
+    CenterNet=_centre_distance, FCOS=_centre_distance_by_level, RetinaNet=_anchor_overlap
+)
 
 
 @MATCHER_REGISTRY.register()

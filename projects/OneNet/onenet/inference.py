@@ -30,7 +30,9 @@ def top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     return best, rows.gather(1, row), flat % classes
 
 
-def detect(predictions: Predictions, k: int = 100, nms_iou: float | None = None) -> list[Detections]:
+def detect(
+    predictions: Predictions, k: int = 100, nms_iou: float | None = None
+) -> list[Detections]:
     """Detections of every image.
 
     Args:
@@ -47,7 +49,10 @@ def detect(predictions: Predictions, k: int = 100, nms_iou: float | None = None)
     detections = [Detections(*of) for of in zip(boxes, best.sigmoid(), labels, strict=True)]
     if nms_iou is None:
         return detections
-    return [d[batched_nms(d.boxes, d.scores, d.labels, nms_iou)] for d in detections]
+    # batched_nms moves the classes apart by the largest coordinate: enough from (0, 0) on only.
+    return [
+        d[batched_nms(d.boxes - d.boxes.min(), d.scores, d.labels, nms_iou)] for d in detections
+    ]
 
 
 def to_image(

@@ -12,7 +12,7 @@ from .structures import Matches, Predictions, Targets
 
 
 class NonFiniteError(FloatingPointError):
-    """A cost or loss is NaN or infinite; the message names the term and the images."""
+    """A cost or loss is NaN or infinite; the message names the term and the image."""
 
 
 class Matcher(nn.Module, ABC):
@@ -62,6 +62,9 @@ class Matcher(nn.Module, ABC):
         Args:
             predictions: of B images.
             targets: B of them, on the predictions' device; M = 0 gives no match.
+
+        Raises:
+            NonFiniteError: a matcher that can't choose from such a cost; names the image.
         """
         device = predictions.logits.device
         empty = torch.empty(0, dtype=torch.int64, device=device)
@@ -69,7 +72,10 @@ class Matcher(nn.Module, ABC):
         for i, target in enumerate(targets):
             if len(target) == 0:
                 continue
-            sample, index = self.choose(self.cost(predictions, i, target))
+            try:
+                sample, index = self.choose(self.cost(predictions, i, target))
+            except NonFiniteError as error:
+                raise NonFiniteError(f"{error}, for image {i} of the batch") from None
             images.append(torch.full_like(sample, i))
             samples.append(sample)
             indices.append(index)

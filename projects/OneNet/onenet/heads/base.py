@@ -85,10 +85,17 @@ def make_tower(in_channels: int, channels: int, num_convs: int, norm: str) -> nn
 
     Args:
         norm: "GN" (32 groups), "BN" or "" for none.
+
+    Raises:
+        ValueError: another norm, no convolution, or channels that GN cannot group.
     """
     norms = {"GN": partial(nn.GroupNorm, 32), "BN": nn.BatchNorm2d, "": None}
     if norm not in norms:
         raise ValueError(f"tower normalisation must be one of GN, BN or '' (none), got {norm!r}")
+    if num_convs < 1:
+        raise ValueError(f"num_convs must be at least 1, got {num_convs}")
+    if norm == "GN" and channels % 32:
+        raise ValueError(f"channels must be a multiple of 32 (groups of GN), got {channels}")
     layers: list[nn.Module] = []
     for i in range(num_convs):
         layers.append(conv3x3(in_channels if i == 0 else channels, channels, bias=False))

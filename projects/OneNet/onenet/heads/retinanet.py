@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..boxes import anchor_grid, cell_anchors, decode_deltas
 from ..structures import Predictions

@@ -1,0 +1,90 @@
+"""Pictures of results files: a sheet, a folder, and what cannot be drawn."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from conftest import load_script
+
+
+@pytest.fixture(scope="module")
+def script():
+    return load_script("tools/visualize_json_results.py")
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Three images of 64 × 48 px, the first with a box of category 7; no detection in the last."""
+    (tmp_path / "images" / "sub").mkdir(parents=True)
+    names = ["a.png", "sub/b.png", "c.png"]
+    for name in names:
+        cv2.imwrite(str(tmp_path / "images" / name), np.full((48, 64, 3), 90, np.uint8))
+    images = [
+        {"id": i + 1, "file_name": name, "width": 64, "height": 48} for i, name in enumerate(names)
+    ]
+    box = {"id": 1, "image_id": 1, "category_id": 7, "bbox": [8, 8, 20, 20], "area": 400}
+    truth = {
+        "images": images,
+        "annotations": [{**box, "iscrowd": 0}],
+        "categories": [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}],
+    }
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    results = [
+        {"image_id": 1, "category_id": 7, "bbox": [9, 9, 20, 20], "score": 0.9},
+        {"image_id": 1, "category_id": 3, "bbox": [30, 5, 9, 9], "score": 0.95},
+        {"image_id": 2, "category_id": 3, "bbox": [1, 2, 30, 30], "score": 0.1},
+    ]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    return tmp_path
+
+
+def arguments(data, output, results="results.json"):
+    dataset = f"{data}/truth.json:{data}/images"
+    return ["--input", str(data / results), "--dataset", dataset, "--output", str(data / output)]
+
+
+def test_results_become_detections_sorted_by_score_with_contiguous_labels(script, data):
+    dataset = script.CocoDetection(script.find_dataset(f"{data}/truth.json:{data}/images"))
+    found = script.read_results(data / "results.json", dataset)
+    assert found[1].labels.tolist() == [0, 1]
+    assert found[1].boxes.tolist() == [[30, 5, 39, 14], [9, 9, 29, 29]]
+    assert set(found) == {1, 2}
+
+
+def test_contact_sheet(script, data):
+    script.main([*arguments(data, "new/sheet.png"), "--count", "2", "--columns", "1"])
+    sheet = cv2.imread(str(data / "new" / "sheet.png"))
+    assert sheet.shape[0] > sheet.shape[1] / 2  # two comparisons on top of each other
+
+
+def test_folder_gets_a_picture_of_every_image_where_it_was(script, data):
+    script.main(arguments(data, "pictures"))
+    pictures = {str(p.relative_to(data / "pictures")) for p in (data / "pictures").rglob("*.jpg")}
+    assert pictures == {"a.jpg", "sub/b.jpg", "c.jpg"}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("[", "not a results file"),
+        ('[{"image_id": 1}]', "not a results file"),
+        ('[{"image_id": 1, "category_id": 5, "bbox": [0, 0, 1, 1], "score": 1}]', "not a results"),
+        ('[{"image_id": 9, "category_id": 7, "bbox": [0, 0, 1, 1], "score": 1}]', "image id 9"),
+    ],
+)
+def test_a_file_of_something_else_is_refused_by_name(script, data, capsys, content, reason):
+    (data / "other.json").write_text(content)
+    with pytest.raises(SystemExit) as stop:
+        script.main(arguments(data, "sheet.png", "other.json"))
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert reason in message and "other.json" in message
+
+
+def test_missing_file(script, data, capsys):
+    with pytest.raises(SystemExit):
+        script.main(arguments(data, "sheet.png", "none.json"))
+    assert "none.json: No such file" in capsys.readouterr().err
