@@ -6,8 +6,15 @@ import pytest
 import torch
 from config_helpers import CONFIGS
 
-from onenet import HungarianMatcher, MinCostMatcher, build_criterion, build_head, build_matcher
-from onenet.config import HEAD_REGISTRY, MATCHER_REGISTRY, build_model
+from onenet import (
+    HungarianMatcher,
+    MinCostMatcher,
+    OneNet,
+    build_criterion,
+    build_head,
+    build_matcher,
+)
+from onenet.config import HEAD_REGISTRY, MATCHER_REGISTRY, model_options
 from onenet.costs import PredefinedAnchor, PredefinedPoint, PredictedLocation
 from onenet.engine.backbone import Shape
 from onenet.engine.config import load_cfg
@@ -123,6 +130,12 @@ def test_anchors_given_once_stand_for_all_levels():
     assert torch.equal(head.cell0, head.cell4) and head.cell0.shape == (6, 4)
 
 
+def test_predefined_cost_of_an_unknown_head_is_refused():
+    cfg = changed(FCOS, "LOCATION_COST", "predefined", "HEAD", "MyHead")
+    with pytest.raises(ValueError, match="known for the heads CenterNet.*not for 'MyHead'"):
+        build_matcher(cfg)
+
+
 def test_aspect_ratios_must_be_shared():
     cfg = changed(RETINANET)
     cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS = [[1.0], [2.0]]
@@ -133,12 +146,12 @@ def test_aspect_ratios_must_be_shared():
 def test_the_model_takes_preprocessing_and_inference_from_the_config():
     cfg = changed(R18, "NMS", True, "DCN", False, "DECONV_CHANNEL", [512, 4, 4, 4])
     cfg.TEST.DETECTIONS_PER_IMAGE = 17
-    model = build_model(cfg, torch.nn.Identity(), PLAIN)
+    model = OneNet(**model_options(cfg, torch.nn.Identity(), PLAIN))
     assert (model.max_detections, model.nms_iou, model.size_divisibility) == (17, 0.5, 32)
     torch.testing.assert_close(model.pixel_mean.flatten().tolist(), cfg.MODEL.PIXEL_MEAN)
     torch.testing.assert_close(model.pixel_std.flatten().tolist(), cfg.MODEL.PIXEL_STD)
     cfg.MODEL.OneNet.NMS = False
-    assert build_model(cfg, torch.nn.Identity(), PLAIN).nms_iou is None
+    assert OneNet(**model_options(cfg, torch.nn.Identity(), PLAIN)).nms_iou is None
 
 
 @pytest.fixture

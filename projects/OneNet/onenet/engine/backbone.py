@@ -101,7 +101,7 @@ class ResNet(nn.Module):
             of the 3×3 (torchvision's).
 
     Raises:
-        ValueError: an unknown depth, norm or feature.
+        ValueError: an unknown depth, norm or feature, or no such stage to freeze.
     """
 
     def __init__(
@@ -125,6 +125,8 @@ class ResNet(nn.Module):
                 f"MODEL.RESNETS.OUT_FEATURES must name some of {', '.join(STAGES)}, "
                 f"got {list(out_features)}"
             )
+        if not 0 <= freeze_at <= 5:
+            raise ValueError(f"MODEL.BACKBONE.FREEZE_AT must be from 0 to 5, got {freeze_at}")
         source = _TORCHVISION[depth](weights=None, norm_layer=NORMS[norm])
         self.out_features = tuple(out_features)
         self.shapes: dict[str, Shape] = {}
@@ -170,8 +172,11 @@ class FPN(nn.Module):
 
     Args:
         bottom_up: gives ``in_features`` and res5.
-        in_features: stages with lateral connections, finest first, each twice the stride before.
+        in_features: stages with lateral connections: res5, and those before it without a gap.
         out_channels: of every map.
+
+    Raises:
+        ValueError: other ``in_features``, or ones that ``bottom_up`` does not give.
     """
 
     def __init__(
@@ -185,11 +190,12 @@ class FPN(nn.Module):
                 f"is {list(bottom_up.out_features)}"
             )
         self.in_features = tuple(in_features)
-        self.levels = [int(name.removeprefix("res")) for name in in_features]
-        if self.levels != list(range(self.levels[0], self.levels[-1] + 1)):
+        if not in_features or self.in_features != STAGES[-len(in_features) :]:
             raise ValueError(
-                f"MODEL.FPN.IN_FEATURES must be neighbours, finest first, got {list(in_features)}"
+                "MODEL.FPN.IN_FEATURES must be neighbours up to res5, finest first, "
+                f"got {list(in_features)}"
             )
+        self.levels = [int(name.removeprefix("res")) for name in in_features]
         self.shapes = {}
         for name, level in zip(in_features, self.levels, strict=True):
             shape = bottom_up.shapes[name]

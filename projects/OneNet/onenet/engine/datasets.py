@@ -190,11 +190,11 @@ class CocoDetection:
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)} in {self.source.json_file}")
         objects = slice(self._offsets[index], self._offsets[index + 1])
-        name = self._names[self._name_offsets[index] : self._name_offsets[index + 1]]
+        name = self._names[self._name_offsets[index] : self._name_offsets[index + 1]].tobytes()
         height, width = self.sizes[index].tolist()
         return ImageRecord(
             image_id=int(self.image_ids[index]),
-            file_name=os.path.join(self.source.image_root, name.tobytes().decode(errors="surrogatepass")),
+            file_name=os.path.join(self.source.image_root, name.decode(errors="surrogatepass")),
             height=height,
             width=width,
             boxes=self._boxes[objects].copy(),

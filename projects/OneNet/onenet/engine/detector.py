@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from onenet.config import build_model
+from onenet.config import model_options
 from onenet.model import OneNet
 
 from .backbone import build_backbone
@@ -24,7 +24,7 @@ def build_detector(cfg: Any) -> OneNet:
     """
     try:
         backbone = build_backbone(cfg)
-        model = build_model(cfg, backbone, backbone.shapes)
+        model = OneNet(**model_options(cfg, backbone, backbone.shapes))
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return model.to(memory_format=torch.channels_last)

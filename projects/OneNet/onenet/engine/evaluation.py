@@ -101,9 +101,7 @@ def to_coco(
     """Detections of one image as entries of COCO's results format (boxes x, y, width, height)."""
     boxes = detections.boxes.clone()
     boxes[:, 2:] -= boxes[:, :2]
-    rows = zip(
-        boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True
-    )
+    rows = zip(boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True)
     return [
         {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
         for box, score, label in rows
@@ -124,12 +122,12 @@ def average_precision(
     """
     truth = _ground_truth(dataset)
     names = [f"bbox/AP-{name}" for name in dataset.class_names]
-    if not results:
+    if results:
+        found = truth.loadRes([dict(r) for r in results])
+    else:  # which loadRes refuses
         logger.warning("%s: not a single detection, so AP is 0", dataset.source.name)
-        return dict.fromkeys([*(f"bbox/{m}" for m in METRICS), *names], 0.0)
-    evaluation = COCOeval_faster(
-        truth, truth.loadRes([dict(r) for r in results]), "bbox", print_function=_quiet
-    )
+        found = COCO({**truth.dataset, "annotations": []}, print_function=_quiet)
+    evaluation = COCOeval_faster(truth, found, "bbox", print_function=_quiet)
     evaluation.params.imgIds = dataset.image_ids.tolist()
     evaluation.params.catIds = list(dataset.category_ids)
     evaluation.params.maxDets = [1, 10, max(100, max_detections)]
@@ -153,7 +151,9 @@ def average_precision(
 
 def _ground_truth(dataset: CocoDetection) -> COCO:
     content = json.loads(dataset.source.json_file.read_bytes())
-    for annotation in content["annotations"]:
+    for number, annotation in enumerate(content["annotations"], start=1):
+        # COCO's evaluation takes a match with id 0 for none.
+        annotation["id"] = number
         # Files for detection alone often leave these out.
         annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
         annotation.setdefault("iscrowd", 0)
@@ -171,17 +171,19 @@ def _quiet(*_: Any) -> None:
 
 def ap_tables(metrics: dict[str, float]) -> str:
     """The metrics as two tables, overall and by class."""
-    overall = tabulate(
-        [[metrics[f"bbox/{name}"] for name in METRICS]],
-        headers=METRICS,
-        floatfmt=".2f",
-        tablefmt="pipe",
-    )
+    overall = _table([[f"{metrics[f'bbox/{name}']:.2f}" for name in METRICS]], METRICS)
     prefix = "bbox/AP-"
-    cells = [(k.removeprefix(prefix), v) for k, v in metrics.items() if k.startswith(prefix)]
+    cells = [
+        (key.removeprefix(prefix), f"{value:.2f}")
+        for key, value in metrics.items()
+        if key.startswith(prefix)
+    ]
     columns = min(3, len(cells))
     rows = [sum(cells[i : i + columns], ()) for i in range(0, len(cells), columns)]
-    by_class = tabulate(
-        rows, headers=["class", "AP"] * columns, floatfmt=".2f", tablefmt="pipe", missingval=""
-    )
-    return f"{overall}\n\n{by_class}"
+    return f"{overall}\n\n{_table(rows, ['class', 'AP'] * columns)}"
+
+
+def _table(rows: list[Any], headers: Sequence[str]) -> str:
+    align = ["left" if name == "class" else "right" for name in headers]
+    # Text as it is: a class may be named "007" or "1e3".
+    return tabulate(rows, headers, tablefmt="pipe", colalign=align, disable_numparse=True)

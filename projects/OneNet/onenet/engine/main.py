@@ -7,16 +7,24 @@ import logging
 import os
 import socket
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import yaml
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.strategies import DDPStrategy
 
-from onenet.checkpoint import CheckpointError, load_weights
+from onenet.checkpoint import (
+    CheckpointError,
+    find_last_checkpoint,
+    load_weights,
+    locate_weights,
+)
 from onenet.matcher import NonFiniteError
 
 from .config import ConfigError, load_cfg
@@ -27,6 +35,7 @@ from .monitor import setup_logging
 from .train import Trainer, evaluate_all
 
 logger = logging.getLogger(__name__)
+PATIENCE = 3.0  # seconds in which the first process may report what fails everywhere
 
 
 def run(args: argparse.Namespace) -> dict[str, float] | None:
@@ -48,24 +57,65 @@ def run(args: argparse.Namespace) -> dict[str, float] | None:
 
 
 def _exit(error: Exception, code: int) -> None:
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        print(f"error: {error}", file=sys.stderr)
+    # A DataLoader puts the traceback of its worker before the message.
+    message = str(error).rpartition(f"{type(error).__name__}: ")[2].strip()
+    if int(os.environ.get("LOCAL_RANK", 0)) > 0:
+        if not dist.is_initialized():
+            raise SystemExit(code) from error
+        # Where all fail alike, the first process says so and ends this one; see _end_children.
+        time.sleep(PATIENCE)
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    logger.error("error: %s", message, extra={"on_bar": True})  # for log.txt
     raise SystemExit(code) from error
+
+
+def _end_children(fabric: Fabric) -> None:
+    """End the processes that were started here, which would wait for this one for ever."""
+    for process in getattr(fabric.strategy.launcher, "procs", ()):
+        process.kill()
 
 
 def _run(args: argparse.Namespace) -> dict[str, float] | None:
     _silence()
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    setup_logging(None, rank=local_rank)
     cfg = load_cfg(args.config_file, args.opts)
-    setup_logging(None, rank=int(os.environ.get("LOCAL_RANK", 0)))
     test_sources = [find_dataset(name) for name in cfg.DATASETS.TEST]
     train_sources = [] if args.eval_only else [find_dataset(name) for name in cfg.DATASETS.TRAIN]
     if args.eval_only and not test_sources:
         raise ConfigError("DATASETS.TEST is empty: name what to evaluate on")
     if not args.eval_only and not train_sources:
         raise ConfigError("DATASETS.TRAIN is empty: name what to train on")
+    keep_empty = not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    train_sets = [CocoDetection(source, keep_empty=keep_empty) for source in train_sources]
+    test_sets = [CocoDetection(source) for source in test_sources]
+    for dataset in (*train_sets, *test_sets):
+        check_num_classes(dataset, cfg.MODEL.OneNet.NUM_CLASSES)
 
+    if local_rank == 0 and cfg.MODEL.WEIGHTS:
+        if not args.resume or find_last_checkpoint(Path(cfg.OUTPUT_DIR)) is None:
+            # What must be fetched is fetched once a machine: other processes wait in launch().
+            locate_weights(cfg.MODEL.WEIGHTS)
     fabric = launch(cfg, args)
-    setup_logging(Path(cfg.OUTPUT_DIR), fabric.global_rank)
+    try:
+        return _work(cfg, args, fabric, train_sets, test_sets)
+    except BaseException:
+        _end_children(fabric)
+        raise
+
+
+def _work(
+    cfg: Any,
+    args: argparse.Namespace,
+    fabric: Fabric,
+    train_sets: list[CocoDetection],
+    test_sets: list[CocoDetection],
+) -> dict[str, float] | None:
+    """What every process does once they have met."""
+    try:
+        setup_logging(Path(cfg.OUTPUT_DIR), fabric.global_rank)
+    except OSError as error:
+        raise ConfigError(f"OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be written: {error}") from error
     logger.info(
         "Embedded engine (Lightning): %d process%s on %s, torch %s",
         fabric.world_size,
@@ -74,11 +124,6 @@ def _run(args: argparse.Namespace) -> dict[str, float] | None:
         torch.__version__,
     )
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
-    keep_empty = not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    train_sets = [CocoDetection(source, keep_empty=keep_empty) for source in train_sources]
-    test_sets = [CocoDetection(source) for source in test_sources]
-    for dataset in (*train_sets, *test_sets):
-        check_num_classes(dataset, cfg.MODEL.OneNet.NUM_CLASSES)
     if fabric.global_rank == 0:
         (Path(cfg.OUTPUT_DIR) / "config.yaml").write_text(dump(cfg))
 
@@ -89,11 +134,10 @@ def _run(args: argparse.Namespace) -> dict[str, float] | None:
         return trainer.train()
     model = build_detector(cfg)
     if cfg.MODEL.WEIGHTS:
-        load_weights(model, cfg.MODEL.WEIGHTS)
+        load_weights(model, cfg.MODEL.WEIGHTS, detector=True)
     else:
         logger.warning("MODEL.WEIGHTS is empty: evaluating a model with random weights")
-    with fabric.autocast():
-        return evaluate_all(cfg, model.to(fabric.device), test_sets)
+    return evaluate_all(cfg, model.to(fabric.device), test_sets)
 
 
 def launch(cfg: Any, args: argparse.Namespace) -> Fabric:
@@ -116,7 +160,7 @@ def launch(cfg: Any, args: argparse.Namespace) -> Fabric:
             f"--num-gpus {devices}: this machine has {torch.cuda.device_count()} CUDA device(s)"
         )
     processes = devices * nodes
-    if cfg.SOLVER.IMS_PER_BATCH % processes:
+    if not args.eval_only and cfg.SOLVER.IMS_PER_BATCH % processes:
         raise ConfigError(
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {processes} processes "
             "cannot share evenly: give a multiple"
@@ -136,6 +180,8 @@ def launch(cfg: Any, args: argparse.Namespace) -> Fabric:
         # Batch norms keep their own statistics on each process, as under Detectron2.
         strategy=DDPStrategy(broadcast_buffers=False) if processes > 1 or torchrun else "auto",
         precision="bf16-mixed" if cfg.SOLVER.AMP.ENABLED else "32-true",
+        # Or else it would wait for SLURM to start processes.
+        plugins=None if torchrun else [LightningEnvironment()],
     )
     fabric.launch()
     return fabric
@@ -143,6 +189,11 @@ def launch(cfg: Any, args: argparse.Namespace) -> Fabric:
 
 def _set_rendezvous(args: argparse.Namespace) -> None:
     """Tell Lightning where the processes meet."""
+    if not 0 <= args.machine_rank < args.num_machines:
+        raise ConfigError(
+            f"--machine-rank must be from 0 to {args.num_machines - 1}, as --num-machines is "
+            f"{args.num_machines}, got {args.machine_rank}"
+        )
     if args.dist_url == "auto":
         if args.num_machines > 1:
             raise ConfigError(

@@ -34,13 +34,15 @@ def setup_logging(output_dir: Path | None, rank: int = 0) -> None:
     Args:
         output_dir: where ``log.txt`` is appended to; ``None``: the terminal alone.
     """
-    logger.handlers.clear()
-    logger.propagate = False
-    logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     handlers: list[logging.Handler] = [_TqdmHandler()]
     if output_dir is not None and rank == 0:
         output_dir.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(output_dir / "log.txt"))
+    for handler in logger.handlers[:]:
+        logger.removeHandler(handler)
+        handler.close()
+    logger.propagate = False
+    logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     for handler in handlers:
         handler.setFormatter(_FORMAT)
         logger.addHandler(handler)
@@ -80,9 +82,7 @@ class Monitor:
         """Move the progress bar on by an iteration."""
         self.bar.update()
 
-    def log(
-        self, iteration: int, losses: Mapping[str, float], lr: float, data_time: float
-    ) -> None:
+    def log(self, iteration: int, losses: Mapping[str, float], lr: float, data_time: float) -> None:
         """Write down the mean losses since the last call.
 
         Args:

@@ -37,15 +37,17 @@ def build_optimizer(cfg: Any, model: nn.Module) -> Optimizer:
 def lr_factor(cfg: Any, iteration: int) -> float:
     """What the base rates are multiplied by at an iteration, counted from 0 (Detectron2's curves).
 
-    Warm-up rises to the value that the schedule has at its end.
+    Warm-up rises to the value that the schedule has at its end; it lasts ``MAX_ITER`` iterations
+    at most.
     """
     s = cfg.SOLVER
-    if iteration >= s.WARMUP_ITERS:
+    warmup = min(s.WARMUP_ITERS, s.MAX_ITER)
+    if iteration >= warmup:
         return _scheduled(s, iteration)
+    start, end = s.WARMUP_FACTOR * _scheduled(s, 0), _scheduled(s, warmup)
     if s.WARMUP_METHOD == "constant":
-        return s.WARMUP_FACTOR * _scheduled(s, 0)
-    start, end = s.WARMUP_FACTOR * _scheduled(s, 0), _scheduled(s, s.WARMUP_ITERS)
-    return start + (end - start) * iteration / s.WARMUP_ITERS
+        return start
+    return start + (end - start) * iteration / warmup
 
 
 def _scheduled(s: Any, iteration: int) -> float:

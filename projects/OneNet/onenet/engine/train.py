@@ -28,7 +28,7 @@ from .detector import build_detector
 from .evaluation import evaluate
 from .monitor import Monitor
 from .pictures import validation_pictures
-from .solver import build_optimizer, build_scheduler, clip_gradients
+from .solver import build_optimizer, build_scheduler, clip_gradients, lr_factor
 
 logger = logging.getLogger(__name__)
 LOG_PERIOD = 20
@@ -60,14 +60,20 @@ class Trainer:
         self.train_sets, self.test_sets = train_sets, test_sets
         self.output_dir = Path(cfg.OUTPUT_DIR)
         last = find_last_checkpoint(self.output_dir) if resume else None
+        first_machines = fabric.broadcast(last and last.name)
+        if (last and last.name) != first_machines:
+            raise CheckpointError(
+                f"cannot resume: the first machine has {first_machines or 'no checkpoint'} in "
+                f"{self.output_dir}, this one {last.name if last else 'none'}; OUTPUT_DIR must be "
+                "on a disk that all machines share"
+            )
         self.checkpoint = read_checkpoint(last) if last is not None else {}
         self.seed = self._choose_seed()
         torch.manual_seed(self.seed)
 
         self.model = build_detector(cfg)
         if last is None and cfg.MODEL.WEIGHTS:
-            with fabric.rank_zero_first(local=True):
-                load_weights(self.model, cfg.MODEL.WEIGHTS, new_classes=True)
+            load_weights(self.model, cfg.MODEL.WEIGHTS, new_classes=True)
         self.model.to(fabric.device)
         self.optimizer = build_optimizer(cfg, self.model)
         self.scheduler = build_scheduler(cfg, self.optimizer)
@@ -109,7 +115,7 @@ class Trainer:
         Raises:
             NonFiniteError: a loss is NaN or infinite; what was saved before stays.
         """
-        cfg, last_metrics = self.cfg, None
+        cfg = self.cfg
         monitor = self._monitor()
         samples = self._batches()
         self.model.train()
@@ -122,7 +128,7 @@ class Trainer:
                 data_time += time.perf_counter() - start
                 losses.append(self.step(batch))
                 self.iteration += 1
-                done = self.iteration == cfg.SOLVER.MAX_ITER
+                done = self.iteration >= cfg.SOLVER.MAX_ITER
                 if monitor is not None:
                     monitor.step()
                 if self.iteration % LOG_PERIOD == 0 or done:
@@ -131,25 +137,30 @@ class Trainer:
                 start = time.perf_counter()
                 if self.iteration % cfg.SOLVER.CHECKPOINT_PERIOD == 0 or done:
                     self.save()
-                if done or _is_due(self.iteration, cfg.TEST.EVAL_PERIOD):
-                    last_metrics = self.evaluate(monitor)
+                if not done and _is_due(self.iteration, cfg.TEST.EVAL_PERIOD):
+                    self.evaluate(monitor)
                 if monitor is not None:
                     monitor.pause(time.perf_counter() - start)
+            self._save_final()
+            # After the loop, so that a run that was interrupted here is evaluated when resumed.
+            return self.evaluate(monitor)
         finally:
             if monitor is not None:
                 monitor.close()
-        self._save_final()
-        return last_metrics
 
     def step(self, batch: list[TrainSample]) -> dict[str, Tensor]:
         """One iteration on this process' share of the batch; returns its detached losses."""
         images = [sample.image for sample in batch]
         targets = [sample.targets for sample in batch]
-        with self.fabric.autocast():
-            losses = self.parallel(images, targets)
+        try:
+            with self.fabric.autocast():
+                losses = self.parallel(images, targets)
+        except NonFiniteError as error:
+            raise NonFiniteError(self._explain(str(error), batch)) from error
         total = sum(losses.values())
         if not torch.isfinite(total):
-            raise NonFiniteError(self._explain(losses, batch))
+            terms = [f"{k} = {v.item()}" for k, v in losses.items() if not v.isfinite()]
+            raise NonFiniteError(self._explain(", ".join(terms), batch))
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(total)
         clip_gradients(self.cfg, self.model)
@@ -157,11 +168,10 @@ class Trainer:
         self.scheduler.step()
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def _explain(self, losses: dict[str, Tensor], batch: list[TrainSample]) -> str:
-        terms = ", ".join(f"{k} = {v.item()}" for k, v in losses.items() if not v.isfinite())
+    def _explain(self, what: str, batch: list[TrainSample]) -> str:
         files = ", ".join(sample.file_name for sample in batch)
         return (
-            f"iteration {self.iteration + 1}: {terms}, on {files}. Training stopped; the last "
+            f"iteration {self.iteration + 1}: {what}, on {files}. Training stopped; the last "
             "checkpoint is as it was. A lower SOLVER.BASE_LR, a longer SOLVER.WARMUP_ITERS or "
             "SOLVER.CLIP_GRADIENTS.ENABLED True (CLIP_TYPE full_model) is the usual cure"
         )
@@ -198,7 +208,8 @@ class Trainer:
             means = self.fabric.all_reduce(means, reduce_op="mean")
         if monitor is not None:
             values = dict(zip(names, means.tolist(), strict=True))
-            lr = self.optimizer.param_groups[-1]["lr"]
+            # Not the optimiser's rate, which is that of the next iteration already.
+            lr = self.scheduler.base_lrs[-1] * lr_factor(self.cfg, self.iteration - 1)
             monitor.log(self.iteration, values, lr, data_time)
 
     def save(self) -> None:
@@ -231,8 +242,10 @@ class Trainer:
         if monitor is not None and metrics is not None:
             monitor.write(self.iteration, metrics)
             for dataset in self.test_sets:
+                pictures = validation_pictures(self.cfg, self.model, dataset)
+                prefix = _prefix(dataset, self.test_sets)
                 monitor.pictures(
-                    self.iteration, validation_pictures(self.cfg, self.model, dataset)
+                    self.iteration, {prefix + name: image for name, image in pictures.items()}
                 )
         self.fabric.barrier()
         return metrics
@@ -240,6 +253,11 @@ class Trainer:
 
 def _is_due(iteration: int, period: int) -> bool:
     return period > 0 and iteration % period == 0
+
+
+def _prefix(dataset: CocoDetection, test_sets: list[CocoDetection]) -> str:
+    """What tells the figures and files of one test set from those of the others."""
+    return dataset.source.name.replace("/", "_") + "/" if len(test_sets) > 1 else ""
 
 
 def evaluate_all(
@@ -252,11 +270,8 @@ def evaluate_all(
     """
     metrics: dict[str, float] = {}
     for dataset in test_sets:
-        folder = Path(cfg.OUTPUT_DIR) / "inference"
-        prefix = ""
-        if len(test_sets) > 1:
-            prefix = dataset.source.name.replace("/", "_") + "/"
-            folder = folder / prefix.removesuffix("/")
+        prefix = _prefix(dataset, test_sets)
+        folder = Path(cfg.OUTPUT_DIR) / "inference" / prefix
         found = evaluate(cfg, model, dataset, folder)
         metrics.update({prefix + name: value for name, value in (found or {}).items()})
     return metrics or None

@@ -1,0 +1,182 @@
+"""Small trainings for the tests: their config, and runs of the program."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from onenet.cli import training_parser
+from onenet.engine.main import run
+
+ROOT = Path(__file__).parents[1]
+TRAIN_NET = ROOT / "projects" / "OneNet" / "train_net.py"
+LOGGERS = ("onenet", "lightning", "lightning.fabric", "lightning.pytorch")
+
+
+def tiny_values(data: Path, output: Path) -> dict[str, Any]:
+    """A config of ResNet-18 with a thin neck, for seconds on a CPU; dotted keys.
+
+    Args:
+        data: a folder that tools/make_shapes_dataset.py made.
+        output: the run's folder.
+    """
+    splits = {s: f"{data}/annotations/instances_{s}.json:{data}/{s}" for s in ("train", "val")}
+    return {
+        "MODEL.DEVICE": "cpu",
+        "MODEL.WEIGHTS": "",
+        "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
+        "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
+        "MODEL.BACKBONE.FREEZE_AT": 0,
+        "MODEL.RESNETS.DEPTH": 18,
+        "MODEL.RESNETS.NORM": "BN",
+        "MODEL.RESNETS.STRIDE_IN_1X1": False,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
+        "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+        "MODEL.OneNet.NUM_CLASSES": 6,
+        "MODEL.OneNet.DCN": False,
+        "MODEL.OneNet.DECONV_CHANNEL": [512, 16, 16, 16],
+        "INPUT.FORMAT": "RGB",
+        "INPUT.MIN_SIZE_TRAIN": [48, 64],
+        "INPUT.MAX_SIZE_TRAIN": 64,
+        "INPUT.MIN_SIZE_TEST": 64,
+        "INPUT.MAX_SIZE_TEST": 64,
+        "INPUT.CROP.ENABLED": True,
+        "INPUT.CROP.TYPE": "absolute_range",
+        "INPUT.CROP.SIZE": [32, 56],
+        "DATASETS.TRAIN": [splits["train"]],
+        "DATASETS.TEST": [splits["val"]],
+        "DATALOADER.NUM_WORKERS": 0,
+        "SOLVER.IMS_PER_BATCH": 4,
+        "SOLVER.OPTIMIZER": "SGD",
+        "SOLVER.BASE_LR": 1e-3,
+        "SOLVER.WARMUP_ITERS": 3,
+        "SOLVER.STEPS": [5],
+        "SOLVER.MAX_ITER": 6,
+        "SOLVER.CHECKPOINT_PERIOD": 1000,
+        "SEED": 11,
+        "OUTPUT_DIR": str(output),
+    }
+
+
+def write_config(folder: Path, data: Path, **changes: Any) -> Path:
+    """Write :func:`tiny_values` to ``folder/tiny.yaml``; the run's folder is ``folder/run``.
+
+    Args:
+        changes: dotted keys with ``__`` for the dots.
+    """
+    values = tiny_values(data, folder / "run")
+    values.update({key.replace("__", "."): value for key, value in changes.items()})
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        *sections, leaf = key.split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[leaf] = value
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+@contextmanager
+def unchanged_process() -> Iterator[None]:
+    """Undo what a run does to its process: environment, log handlers, filters, torch settings."""
+    environment = dict(os.environ)
+    threads, cudnn = torch.get_num_threads(), torch.backends.cudnn.benchmark
+    logs = [logging.getLogger(name) for name in LOGGERS]
+    before = [(log.level, log.propagate, log.handlers[:]) for log in logs]
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+        torch.set_num_threads(threads)
+        torch.backends.cudnn.benchmark = cudnn
+        for log, (level, propagate, handlers) in zip(logs, before, strict=True):
+            for handler in log.handlers[:]:
+                if handler not in handlers:
+                    log.removeHandler(handler)
+                    handler.close()
+            log.setLevel(level)
+            log.propagate = propagate
+            log.handlers[:] = handlers
+
+
+def train(config: Path, *words: Any) -> dict[str, float] | None:
+    """Run train_net.py's program in this process; ``words`` are flags, then overrides."""
+    with unchanged_process():
+        return run(training_parser().parse_args(["--config-file", str(config), *map(str, words)]))
+
+
+def start(config: Path, *words: Any, program: tuple[str, ...] = (), **env: str) -> subprocess.Popen:
+    """Start train_net.py in a process of its own, its output piped.
+
+    Args:
+        program: what runs it, in place of Python alone.
+    """
+    command = [sys.executable, *program, str(TRAIN_NET), "--config-file", str(config)]
+    path = os.pathsep.join(filter(None, (str(ROOT / "projects/OneNet"), os.getenv("PYTHONPATH"))))
+    return subprocess.Popen(
+        [*command, *map(str, words)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def end(process: subprocess.Popen) -> None:
+    """Kill what :func:`start` started, with its children, as ``kill -9`` does."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def finish(process: subprocess.Popen, timeout: float = 150) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of what :func:`start` started."""
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        end(process)
+        raise
+    return process.returncode, out, err
+
+
+def load(path: Path) -> dict[str, Any]:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def metrics(output: Path) -> list[dict[str, float]]:
+    """The lines of a run's metrics.json."""
+    return [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+
+
+def edit_json(data: Path, copy: Path, split: str, change: Any) -> Path:
+    """A copy of a data set with a changed annotation file.
+
+    Args:
+        change: called with the content, which it changes in place.
+    """
+    shutil.copytree(data, copy)
+    file = copy / "annotations" / f"instances_{split}.json"
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+    return copy

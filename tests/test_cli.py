@@ -1,0 +1,217 @@
+"""The command line: its flags, what it refuses and how it says so, and what it prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from runs import TRAIN_NET, edit_json, finish, start, train, unchanged_process, write_config
+
+from onenet.checkpoint import save_checkpoint
+from onenet.cli import ENGINES, load_engine, training_parser
+from onenet.engine import main
+from onenet.engine.config import load_cfg
+
+
+def refused(capsys: pytest.CaptureFixture, config: Path, *words: Any) -> str:
+    """The one line of stderr with which a command line is refused."""
+    with pytest.raises(SystemExit) as stop:
+        train(config, *words)
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and "Traceback" not in err
+    assert len(err.splitlines()) == 1, err
+    return err
+
+
+@pytest.fixture
+def config(shapes, tmp_path) -> Path:
+    return write_config(tmp_path, shapes, SOLVER__MAX_ITER=1, SOLVER__IMS_PER_BATCH=2)
+
+
+def test_help_names_the_flags():
+    # Also where the package is not installed beside the program's own folder.
+    done = subprocess.run(
+        [sys.executable, str(TRAIN_NET), "--help"], capture_output=True, text=True, check=True
+    )
+    for flag in (
+        "--config-file", "--num-gpus", "--eval-only", "--resume", "--num-machines",
+        "--machine-rank", "--dist-url", "--engine",
+    ):  # fmt: skip
+        assert flag in done.stdout
+
+
+def test_detectron2s_command_line_is_understood():
+    args = training_parser().parse_args(
+        "--num-gpus 8 --config-file c.yaml --eval-only MODEL.WEIGHTS path/to/model.pth".split()
+    )
+    assert (args.num_gpus, args.config_file, args.eval_only) == (8, "c.yaml", True)
+    assert args.opts == ["MODEL.WEIGHTS", "path/to/model.pth"]
+    assert (args.resume, args.num_machines, args.machine_rank) == (False, 1, 0)
+    assert (args.dist_url, args.engine) == ("auto", "auto")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "--config-file"),
+        (["--config-file", "c", "--engine", "tensorflow"], "tensorflow"),
+        (["--config-file", "c", "--num-gpus", "0"], "must be a whole number from 1 on, got 0"),
+        (["--config-file", "c", "--num-gpus", "all"], "must be a whole number from 1 on, got all"),
+        (["--config-file", "c", "--num-machines", "-1"], "--num-machines"),
+    ],
+)
+def test_wrong_flags_are_refused(words, told, capsys):
+    with pytest.raises(SystemExit) as stop:
+        training_parser().parse_args(words)
+    assert stop.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+def test_unknown_engine_is_refused_with_the_choices():
+    with pytest.raises(ValueError, match=f"one of {', '.join(ENGINES)}, got 'other'"):
+        load_engine("other")
+
+
+def test_missing_config_file(tmp_path, capsys):
+    assert "none.yaml" in refused(capsys, tmp_path / "none.yaml")
+
+
+def test_unknown_key(config, capsys):
+    error = refused(capsys, config, "SOLVER.BASE_RL", "1")
+    assert "SOLVER.BASE_RL" in error and "SOLVER.BASE_LR" in error
+
+
+def test_missing_dataset(config, tmp_path, capsys):
+    source = f"{tmp_path}/none.json:{tmp_path}"
+    assert f"{tmp_path}/none.json" in refused(capsys, config, "DATASETS.TEST", f"('{source}',)")
+
+
+@pytest.mark.parametrize(
+    ("flags", "key"), [((), "DATASETS.TRAIN"), (("--eval-only",), "DATASETS.TEST")]
+)
+def test_no_dataset(config, capsys, flags, key):
+    assert f"{key} is empty" in refused(capsys, config, *flags, key, "()")
+
+
+@pytest.mark.parametrize("flags", [(), ("--eval-only",)])
+def test_another_number_of_classes(config, capsys, tmp_path, flags):
+    error = refused(capsys, config, *flags, "MODEL.OneNet.NUM_CLASSES", 80)
+    assert "has 6 classes" in error and "MODEL.OneNet.NUM_CLASSES is 80" in error
+    assert error.rstrip().endswith("MODEL.OneNet.NUM_CLASSES 6")
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_weights(config, capsys, tmp_path):
+    assert "none.pth: there is no such file" in refused(
+        capsys, config, "MODEL.WEIGHTS", tmp_path / "none.pth"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluating_a_backbone_alone_is_refused(config, capsys, tmp_path):
+    save_checkpoint(tmp_path / "resnet.pth", {"layer1.0.conv1.weight": torch.zeros(1)})
+    error = refused(capsys, config, "--eval-only", "MODEL.WEIGHTS", tmp_path / "resnet.pth")
+    assert "holds a backbone only" in error
+
+
+def test_batch_that_cannot_be_shared(config, capsys):
+    error = refused(capsys, config, "--num-gpus", 3)
+    assert "SOLVER.IMS_PER_BATCH is 2" in error and "3 processes" in error
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:80", "file:///tmp/x", "tcp://host", "tcp://host:port"])
+def test_bad_dist_url(config, capsys, url):
+    error = refused(capsys, config, "--num-gpus", 2, "--dist-url", url)
+    assert "tcp://HOST:PORT" in error and url in error
+
+
+def test_several_machines_need_a_meeting_place(config, capsys):
+    assert "tcp://HOST:PORT" in refused(capsys, config, "--num-machines", 2)
+
+
+@pytest.mark.parametrize("rank", [2, -1])
+def test_machine_rank_out_of_range(config, capsys, rank):
+    url = "tcp://127.0.0.1:23456"
+    error = refused(capsys, config, "--num-machines", 2, "--machine-rank", rank, "--dist-url", url)
+    assert "--machine-rank must be from 0 to 1" in error and f"got {rank}" in error
+
+
+def test_output_folder_that_is_a_file(config, capsys, tmp_path):
+    (tmp_path / "file").touch()
+    assert f"OUTPUT_DIR {tmp_path}/file" in refused(capsys, config, "OUTPUT_DIR", tmp_path / "file")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_broken_image_is_named(shapes, tmp_path, capsys, workers):
+    def none(content: dict) -> None:
+        pass
+
+    data = edit_json(shapes, tmp_path / "broken", "train", none)
+    for image in (data / "train").iterdir():
+        image.write_bytes(image.read_bytes()[:100])
+    config = write_config(tmp_path, data, DATALOADER__NUM_WORKERS=workers)
+    error = refused(capsys, config)
+    assert str(data / "train" / "0000") in error
+    assert "Worker" not in error and "worker" not in error
+    # Those who look later find the reason in the log.
+    assert error.strip() in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_evaluation_of_random_weights_warns_and_gives_ap(config, tmp_path, capsys):
+    found = train(config, "--eval-only")
+    out = capsys.readouterr().out
+    assert "random weights" in out
+    assert "|   AP |   AP50 |" in out and "triangle" in out
+    assert "bbox/AP" in found
+    results = tmp_path / "run" / "inference" / "coco_instances_results.json"
+    assert json.loads(results.read_text())
+
+
+def arguments(config: Path, **changes: Any) -> SimpleNamespace:
+    args = training_parser().parse_args(["--config-file", str(config)])
+    return SimpleNamespace(**{**vars(args), **changes})
+
+
+def test_a_slurm_job_without_srun_is_no_hindrance(config, monkeypatch):
+    with unchanged_process():
+        monkeypatch.setenv("SLURM_NTASKS", "1")
+        monkeypatch.setenv("SLURM_JOB_NAME", "train")
+        monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "4")
+        fabric = main.launch(load_cfg(config), arguments(config))
+    assert fabric.world_size == 1 and fabric.global_rank == 0
+
+
+def test_more_gpus_than_there_are(config, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    cfg = load_cfg(config, ["MODEL.DEVICE", "cuda"])
+    with pytest.raises(main.ConfigError, match=r"--num-gpus 2: this machine has 1 CUDA device"):
+        main.launch(cfg, arguments(config, num_gpus=2))
+
+
+def test_terminal_shows_the_run_and_nothing_else(config, tmp_path):
+    """In a process of its own: libraries warn once, and as they are imported."""
+    code, out, err = finish(start(config, "DATALOADER.NUM_WORKERS", 1, PYTHONWARNINGS=""))
+    assert code == 0 and err == ""
+    lines = out.splitlines()
+    assert all(line.startswith(("[", "|")) or not line for line in lines), out
+    assert "arning" not in out
+    assert "Embedded engine" in lines[0]
+    assert "iteration 1/1" in out and "AP50" in out
+    assert lines == (tmp_path / "run" / "log.txt").read_text().splitlines()
+
+
+def test_rank_of_another_process_does_not_print_what_all_find(config, capsys, monkeypatch):
+    with unchanged_process():
+        os.environ["LOCAL_RANK"] = "1"
+        with pytest.raises(SystemExit) as stop:
+            main.run(arguments(config, opts=["NO.SUCH", "KEY"]))
+    assert stop.value.code == 2 and capsys.readouterr().err == ""

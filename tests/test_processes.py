@@ -1,0 +1,114 @@
+"""Several processes on the CPU: the same training as one, and errors of any of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from runs import edit_json, finish, load, metrics, start, train, write_config
+
+from onenet.checkpoint import save_checkpoint
+
+LOSSES = {"loss_ce", "loss_giou", "loss_bbox"}
+
+
+def without_batch_norms(shapes: Path, folder: Path) -> Path:
+    """Plain SGD, whose momentum after an iteration is the gradient, on norms of single images.
+
+    The deconvolutions of the CenterNet head have batch norms, hence FCOS. Images of one size:
+    padding depends on the images that share a process.
+    """
+    return write_config(
+        folder,
+        shapes,
+        MODEL__BACKBONE__NAME="build_retinanet_resnet_fpn_backbone",
+        MODEL__RESNETS__NORM="FrozenBN",
+        MODEL__FPN__IN_FEATURES=["res3", "res4", "res5"],
+        MODEL__FPN__OUT_CHANNELS=32,
+        MODEL__OneNet__HEAD="FCOS",
+        MODEL__OneNet__IN_FEATURES=["p3", "p4", "p5", "p6", "p7"],
+        MODEL__OneNet__CONV_CHANNELS=64,
+        MODEL__OneNet__NUM_CONV=1,
+        SOLVER__WEIGHT_DECAY=0.0,
+        SOLVER__BASE_LR=1e-3,
+        SOLVER__WARMUP_ITERS=0,
+        SOLVER__STEPS=[],
+        SOLVER__MAX_ITER=2,
+        SOLVER__CHECKPOINT_PERIOD=1,
+        INPUT__CROP__ENABLED=False,
+        INPUT__MIN_SIZE_TRAIN=[64],
+    )
+
+
+@pytest.fixture(scope="module")
+def one_process(shapes, tmp_path_factory) -> tuple[Path, Path]:
+    """A run of one process with the whole batch: its folder and its config."""
+    folder = tmp_path_factory.mktemp("one")
+    config = without_batch_norms(shapes, folder)
+    train(config)
+    return folder / "run", config
+
+
+def flat(tensors: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+@pytest.mark.parametrize(
+    ("program", "flags"),
+    [
+        ((), ("--num-gpus", "2")),
+        (("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"), ()),
+    ],
+    ids=["num-gpus", "torchrun"],
+)
+def test_two_processes_are_one(one_process, tmp_path, program, flags):
+    alone, config = one_process
+    # A job of SLURM with one task must not keep the program from starting its own processes.
+    slurm = {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train", "SLURM_NTASKS_PER_NODE": "1"}
+    code, out, err = finish(start(config, *flags, "OUTPUT_DIR", tmp_path, program=program, **slurm))
+    assert code == 0, err
+    assert "2 processes" in out
+    (one, _), (two, _) = metrics(alone), metrics(tmp_path)
+    for name in LOSSES:  # means over both iterations and both processes
+        assert two[name] == pytest.approx(one[name], rel=1e-5), name
+    for checkpoint in ("model_0000000.pth", "model_0000001.pth"):
+        ours, theirs = load(tmp_path / checkpoint), load(alone / checkpoint)
+        gradients = [
+            flat([state["momentum_buffer"] for state in run["optimizer"]["state"].values()])
+            for run in (ours, theirs)
+        ]
+        error = (gradients[0] - gradients[1]).norm() / gradients[1].norm()
+        assert gradients[1].norm() > 0 and error < 1e-5
+        for name, value in theirs["model"].items():
+            torch.testing.assert_close(ours["model"][name], value, rtol=1e-5, atol=1e-7)
+    results = "inference/coco_instances_results.json"
+    rows = [json.loads((run / results).read_text()) for run in (tmp_path, alone)]
+    assert [r["image_id"] for r in rows[0]] == [r["image_id"] for r in rows[1]]
+    aps = [line for run in (tmp_path, alone) for line in metrics(run) if "bbox/AP" in line]
+    assert aps[0] == pytest.approx(aps[1], abs=0.1, nan_ok=True)
+
+
+def test_an_error_of_the_second_process_is_told(shapes, tmp_path):
+    def break_one(content: dict) -> None:
+        # The processes take turns, so the second one meets this image.
+        content["images"][1]["height"] = 1
+
+    data = edit_json(shapes, tmp_path / "broken", "val", break_one)
+    # Evaluation does not share the batch of training.
+    config = write_config(tmp_path, data, SOLVER__IMS_PER_BATCH=3)
+    code, _, err = finish(start(config, "--num-gpus", "2", "--eval-only"))
+    assert code != 0
+    (line,) = (line for line in err.splitlines() if line.startswith("error: "))
+    assert "000001.jpg" in line
+
+
+def test_an_error_of_all_processes_is_told_once(shapes, tmp_path):
+    config = write_config(tmp_path, shapes, SOLVER__MAX_ITER=1)
+    other = tmp_path / "other.pth"
+    save_checkpoint(other, {"model": {"head.other": torch.zeros(1)}})
+    code, _, err = finish(start(config, "--num-gpus", "2", "MODEL.WEIGHTS", other))
+    assert code == 2
+    assert err.startswith(f"error: {other} does not fit the model.")
+    assert err.count("error: ") == 1 and "Traceback" not in err
