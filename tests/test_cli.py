@@ -175,6 +175,29 @@ def test_evaluation_of_random_weights_warns_and_gives_ap(config, tmp_path, capsy
     assert json.loads(results.read_text())
 
 
+def test_classes_in_another_order_are_pointed_out(shapes, tmp_path, capsys):
+    def swap(content: dict) -> None:
+        first, second = content["categories"][:2]
+        first["name"], second["name"] = second["name"], first["name"]
+
+    data = edit_json(shapes, tmp_path / "swapped", "val", swap)
+    train(write_config(tmp_path, data, SOLVER__MAX_ITER=1))
+    assert "number 1 is circle and ring" in capsys.readouterr().out
+
+
+def test_interruption_ends_in_a_line(config, capsys, monkeypatch):
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main.Trainer, "step", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        train(config)
+    assert stop.value.code == 130
+    assert capsys.readouterr().err.splitlines() == [
+        "interrupted; --resume goes on from the last checkpoint"
+    ]
+
+
 def arguments(config: Path, **changes: Any) -> SimpleNamespace:
     args = training_parser().parse_args(["--config-file", str(config)])
     return SimpleNamespace(**{**vars(args), **changes})

@@ -7,7 +7,8 @@ import copy
 import pytest
 from coco_example import GOOD, write
 
-from onenet.engine.datasets import CocoDetection, DatasetError, DatasetSource
+from onenet.datasets import DatasetError, DatasetSource
+from onenet.engine.datasets import CocoDetection
 
 
 @pytest.mark.parametrize(

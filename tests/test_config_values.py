@@ -125,7 +125,7 @@ def test_a_wrong_type_in_a_file_names_the_file(tmp_path, line):
         ("SOLVER.STEPS", "(200, 100)", "rising"),
         ("SOLVER.MAX_ITER", "0", "above 0"),
         ("SOLVER.IMS_PER_BATCH", "0", "above 0"),
-        ("SOLVER.BASE_LR", "-1e-4", "from 0 on"),
+        ("SOLVER.BASE_LR", "0", "above 0"),
         ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "model", "'full_model', 'norm', 'value'"),
         ("TEST.DETECTIONS_PER_IMAGE", "0", "above 0"),
         ("TEST.EVAL_PERIOD", "-1", "from 0 on"),

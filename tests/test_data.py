@@ -14,6 +14,7 @@ import torch
 from fvcore.common.config import CfgNode
 from PIL import Image
 
+from onenet.datasets import DatasetError, DatasetSource
 from onenet.engine.data import (
     TestSample,
     TrainDataset,
@@ -21,7 +22,7 @@ from onenet.engine.data import (
     build_test_loader,
     build_train_loader,
 )
-from onenet.engine.datasets import CocoDetection, DatasetError, DatasetSource
+from onenet.engine.datasets import CocoDetection
 from onenet.engine.transforms import TrainTransform
 
 

@@ -11,13 +11,8 @@ import numpy as np
 import pytest
 from coco_example import GOOD, write
 
-from onenet.engine.datasets import (
-    CocoDetection,
-    DatasetError,
-    DatasetSource,
-    check_num_classes,
-    find_dataset,
-)
+from onenet.datasets import DatasetError, DatasetSource, find_dataset
+from onenet.engine.datasets import CocoDetection
 
 
 def make_files(root: Path, json_file: str, image_root: str) -> None:
@@ -197,12 +192,12 @@ def named(tmp_path: Path, names: list[str]) -> CocoDetection:
 
 
 def test_equal_number_of_classes_passes(tmp_path):
-    check_num_classes(named(tmp_path, ["a", "b"]), 2)
+    named(tmp_path, ["a", "b"]).check_num_classes(2)
 
 
 def test_class_count_error_gives_the_override(tmp_path):
     with pytest.raises(DatasetError) as error:
-        check_num_classes(named(tmp_path, ["RBC", "WBC", "Platelets"]), 80)
+        named(tmp_path, ["RBC", "WBC", "Platelets"]).check_num_classes(80)
     assert str(error.value) == (
         "data.json has 3 classes (RBC, WBC, Platelets), but MODEL.OneNet.NUM_CLASSES is 80. "
         "Add to the command: MODEL.OneNet.NUM_CLASSES 3"
@@ -211,12 +206,12 @@ def test_class_count_error_gives_the_override(tmp_path):
 
 def test_class_count_error_shortens_long_lists(tmp_path):
     with pytest.raises(DatasetError, match=r"26 classes \(a, b, c, d, e, f, … z\), but"):
-        check_num_classes(named(tmp_path, list("abcdefghijklmnopqrstuvwxyz")), 80)
+        named(tmp_path, list("abcdefghijklmnopqrstuvwxyz")).check_num_classes(80)
 
 
 def test_one_class_is_singular(tmp_path):
     with pytest.raises(DatasetError, match=r"has 1 class \(person\)"):
-        check_num_classes(named(tmp_path, ["person"]), 80)
+        named(tmp_path, ["person"]).check_num_classes(80)
 
 
 def test_error_survives_pickling():

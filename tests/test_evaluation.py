@@ -17,9 +17,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from runs import write_config
 
+from onenet.datasets import DatasetSource, find_dataset
 from onenet.engine.config import load_cfg
 from onenet.engine.data import TestSample
-from onenet.engine.datasets import CocoDetection, DatasetSource, find_dataset
+from onenet.engine.datasets import CocoDetection
 from onenet.engine.detector import build_detector
 from onenet.engine.evaluation import (
     METRICS,

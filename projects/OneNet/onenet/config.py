@@ -131,7 +131,7 @@ def model_options(cfg: Any, backbone: nn.Module, shapes: Mapping[str, Any]) -> d
 
 
 def build_head(cfg: Any, shapes: Mapping[str, Any]) -> Head:
-    """The head that ``MODEL.OneNet.HEAD`` names, for a backbone's ``shapes`` (see model_options)."""
+    """The head that ``MODEL.OneNet.HEAD`` names; ``shapes`` as in :func:`model_options`."""
     names = cfg.MODEL.OneNet.IN_FEATURES
     missing = [name for name in names if name not in shapes]
     if missing:

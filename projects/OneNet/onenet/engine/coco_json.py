@@ -5,28 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from pycocotools.coco import COCO
 
-
-class DatasetError(ValueError):
-    """Something is wrong with the user's data; the message says what, where, and what to do."""
-
-    def __init__(self, message: str) -> None:
-        # A DataLoader re-raises a worker's error with the worker's traceback as its message; the
-        # sentence that the user needs stands at the end of it.
-        if message.startswith("Caught DatasetError in DataLoader worker"):
-            message = message.rpartition("DatasetError: ")[2].rstrip("\n")
-        super().__init__(message)
-
-
-def shortened(values: Sequence[object], limit: int = 6) -> str:
-    """The first values and the last, for an error message."""
-    shown = ", ".join(map(str, values[:limit]))
-    return shown if len(values) <= limit else f"{shown}, … {values[-1]}"
+from onenet.datasets import DatasetError, shortened
 
 
 def read_coco_json(file: Path) -> COCO:

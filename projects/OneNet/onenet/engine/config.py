@@ -16,10 +16,10 @@ from typing import Any
 import yacs.config
 
 from onenet.config import add_onenet_config
+from onenet.yaml_files import ConfigError, read_with_bases
 
-from .config_checks import ConfigError, check_cfg
+from .config_checks import check_cfg
 from .detectron2_keys import detectron2_only
-from .yaml_files import read_with_bases
 
 __all__ = ["CfgNode", "ConfigError", "check_cfg", "get_cfg", "load_cfg"]
 

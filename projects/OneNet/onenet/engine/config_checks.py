@@ -7,13 +7,11 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from onenet.yaml_files import ConfigError
+
 STAGES = ("res2", "res3", "res4", "res5")
 PLAIN_BACKBONE = "build_resnet_backbone"
 FPN_BACKBONE = "build_retinanet_resnet_fpn_backbone"
-
-
-class ConfigError(ValueError):
-    """A config that can't be used; the message says where and what to write."""
 
 
 def check_cfg(cfg: Any) -> None:

@@ -11,16 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from onenet.engine.datasets import (
-    CocoDetection,
-    DatasetError,
-    ImageRecord,
-    check_num_classes,
-    find_dataset,
-)
-from onenet.engine.sampler import InfiniteBatchSampler
-from onenet.engine.transforms import TestTransform, TrainTransform, read_image
+from onenet.datasets import DatasetError, find_dataset
 from onenet.structures import Targets
+
+from .datasets import CocoDetection, ImageRecord
+from .sampler import InfiniteBatchSampler
+from .transforms import TestTransform, TrainTransform, read_image
 
 
 @dataclass(frozen=True)
@@ -212,7 +208,7 @@ def build_train_loader(
             CocoDetection(find_dataset(name), keep_empty=keep_empty) for name in cfg.DATASETS.TRAIN
         ]
     for dataset in datasets:
-        check_num_classes(dataset, cfg.MODEL.OneNet.NUM_CLASSES)
+        dataset.check_num_classes(cfg.MODEL.OneNet.NUM_CLASSES)
     crop = cfg.INPUT.CROP
     transform = TrainTransform(
         min_sizes=cfg.INPUT.MIN_SIZE_TRAIN,
@@ -260,7 +256,7 @@ def build_test_loader(
     Raises:
         DatasetError: wrong number of classes; an unreadable image, while iterating.
     """
-    check_num_classes(dataset, cfg.MODEL.OneNet.NUM_CLASSES)
+    dataset.check_num_classes(cfg.MODEL.OneNet.NUM_CLASSES)
     data = TestDataset(dataset, build_test_transform(cfg), image_format=cfg.INPUT.FORMAT)
     return DataLoader(
         Subset(data, range(rank, len(data), world_size)),

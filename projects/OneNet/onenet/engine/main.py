@@ -25,11 +25,12 @@ from onenet.checkpoint import (
     load_weights,
     locate_weights,
 )
+from onenet.datasets import DatasetError, find_dataset
 from onenet.matcher import NonFiniteError
+from onenet.yaml_files import ConfigError
 
-from .config import ConfigError, load_cfg
-from .data import check_num_classes
-from .datasets import CocoDetection, DatasetError, find_dataset
+from .config import load_cfg
+from .datasets import CocoDetection
 from .detector import build_detector, choose_device
 from .monitor import setup_logging
 from .train import Trainer, evaluate_all
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> dict[str, float] | None:
 
     Raises:
         SystemExit: 2, after one line that says what to mend, where the user's files, values or
-            weights are at fault; 1 where training diverged.
+            weights are at fault; 1 where training diverged; 130 after Ctrl-C.
     """
     try:
         return _run(args)
@@ -54,6 +55,10 @@ def run(args: argparse.Namespace) -> dict[str, float] | None:
         _exit(error, 2)
     except NonFiniteError as error:
         _exit(error, 1)
+    except KeyboardInterrupt as error:
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            print("interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        raise SystemExit(130) from error
 
 
 def _exit(error: Exception, code: int) -> None:
@@ -90,7 +95,8 @@ def _run(args: argparse.Namespace) -> dict[str, float] | None:
     train_sets = [CocoDetection(source, keep_empty=keep_empty) for source in train_sources]
     test_sets = [CocoDetection(source) for source in test_sources]
     for dataset in (*train_sets, *test_sets):
-        check_num_classes(dataset, cfg.MODEL.OneNet.NUM_CLASSES)
+        dataset.check_num_classes(cfg.MODEL.OneNet.NUM_CLASSES)
+    _warn_of_other_classes(train_sets, test_sets)
 
     if local_rank == 0 and cfg.MODEL.WEIGHTS:
         if not args.resume or find_last_checkpoint(Path(cfg.OUTPUT_DIR)) is None:
@@ -138,6 +144,22 @@ def _work(
     else:
         logger.warning("MODEL.WEIGHTS is empty: evaluating a model with random weights")
     return evaluate_all(cfg, model.to(fabric.device), test_sets)
+
+
+def _warn_of_other_classes(train_sets: list[CocoDetection], test_sets: list[CocoDetection]) -> None:
+    for test_set in test_sets if train_sets else ():
+        ours, theirs = train_sets[0].class_names, test_set.class_names
+        if ours != theirs:
+            i = next(i for i, pair in enumerate(zip(ours, theirs, strict=True)) if len({*pair}) > 1)
+            logger.warning(
+                "%s and %s name their classes differently (by category id, number %d is %s and %s):"
+                " trained labels are tested in this order",
+                train_sets[0].source.json_file,
+                test_set.source.json_file,
+                i + 1,
+                ours[i],
+                theirs[i],
+            )
 
 
 def launch(cfg: Any, args: argparse.Namespace) -> Fabric:

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 
 from onenet.checkpoint import CheckpointError, load_weights
+from onenet.datasets import DatasetError, find_dataset
 from onenet.inference import to_image
 from onenet.structures import Detections
 
 from .data import build_test_transform
-from .datasets import CocoDetection, DatasetError, find_dataset
+from .datasets import CocoDetection
 from .detector import build_detector, choose_device
 
 

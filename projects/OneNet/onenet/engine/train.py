@@ -21,6 +21,7 @@ from onenet.checkpoint import (
     tag_last_checkpoint,
 )
 from onenet.matcher import NonFiniteError
+from onenet.solver import build_optimizer, build_scheduler, lr_factor
 
 from .data import TrainSample, build_train_loader
 from .datasets import CocoDetection
@@ -28,7 +29,6 @@ from .detector import build_detector
 from .evaluation import evaluate
 from .monitor import Monitor
 from .pictures import validation_pictures
-from .solver import build_optimizer, build_scheduler, clip_gradients, lr_factor
 
 logger = logging.getLogger(__name__)
 LOG_PERIOD = 20
@@ -163,7 +163,6 @@ class Trainer:
             raise NonFiniteError(self._explain(", ".join(terms), batch))
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(total)
-        clip_gradients(self.cfg, self.model)
         self.optimizer.step()
         self.scheduler.step()
         return {name: loss.detach() for name, loss in losses.items()}

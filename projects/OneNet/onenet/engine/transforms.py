@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from onenet.engine.datasets import DatasetError
+from onenet.datasets import DatasetError
 
 IMAGE_FORMATS = ("RGB", "BGR")
 SAMPLINGS = ("choice", "range")

@@ -8,9 +8,11 @@ from typing import Any
 
 import yaml
 
-from .config_checks import ConfigError
-
 BASE_KEY = "_BASE_"
+
+
+class ConfigError(ValueError):
+    """A config that can't be used; the message says where and what to write."""
 
 
 class _Loader(yaml.SafeLoader):

@@ -1,4 +1,4 @@
-"""Optimiser, learning-rate schedule and gradient clipping of ``SOLVER``."""
+"""Optimiser with gradient clipping, and learning-rate schedule, of ``SOLVER``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ def build_optimizer(cfg: Any, model: nn.Module) -> Optimizer:
     """AdamW or SGD on the trainable parameters; the backbone's rate has a multiplier.
 
     Every parameter, biases and norms included, decays by ``WEIGHT_DECAY`` as in the original.
+    Gradients are clipped as ``SOLVER.CLIP_GRADIENTS`` says before every step.
     """
     backbone, rest = [], []
     for name, parameter in model.named_parameters():
@@ -28,10 +29,14 @@ def build_optimizer(cfg: Any, model: nn.Module) -> Optimizer:
     ]
     groups = [group for group in groups if group["params"]]
     if s.OPTIMIZER == "SGD":
-        return SGD(groups, momentum=s.MOMENTUM, weight_decay=s.WEIGHT_DECAY)
-    if s.OPTIMIZER == "ADAMW":
-        return AdamW(groups, weight_decay=s.WEIGHT_DECAY)
-    raise ValueError(f"SOLVER.OPTIMIZER must be ADAMW or SGD, got {s.OPTIMIZER!r}")
+        optimizer: Optimizer = SGD(groups, momentum=s.MOMENTUM, weight_decay=s.WEIGHT_DECAY)
+    elif s.OPTIMIZER == "ADAMW":
+        optimizer = AdamW(groups, weight_decay=s.WEIGHT_DECAY)
+    else:
+        raise ValueError(f"SOLVER.OPTIMIZER must be ADAMW or SGD, got {s.OPTIMIZER!r}")
+    if s.CLIP_GRADIENTS.ENABLED:
+        optimizer.register_step_pre_hook(lambda *_: clip_gradients(s.CLIP_GRADIENTS, model))
+    return optimizer
 
 
 def lr_factor(cfg: Any, iteration: int) -> float:
@@ -63,15 +68,12 @@ def build_scheduler(cfg: Any, optimizer: Optimizer) -> LambdaLR:
     return LambdaLR(optimizer, lambda iteration: lr_factor(cfg, iteration))
 
 
-def clip_gradients(cfg: Any, model: nn.Module) -> None:
-    """Clip as ``SOLVER.CLIP_GRADIENTS`` says.
+def clip_gradients(c: Any, model: nn.Module) -> None:
+    """Clip as a ``SOLVER.CLIP_GRADIENTS`` section says.
 
     ``full_model``: the norm over all parameters together (the original's); ``norm``: of each
     parameter; ``value``: each element.
     """
-    c = cfg.SOLVER.CLIP_GRADIENTS
-    if not c.ENABLED:
-        return
     parameters = [p for p in model.parameters() if p.grad is not None]
     if c.CLIP_TYPE == "full_model":
         torch.nn.utils.clip_grad_norm_(parameters, c.CLIP_VALUE, norm_type=c.NORM_TYPE)
