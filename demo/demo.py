@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import sys
@@ -19,14 +20,14 @@ import numpy as np
 from inputs import UserError, find_images, picture_paths, video_path
 from tqdm import tqdm
 
-from onenet.cli import ENGINES
-from onenet.engine.config import load_cfg
-from onenet.engine.predictor import Predictor
+from onenet.cli import add_engine_flag, choose_engine
 from onenet.engine.transforms import read_image
 from onenet.structures import Detections
 from onenet.visualize import draw_boxes, enlargement
 
 PROGRAM = "demo.py"
+# RGB image (H, W, 3) uint8 to its detections; has class_names.
+Predictor = Any
 ESCAPE = 27
 
 
@@ -57,12 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SCORE",
         help="least score of a detection that is drawn or written (default: %(default)s)",
     )
-    parser.add_argument(
-        "--engine",
-        choices=ENGINES,
-        default="auto",
-        help="lightning: the embedded engine, the only one so far and what auto takes",
-    )
+    add_engine_flag(parser)
     parser.add_argument(
         "--opts",
         nargs=argparse.REMAINDER,
@@ -223,7 +219,10 @@ def open_writer(target: Path, fps: float, picture: np.ndarray) -> cv2.VideoWrite
 
 def load_predictor(args: argparse.Namespace) -> Predictor:
     try:
-        return Predictor(load_cfg(args.config_file, args.opts))
+        package, why = choose_engine(args.engine)
+        print(f"Engine: {package} ({why})", file=sys.stderr)
+        module = importlib.import_module(f"{package}.predictor")
+        return module.build_predictor(args.config_file, args.opts)
     except ValueError as error:  # a wrong config or checkpoint
         raise UserError(str(error)) from error
 

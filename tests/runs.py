@@ -121,7 +121,8 @@ def unchanged_process() -> Iterator[None]:
 def train(config: Path, *words: Any) -> dict[str, float] | None:
     """Run train_net.py's program in this process; ``words`` are flags, then overrides."""
     with unchanged_process():
-        return run(training_parser().parse_args(["--config-file", str(config), *map(str, words)]))
+        args = training_parser().parse_args(["--config-file", str(config), *map(str, words)])
+        return run(args, "a test")
 
 
 def start(config: Path, *words: Any, program: tuple[str, ...] = (), **env: str) -> subprocess.Popen:

@@ -15,7 +15,7 @@ import torch
 from runs import TRAIN_NET, edit_json, finish, start, train, unchanged_process, write_config
 
 from onenet.checkpoint import save_checkpoint
-from onenet.cli import ENGINES, load_engine, training_parser
+from onenet.cli import ENGINES, choose_engine, training_parser
 from onenet.engine import main
 from onenet.engine.config import load_cfg
 
@@ -77,7 +77,7 @@ def test_wrong_flags_are_refused(words, told, capsys):
 
 def test_unknown_engine_is_refused_with_the_choices():
     with pytest.raises(ValueError, match=f"one of {', '.join(ENGINES)}, got 'other'"):
-        load_engine("other")
+        choose_engine("other")
 
 
 def test_missing_config_file(tmp_path, capsys):
@@ -236,5 +236,5 @@ def test_rank_of_another_process_does_not_print_what_all_find(config, capsys, mo
     with unchanged_process():
         os.environ["LOCAL_RANK"] = "1"
         with pytest.raises(SystemExit) as stop:
-            main.run(arguments(config, opts=["NO.SUCH", "KEY"]))
+            main.run(arguments(config, opts=["NO.SUCH", "KEY"]), "a test")
     assert stop.value.code == 2 and capsys.readouterr().err == ""

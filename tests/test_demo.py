@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import load_script
 
+from onenet.engine import predictor
 from onenet.structures import Detections
 
 demo = load_script("demo/demo.py")
@@ -36,8 +37,8 @@ class BrightPart:
 
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch):
-    monkeypatch.setattr(demo, "Predictor", BrightPart)
-    monkeypatch.setattr(demo, "load_cfg", lambda file, opts: (file, opts))
+    monkeypatch.setattr(predictor, "build_predictor", lambda *both: BrightPart(both))
+    monkeypatch.setattr(demo, "choose_engine", lambda name: ("onenet.engine", name))
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
 
@@ -189,7 +190,9 @@ def test_threshold(tmp_path, threshold, count):
 
 def test_config_and_overrides_reach_the_model(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(demo, "load_cfg", lambda *both: seen.append(both))
+    monkeypatch.setattr(
+        predictor, "build_predictor", lambda *both: seen.append(both) or BrightPart(both)
+    )
     source = write_image(tmp_path / "a.png")
     run("--input", source, "--output", tmp_path / "o", "--opts", "MODEL.WEIGHTS", "m.pth")
     assert seen == [("c.yaml", ["MODEL.WEIGHTS", "m.pth"])]
@@ -300,10 +303,10 @@ def test_wrong_outputs(tmp_path, capsys):
 
 @pytest.mark.parametrize("kind", [ValueError, FileNotFoundError])
 def test_what_the_model_says_is_one_line(tmp_path, monkeypatch, capsys, kind):
-    def refuse(cfg):
+    def refuse(file, opts):
         raise kind("MODEL.WEIGHTS is empty: give a checkpoint")
 
-    monkeypatch.setattr(demo, "Predictor", refuse)
+    monkeypatch.setattr(predictor, "build_predictor", refuse)
     source = write_image(tmp_path / "a.png")
     assert "MODEL.WEIGHTS is empty" in fails(capsys, "--input", source, "--output", tmp_path / "o")
 

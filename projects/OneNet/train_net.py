@@ -1,12 +1,21 @@
 #!/usr/bin/env python3
 """Train or evaluate OneNet; see ``--help``."""
 
-from onenet.cli import load_engine, training_parser
+import importlib
+import sys
+
+from onenet.cli import choose_engine, training_parser
+from onenet.yaml_files import ConfigError
 
 
 def main() -> None:
     args = training_parser().parse_args()
-    load_engine(args.engine).run(args)
+    try:
+        package, why = choose_engine(args.engine)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    importlib.import_module(f"{package}.main").run(args, why)
 
 
 if __name__ == "__main__":

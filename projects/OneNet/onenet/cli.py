@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from types import ModuleType
+import importlib.util
 
-ENGINES = ("auto", "lightning")
+import torch
+
+from .yaml_files import ConfigError
+
+ENGINES = ("auto", "detectron2", "lightning")
+DETECTRON2, EMBEDDED = "onenet.d2", "onenet.engine"
 
 
 def training_parser() -> argparse.ArgumentParser:
@@ -59,12 +64,7 @@ examples:
         metavar="URL",
         help="where the processes meet, tcp://HOST:PORT (default: auto, on one machine)",
     )
-    parser.add_argument(
-        "--engine",
-        choices=ENGINES,
-        default="auto",
-        help="lightning: the embedded engine, the only one so far and what auto takes",
-    )
+    add_engine_flag(parser)
     parser.add_argument(
         "opts",
         nargs=argparse.REMAINDER,
@@ -74,18 +74,54 @@ examples:
     return parser
 
 
+def add_engine_flag(parser: argparse.ArgumentParser) -> None:
+    """``--engine``, for every program that runs a model."""
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="auto",
+        help="detectron2, or lightning, which is embedded; auto (default): Detectron2 where it "
+        "is installed",
+    )
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text}")
     return int(text)
 
 
-def load_engine(name: str) -> ModuleType:
-    """The module of an engine, whose ``run(args)`` trains or evaluates.
+def choose_engine(name: str) -> tuple[str, str]:
+    """The package of an engine, and why it was chosen, for the log.
+
+    An engine's package has ``main.run(args, why)``, which trains or evaluates, and
+    ``predictor.build_predictor(config_file, opts)``.
 
     Args:
-        name: of ``ENGINES``.
+        name: of ``ENGINES``; ``auto`` takes Detectron2 where it can be imported.
+
+    Raises:
+        ConfigError: Detectron2 is asked for, and cannot be imported.
     """
     if name not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
-    return importlib.import_module("onenet.engine.main")
+    if name == "lightning":
+        return EMBEDDED, "--engine lightning"
+    if importlib.util.find_spec("detectron2") is None:
+        trouble = "Detectron2 is not installed"
+    else:
+        try:
+            importlib.import_module(DETECTRON2)
+        except (ImportError, OSError, RuntimeError) as error:
+            # A build for another torch fails with OSError or RuntimeError.
+            trouble = f"Detectron2 is installed but cannot be imported ({error})"
+        else:
+            version = importlib.import_module("detectron2").__version__
+            return DETECTRON2, f"Detectron2 {version} is installed"
+    if name == "auto":
+        return EMBEDDED, trouble
+    raise ConfigError(
+        f"--engine detectron2: {trouble}. Build it against torch {torch.__version__} by its "
+        "INSTALL.md (README.md names the tested commit), or leave --engine out: the embedded "
+        "engine takes the same config and weights"
+    )

@@ -39,8 +39,11 @@ logger = logging.getLogger(__name__)
 PATIENCE = 3.0  # seconds in which the first process may report what fails everywhere
 
 
-def run(args: argparse.Namespace) -> dict[str, float] | None:
+def run(args: argparse.Namespace, why: str) -> dict[str, float] | None:
     """Train or evaluate as the command line says (:func:`onenet.cli.training_parser`).
+
+    Args:
+        why: this engine was chosen; for the log.
 
     Returns:
         On rank 0 the metrics of the last evaluation, if there was one.
@@ -50,7 +53,7 @@ def run(args: argparse.Namespace) -> dict[str, float] | None:
             weights are at fault; 1 where training diverged; 130 after Ctrl-C.
     """
     try:
-        return _run(args)
+        return _run(args, why)
     except (ConfigError, DatasetError, CheckpointError) as error:
         _exit(error, 2)
     except NonFiniteError as error:
@@ -80,7 +83,7 @@ def _end_children(fabric: Fabric) -> None:
         process.kill()
 
 
-def _run(args: argparse.Namespace) -> dict[str, float] | None:
+def _run(args: argparse.Namespace, why: str) -> dict[str, float] | None:
     _silence()
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     setup_logging(None, rank=local_rank)
@@ -104,7 +107,7 @@ def _run(args: argparse.Namespace) -> dict[str, float] | None:
             locate_weights(cfg.MODEL.WEIGHTS)
     fabric = launch(cfg, args)
     try:
-        return _work(cfg, args, fabric, train_sets, test_sets)
+        return _work(cfg, args, why, fabric, train_sets, test_sets)
     except BaseException:
         _end_children(fabric)
         raise
@@ -113,6 +116,7 @@ def _run(args: argparse.Namespace) -> dict[str, float] | None:
 def _work(
     cfg: Any,
     args: argparse.Namespace,
+    why: str,
     fabric: Fabric,
     train_sets: list[CocoDetection],
     test_sets: list[CocoDetection],
@@ -123,7 +127,8 @@ def _work(
     except OSError as error:
         raise ConfigError(f"OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be written: {error}") from error
     logger.info(
-        "Embedded engine (Lightning): %d process%s on %s, torch %s",
+        "Embedded engine (%s): %d process%s on %s, torch %s",
+        why,
         fabric.world_size,
         "es" * (fabric.world_size > 1),
         torch.cuda.get_device_name() if fabric.device.type == "cuda" else "the CPU",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,15 @@ from onenet.datasets import DatasetError, find_dataset
 from onenet.inference import to_image
 from onenet.structures import Detections
 
+from .config import load_cfg
 from .data import build_test_transform
 from .datasets import CocoDetection
 from .detector import build_detector, choose_device
+
+
+def build_predictor(config_file: str, opts: Sequence[str] = ()) -> Predictor:
+    """The predictor of a config file with overrides, ``KEY VALUE …``."""
+    return Predictor(load_cfg(config_file, opts))
 
 
 class Predictor:

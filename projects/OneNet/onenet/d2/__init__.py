@@ -1,0 +1,21 @@
+"""OneNet for Detectron2: importing this registers meta-architecture, heads and matchers.
+
+``MODEL.META_ARCHITECTURE: "OneNet"`` then works in Detectron2's own tools, once
+``add_onenet_config(cfg)`` has added the keys.
+"""
+
+from ..config import HEAD_REGISTRY, MATCHER_REGISTRY, add_onenet_config
+from .dataset_mapper import OneNetDatasetMapper
+from .datasets import register_datasets
+from .meta_arch import OneNet
+from .trainer import Trainer
+
+__all__ = [
+    "HEAD_REGISTRY",
+    "MATCHER_REGISTRY",
+    "OneNet",
+    "OneNetDatasetMapper",
+    "Trainer",
+    "add_onenet_config",
+    "register_datasets",
+]

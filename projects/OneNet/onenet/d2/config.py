@@ -1,0 +1,51 @@
+"""A Detectron2 config with OneNet's keys, from a file that is never executed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.config import get_cfg as detectron2_cfg
+
+from ..config import add_onenet_config
+from ..yaml_files import ConfigError, read_with_bases
+
+logger = logging.getLogger(__name__)
+
+
+def get_cfg() -> CfgNode:
+    """Detectron2's defaults and ``MODEL.OneNet``."""
+    cfg = detectron2_cfg()
+    add_onenet_config(cfg)
+    return cfg
+
+
+def load_cfg(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
+    """Defaults, then the file with its bases, then the overrides; not frozen.
+
+    ``MODEL.DEVICE`` becomes the CPU, with a line in the log, where CUDA is asked for in vain.
+
+    Raises:
+        ConfigError: says which file and key is wrong.
+    """
+    cfg = get_cfg()
+    source = str(config_file)
+    try:
+        for path, values in read_with_bases(Path(config_file).expanduser()):
+            source = str(path)
+            cfg.merge_from_other_cfg(CfgNode(values))
+        source = "command line"
+        cfg.merge_from_list(list(opts))
+    except ConfigError:
+        raise
+    except (KeyError, ValueError, AssertionError) as error:
+        raise ConfigError(f"{source}: {error.args[0] if error.args else error}") from error
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        logger.info(
+            "MODEL.DEVICE is %s, but there is no CUDA: running on the CPU", cfg.MODEL.DEVICE
+        )
+        cfg.MODEL.DEVICE = "cpu"
+    return cfg

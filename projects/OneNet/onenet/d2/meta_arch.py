@@ -1,0 +1,113 @@
+"""The detector as a Detectron2 meta-architecture: its formats in and out, the core in between."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.config import configurable
+from detectron2.data.detection_utils import convert_image_to_rgb
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import get_event_storage
+from detectron2.utils.visualizer import Visualizer
+from torch import Tensor
+
+from .. import model as core
+from ..config import model_options
+from ..inference import to_image
+from ..structures import Detections, Targets
+
+_DRAWN = 20  # predicted boxes on a training picture
+
+
+@META_ARCH_REGISTRY.register()
+class OneNet(core.OneNet):
+    """OneNet on Detectron2's backbones, fed with its dicts.
+
+    Args:
+        input_format: "RGB" or "BGR", the channels' order in the images.
+        vis_period: iterations between pictures of training; 0: none.
+        options: of :class:`onenet.model.OneNet`.
+    """
+
+    @configurable
+    def __init__(self, *, input_format: str = "RGB", vis_period: int = 0, **options: Any) -> None:
+        super().__init__(**options)
+        self.input_format = input_format
+        self.vis_period = vis_period
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> dict[str, Any]:
+        backbone = build_backbone(cfg)
+        return {
+            **model_options(cfg, backbone, backbone.output_shape()),
+            "input_format": cfg.INPUT.FORMAT,
+            "vis_period": cfg.VIS_PERIOD,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is; Detectron2's tools ask for it."""
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Losses in training, detections otherwise.
+
+        Args:
+            batched_inputs: dicts of a dataset mapper: ``image`` (3, H, W) uint8 or float;
+                ``instances`` with ``gt_boxes`` and ``gt_classes`` in training; ``height`` and
+                ``width`` that the detections shall be scaled to, the image's own by default.
+
+        Returns:
+            A dict of losses, or a dict a image with ``instances``: ``pred_boxes``, ``scores`` and
+            ``pred_classes``, clipped to the image, best first.
+        """
+        images = [inputs["image"] for inputs in batched_inputs]
+        if not self.training:
+            found = super().forward(images)
+            return [
+                {"instances": _to_instances(detections, inputs)}
+                for detections, inputs in zip(found, batched_inputs, strict=True)
+            ]
+        targets = [_to_targets(inputs) for inputs in batched_inputs]
+        if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
+            self.visualize_training(batched_inputs)
+        return super().forward(images, targets)
+
+    @torch.no_grad()
+    def visualize_training(self, batched_inputs: list[dict[str, Any]]) -> None:
+        """Put a picture of the first image into the event storage: truth left, best boxes right."""
+        self.eval()
+        try:
+            found = super().forward([batched_inputs[0]["image"]])[0]
+        finally:
+            self.train()
+        image = convert_image_to_rgb(batched_inputs[0]["image"].permute(1, 2, 0), self.input_format)
+        truth = Visualizer(image).overlay_instances(boxes=batched_inputs[0]["instances"].gt_boxes)
+        size = tuple(batched_inputs[0]["image"].shape[-2:])
+        best = to_image(found, size, size).boxes[:_DRAWN].cpu().numpy()
+        predicted = Visualizer(image).overlay_instances(boxes=best)
+        pictures = [torch.from_numpy(p.get_image().copy()) for p in (truth, predicted)]
+        name = f"Left: GT bounding boxes; Right: {_DRAWN} Highest Scoring Results"
+        get_event_storage().put_image(name, torch.cat(pictures, dim=1).permute(2, 0, 1))
+
+
+def _to_targets(inputs: dict[str, Any]) -> Targets:
+    if "instances" not in inputs:
+        raise ValueError("training needs 'instances' in every input: use OneNetDatasetMapper")
+    instances = inputs["instances"]
+    return Targets(instances.gt_boxes.tensor, instances.gt_classes, tuple(instances.image_size))
+
+
+def _to_instances(detections: Detections, inputs: dict[str, Any]) -> Instances:
+    image: Tensor = inputs["image"]
+    size = tuple(image.shape[-2:])
+    output_size = (inputs.get("height", size[0]), inputs.get("width", size[1]))
+    detections = to_image(detections, size, output_size)
+    return Instances(
+        output_size,
+        pred_boxes=Boxes(detections.boxes),
+        scores=detections.scores,
+        pred_classes=detections.labels,
+    )
