@@ -36,6 +36,14 @@ class CheckpointError(ValueError):
     """A weights file that is missing, unsafe, broken, or of another model."""
 
 
+def torchvision_model(weights: str) -> str | None:
+    """``resnet50`` and the like where ``MODEL.WEIGHTS`` is an address of its ImageNet weights."""
+    if match := _TORCHVISION.match(weights):
+        return match["model"]
+    match = _DETECTRON2.match(weights)
+    return match and f"resnet{match['depth']}"
+
+
 def locate_weights(weights: str) -> Path:
     """The file behind ``MODEL.WEIGHTS``; torchvision's ImageNet weights are fetched if need be.
 
@@ -47,10 +55,8 @@ def locate_weights(weights: str) -> Path:
     Raises:
         CheckpointError: no such file, an address of another kind, or no network.
     """
-    if match := _TORCHVISION.match(weights):
-        return _torchvision_file(match["model"])
-    if match := _DETECTRON2.match(weights):
-        return _torchvision_file(f"resnet{match['depth']}")
+    if model := torchvision_model(weights):
+        return _torchvision_file(model)
     if "://" in weights:
         raise CheckpointError(
             f"MODEL.WEIGHTS {weights}: unknown address. Known are torchvision://resnet18, 34, 50, "

@@ -12,11 +12,15 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 
-def build_optimizer(cfg: Any, model: nn.Module) -> Optimizer:
+def build_optimizer(cfg: Any, model: nn.Module, *, fused: bool = False) -> Optimizer:
     """AdamW or SGD on the trainable parameters; the backbone's rate has a multiplier.
 
     Every parameter, biases and norms included, decays by ``WEIGHT_DECAY`` as in the original.
     Gradients are clipped as ``SOLVER.CLIP_GRADIENTS`` says before every step.
+
+    Args:
+        fused: one kernel for the whole step. Not with a gradient scaler, which leaves its scale
+            in the gradients of a fused optimiser, where clipping would see it.
     """
     backbone, rest = [], []
     for name, parameter in model.named_parameters():
@@ -29,9 +33,11 @@ def build_optimizer(cfg: Any, model: nn.Module) -> Optimizer:
     ]
     groups = [group for group in groups if group["params"]]
     if s.OPTIMIZER == "SGD":
-        optimizer: Optimizer = SGD(groups, momentum=s.MOMENTUM, weight_decay=s.WEIGHT_DECAY)
+        optimizer: Optimizer = SGD(
+            groups, momentum=s.MOMENTUM, weight_decay=s.WEIGHT_DECAY, fused=fused
+        )
     elif s.OPTIMIZER == "ADAMW":
-        optimizer = AdamW(groups, weight_decay=s.WEIGHT_DECAY)
+        optimizer = AdamW(groups, weight_decay=s.WEIGHT_DECAY, fused=fused)
     else:
         raise ValueError(f"SOLVER.OPTIMIZER must be ADAMW or SGD, got {s.OPTIMIZER!r}")
     if s.CLIP_GRADIENTS.ENABLED:

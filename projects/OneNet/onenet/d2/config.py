@@ -17,9 +17,10 @@ logger = logging.getLogger(__name__)
 
 
 def get_cfg() -> CfgNode:
-    """Detectron2's defaults and ``MODEL.OneNet``."""
+    """Detectron2's defaults and ``MODEL.OneNet``, which is the meta-architecture."""
     cfg = detectron2_cfg()
     add_onenet_config(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "OneNet"
     return cfg
 
 
@@ -41,8 +42,14 @@ def load_cfg(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
         cfg.merge_from_list(list(opts))
     except ConfigError:
         raise
-    except (KeyError, ValueError, AssertionError) as error:
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+        # yacs has no error of its own: what it finds wrong in a key or value comes as any of them.
         raise ConfigError(f"{source}: {error.args[0] if error.args else error}") from error
+    if cfg.VERSION != get_cfg().VERSION:
+        raise ConfigError(
+            f"{config_file}: VERSION is {cfg.VERSION}; expected {get_cfg().VERSION}, the version "
+            "of Detectron2's config format"
+        )
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.info(
             "MODEL.DEVICE is %s, but there is no CUDA: running on the CPU", cfg.MODEL.DEVICE

@@ -10,6 +10,10 @@ import torch
 from detectron2.config import configurable
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from ..datasets import DatasetError
 
 PRE_CROP_SIZES = [400, 500, 600]
 
@@ -59,10 +63,15 @@ class OneNetDatasetMapper:
         }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """The input of the model for an image of the data set; the dict given is not changed."""
+        """The input of the model for an image of the data set; the dict given is not changed.
+
+        Crowd regions are left out, as are boxes without a finite, positive size.
+
+        Raises:
+            DatasetError: the image is missing, cannot be decoded, or has another size than said.
+        """
         inputs = copy.deepcopy(dataset_dict)
-        image = utils.read_image(inputs["file_name"], format=self.image_format)
-        utils.check_image_size(inputs, image)
+        image = self._read(inputs)
         crop = self.crop if self.crop and np.random.rand() < 0.5 else []
         aug_input = T.AugInput(image)
         transforms = T.AugmentationList([*self.flip, *crop, *self.resize])(aug_input)
@@ -78,9 +87,33 @@ class OneNetDatasetMapper:
                     size,
                 )
                 for a in annotations
-                if not a.get("iscrowd", 0)
+                if not a.get("iscrowd", 0) and _has_size(a)
             ]
             inputs["instances"] = utils.filter_empty_instances(
                 utils.annotations_to_instances(boxes, size)
             )
         return inputs
+
+    def _read(self, inputs: dict[str, Any]) -> np.ndarray:
+        file = inputs["file_name"]
+        try:
+            image = utils.read_image(file, format=self.image_format)
+            utils.check_image_size(inputs, image)
+        except FileNotFoundError as error:
+            raise DatasetError(
+                f"Image {file!r} does not exist; check the image folder of the data set and the "
+                "file_name entries of its JSON."
+            ) from error
+        except utils.SizeMismatchError as error:
+            raise DatasetError(str(error)) from error
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            # SyntaxError is how Pillow reports some broken PNG files.
+            raise DatasetError(f"Image {file!r} cannot be read: {error}") from error
+        return image
+
+
+def _has_size(annotation: dict[str, Any]) -> bool:
+    """Whether a box has a finite, positive size; Detectron2 would turn a negative one round."""
+    box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+    x1, y1, x2, y2 = box
+    return bool(np.isfinite(box).all() and x2 > x1 and y2 > y1)

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup, launch
+from detectron2.evaluation import verify_results
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
+from torch.multiprocessing import ProcessExitedException
 
-from ..checkpoint import CheckpointError, load_weights
+from ..checkpoint import CheckpointError, find_last_checkpoint
 from ..datasets import DatasetError
 from ..yaml_files import ConfigError
 from .config import load_cfg
-from .datasets import check_classes, register_datasets
-from .trainer import Trainer
+from .datasets import check_classes, check_same_classes, register_datasets
+from .trainer import Trainer, share_log
+from .weights import fetch_weights, load_weights
 
-_USERS = (ConfigError, DatasetError, CheckpointError)
+logger = logging.getLogger("onenet")
 
 
 def run(args: argparse.Namespace, why: str) -> None:
@@ -28,11 +36,19 @@ def run(args: argparse.Namespace, why: str) -> None:
         why: this engine was chosen; for the log.
 
     Raises:
-        SystemExit: 2, after one line, where the user's files or values are at fault.
+        SystemExit: 2, after one line that says what to mend, where the user's files, values or
+            weights are at fault; 1 where training diverged, or where TEST.EXPECTED_RESULTS are
+            missed; 130 after Ctrl-C.
     """
-    try:
+    with _exit_codes():
+        if not logger.handlers:  # until Detectron2's log is set up
+            logger.addHandler(logging.StreamHandler(sys.stdout))
+            logger.setLevel(logging.INFO)
         cfg = load_cfg(args.config_file, args.opts)
         prepare(cfg, args)
+        last = find_last_checkpoint(Path(cfg.OUTPUT_DIR)) if args.resume else None
+        if cfg.MODEL.WEIGHTS and (last is None or args.eval_only):
+            fetch_weights(cfg.MODEL.WEIGHTS)  # once, not by every process
         cfg.freeze()
         launch(
             work,
@@ -42,39 +58,103 @@ def run(args: argparse.Namespace, why: str) -> None:
             dist_url=args.dist_url,
             args=(cfg, args, why),
         )
-    except _USERS as error:
-        print(f"error: {error}", file=sys.stderr)
+
+
+@contextmanager
+def _exit_codes() -> Iterator[None]:
+    try:
+        yield
+    except (ConfigError, DatasetError, CheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from error
+    except FloatingPointError as error:  # NonFiniteError, and Detectron2's own
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from error
+    except ProcessExitedException as error:  # which has told why
+        raise SystemExit(error.exit_code or 1) from error
+    except KeyboardInterrupt as error:
+        print("interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        raise SystemExit(130) from error
 
 
 def prepare(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Make the data sets known, and refuse what cannot work; for every process.
 
     Raises:
-        ConfigError: several processes without CUDA, which Detectron2 cannot start.
+        ConfigError: values that Detectron2 cannot honour here.
         DatasetError: missing data, or another number of classes.
     """
-    if args.num_gpus * args.num_machines > 1 and cfg.MODEL.DEVICE == "cpu":
+    _check_processes(cfg, args)
+    for key, registry, name in (
+        ("MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE),
+        ("MODEL.BACKBONE.NAME", BACKBONE_REGISTRY, cfg.MODEL.BACKBONE.NAME),
+    ):
+        if name not in registry:
+            choices = ", ".join(choice for choice, _ in registry)
+            raise ConfigError(f"{key} must be one of {choices}, got {name!r}")
+    train_sets = () if args.eval_only else tuple(cfg.DATASETS.TRAIN)
+    test_sets = tuple(cfg.DATASETS.TEST)
+    if args.eval_only and not test_sets:
+        raise ConfigError("DATASETS.TEST is empty: name what to evaluate on")
+    if not args.eval_only and not train_sets:
+        raise ConfigError("DATASETS.TRAIN is empty: name what to train on")
+    register_datasets((*train_sets, *test_sets))
+    check_classes((*train_sets, *test_sets), cfg.MODEL.OneNet.NUM_CLASSES)
+    if train_sets:
+        check_same_classes(train_sets)
+
+
+def _check_processes(cfg: CfgNode, args: argparse.Namespace) -> None:
+    processes = args.num_gpus * args.num_machines
+    if processes > 1 and cfg.MODEL.DEVICE == "cpu":
         raise ConfigError(
             f"--num-gpus {args.num_gpus}: Detectron2 runs several processes on CUDA only; "
             "--engine lightning does on the CPU, too"
         )
-    names = list(cfg.DATASETS.TEST) + ([] if args.eval_only else list(cfg.DATASETS.TRAIN))
-    register_datasets(names)
-    check_classes(names, cfg.MODEL.OneNet.NUM_CLASSES)
+    if processes > 1 and args.num_gpus > torch.cuda.device_count():
+        raise ConfigError(
+            f"--num-gpus {args.num_gpus}: this machine has {torch.cuda.device_count()} CUDA "
+            "device(s)"
+        )
+    if args.num_machines > 1 and args.dist_url == "auto":
+        raise ConfigError(
+            "--dist-url auto works on one machine; for several give tcp://HOST:PORT of the "
+            "first one on each"
+        )
+    if args.eval_only:
+        return
+    if cfg.SOLVER.IMS_PER_BATCH % processes:
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {processes} processes "
+            "cannot share evenly: give a multiple"
+        )
+    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
+        raise ConfigError(
+            "SOLVER.AMP.ENABLED: Detectron2 trains with it on CUDA only; --engine lightning does "
+            "on the CPU, too"
+        )
 
 
 def work(cfg: CfgNode, args: argparse.Namespace, why: str) -> Any:
     """What every process does: evaluate, or train; returns the metrics."""
-    prepare(cfg, args)
-    default_setup(cfg, args)
-    logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="onenet")
-    logger.info("Detectron2's engine: %s", why)
-    if not args.eval_only:
-        trainer = Trainer(cfg)
-        trainer.resume_or_load(resume=args.resume)
-        return trainer.train()
-    model = Trainer.build_model(cfg)
-    if cfg.MODEL.WEIGHTS:
-        load_weights(model, cfg.MODEL.WEIGHTS, detector=True)
-    return Trainer.test(cfg, model)
+    with _exit_codes():
+        prepare(cfg, args)
+        try:
+            default_setup(cfg, args)
+        except OSError as error:
+            raise ConfigError(f"OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be written: {error}") from error
+        share_log()
+        logger.info("Detectron2's engine (%s), torch %s", why, torch.__version__)
+        if not args.eval_only:
+            trainer = Trainer(cfg)
+            trainer.resume_or_load(resume=args.resume)
+            return trainer.train()
+        model = Trainer.build_model(cfg)
+        if cfg.MODEL.WEIGHTS:
+            load_weights(model, cfg.MODEL.WEIGHTS, detector=True)
+        else:
+            logger.warning("MODEL.WEIGHTS is empty: evaluating a model with random weights")
+        metrics = Trainer.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, metrics)
+        return metrics

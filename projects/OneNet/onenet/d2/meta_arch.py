@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,15 +12,17 @@ from detectron2.config import configurable
 from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import get_event_storage
+from detectron2.utils.events import get_event_storage, has_event_storage
 from detectron2.utils.visualizer import Visualizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import model as core
 from ..config import model_options
 from ..inference import to_image
+from ..matcher import NonFiniteError
 from ..structures import Detections, Targets
 
+_DIVISIBILITY = 32  # px, of the paper's backbones
 _DRAWN = 20  # predicted boxes on a training picture
 
 
@@ -42,6 +47,8 @@ class OneNet(core.OneNet):
         backbone = build_backbone(cfg)
         return {
             **model_options(cfg, backbone, backbone.output_shape()),
+            # A plain ResNet says 0: it asks for nothing.
+            "size_divisibility": math.lcm(_DIVISIBILITY, backbone.size_divisibility or 1),
             "input_format": cfg.INPUT.FORMAT,
             "vis_period": cfg.VIS_PERIOD,
         }
@@ -62,6 +69,11 @@ class OneNet(core.OneNet):
         Returns:
             A dict of losses, or a dict a image with ``instances``: ``pred_boxes``, ``scores`` and
             ``pred_classes``, clipped to the image, best first.
+
+        Raises:
+            ValueError: training without ``instances``; names the image.
+            NonFiniteError: a cost or loss is NaN or infinite; names it, the iteration and the
+                images.
         """
         images = [inputs["image"] for inputs in batched_inputs]
         if not self.training:
@@ -73,16 +85,22 @@ class OneNet(core.OneNet):
         targets = [_to_targets(inputs) for inputs in batched_inputs]
         if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
             self.visualize_training(batched_inputs)
-        return super().forward(images, targets)
+        try:
+            losses = super().forward(images, targets)
+        except NonFiniteError as error:
+            raise NonFiniteError(_explain(str(error), batched_inputs)) from error
+        # One look at the device for all: Detectron2's trainer takes another after this.
+        values = torch.stack([loss.detach() for loss in losses.values()]).tolist()
+        wrong = [f"{k} = {v}" for k, v in zip(losses, values, strict=True) if not math.isfinite(v)]
+        if wrong:
+            raise NonFiniteError(_explain(", ".join(wrong), batched_inputs))
+        return losses
 
     @torch.no_grad()
     def visualize_training(self, batched_inputs: list[dict[str, Any]]) -> None:
         """Put a picture of the first image into the event storage: truth left, best boxes right."""
-        self.eval()
-        try:
+        with _evaluating(self):
             found = super().forward([batched_inputs[0]["image"]])[0]
-        finally:
-            self.train()
         image = convert_image_to_rgb(batched_inputs[0]["image"].permute(1, 2, 0), self.input_format)
         truth = Visualizer(image).overlay_instances(boxes=batched_inputs[0]["instances"].gt_boxes)
         size = tuple(batched_inputs[0]["image"].shape[-2:])
@@ -93,9 +111,38 @@ class OneNet(core.OneNet):
         get_event_storage().put_image(name, torch.cat(pictures, dim=1).permute(2, 0, 1))
 
 
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; then every module is as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _explain(what: str, batched_inputs: list[dict[str, Any]]) -> str:
+    iteration = f"iteration {get_event_storage().iter + 1}: " if has_event_storage() else ""
+    files = ", ".join(map(_name, batched_inputs))
+    return (
+        f"{iteration}{what}, on {files}. Training stopped; the last checkpoint is as it was. "
+        "A lower SOLVER.BASE_LR, a longer SOLVER.WARMUP_ITERS or SOLVER.CLIP_GRADIENTS.ENABLED "
+        "True (CLIP_TYPE full_model) is the usual cure"
+    )
+
+
+def _name(inputs: dict[str, Any]) -> str:
+    return str(inputs.get("file_name", "an image without file_name"))
+
+
 def _to_targets(inputs: dict[str, Any]) -> Targets:
     if "instances" not in inputs:
-        raise ValueError("training needs 'instances' in every input: use OneNetDatasetMapper")
+        raise ValueError(
+            "training needs 'instances' in every input, as OneNetDatasetMapper gives them; "
+            f"missing for {_name(inputs)}"
+        )
     instances = inputs["instances"]
     return Targets(instances.gt_boxes.tensor, instances.gt_classes, tuple(instances.image_size))
 

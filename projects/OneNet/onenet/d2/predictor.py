@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 
-from ..checkpoint import CheckpointError, load_weights
+from ..checkpoint import CheckpointError
+from ..datasets import DatasetError
 from ..structures import Detections
 from .config import load_cfg
+from .datasets import class_names, register_datasets
+from .weights import load_weights
 
 
 def build_predictor(config_file: str, opts: Sequence[str] = ()) -> Predictor:
@@ -28,8 +30,8 @@ class Predictor:
         cfg: its ``MODEL.WEIGHTS`` must be a checkpoint of the whole detector.
 
     Attributes:
-        class_names: from the checkpoint, else from the metadata of a test set, else ``class 0``,
-            ``class 1`` ….
+        class_names: from the checkpoint, else from the data set in ``DATASETS.TEST`` if it is on
+            this machine, else ``class 0``, ``class 1`` ….
 
     Raises:
         CheckpointError: no weights, or not this model's.
@@ -72,7 +74,11 @@ class Predictor:
 def _names(cfg: Any) -> list[str]:
     count = cfg.MODEL.OneNet.NUM_CLASSES
     for name in cfg.DATASETS.TEST:
-        names = MetadataCatalog.get(name).get("thing_classes", [])
+        try:
+            register_datasets([name])
+            names = class_names(name)
+        except DatasetError:
+            continue
         if len(names) == count:
-            return list(names)
+            return names
     return [f"class {i}" for i in range(count)]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from pycocotools.coco import COCO
 
+from onenet.coco_json import read_coco_json
 from onenet.datasets import DatasetError, DatasetSource, check_num_classes
-
-from .coco_json import read_coco_json
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +62,10 @@ class CocoDetection:
 
     def __init__(self, source: DatasetSource, *, keep_empty: bool = True) -> None:
         self.source = source
-        coco = read_coco_json(source.json_file)
+        coco = COCO()
+        coco.dataset = read_coco_json(source.json_file)
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco.createIndex()
         self.category_ids: list[int] = sorted(coco.cats)
         self.class_names: list[str] = [coco.cats[i]["name"] for i in self.category_ids]
         label_of = {category: label for label, category in enumerate(self.category_ids)}

@@ -75,7 +75,7 @@ class Trainer:
         if last is None and cfg.MODEL.WEIGHTS:
             load_weights(self.model, cfg.MODEL.WEIGHTS, new_classes=True)
         self.model.to(fabric.device)
-        self.optimizer = build_optimizer(cfg, self.model)
+        self.optimizer = build_optimizer(cfg, self.model, fused=True)
         self.scheduler = build_scheduler(cfg, self.optimizer)
         self.iteration = 0
         if last is not None:
