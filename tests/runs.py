@@ -23,7 +23,14 @@ from onenet.engine.main import run
 
 ROOT = Path(__file__).parents[1]
 TRAIN_NET = ROOT / "projects" / "OneNet" / "train_net.py"
-LOGGERS = ("onenet", "lightning", "lightning.fabric", "lightning.pytorch")
+LOGGERS = (
+    "onenet",
+    "lightning",
+    "lightning.fabric",
+    "lightning.pytorch",
+    "detectron2",
+    "fvcore",
+)
 
 
 def tiny_values(data: Path, output: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pytest
 from conftest import load_script
 from pycocotools.coco import COCO
 
+drawing = load_script("tools/shapes.py")
 shapes = load_script("tools/make_shapes_dataset.py")
 SMALL = {"train": 6, "val": 3, "size": 64, "seed": 0}
 
@@ -78,7 +79,7 @@ def test_there_are_empty_and_crowded_images_and_all_classes():
         counts.append(len(drawn))
         labels.update(shape.label for shape in drawn)
     assert 1 <= counts.count(0) <= 15
-    assert 5 <= max(counts) <= shapes.MAX_OBJECTS
+    assert 5 <= max(counts) <= drawing.MAX_OBJECTS
     assert labels == set(range(len(shapes.CLASSES)))
 
 
@@ -102,7 +103,7 @@ def test_boxes_hold_what_is_painted():
             continue
         singles += 1
         rng = np.random.default_rng([0, 0, index])
-        background = np.round(shapes.draw_background(rng, 128)[0] * 255)
+        background = np.round(drawing.draw_background(rng, 128)[0] * 255)
         painted = (np.abs(image - background) > 0).any(axis=2)
         x, y, w, h = drawn[0].box
         rows, columns = np.flatnonzero(painted.any(1)), np.flatnonzero(painted.any(0))
@@ -119,7 +120,7 @@ def test_shapes_stay_recognisable():
         for k, shape in enumerate(drawn):
             top[shape.mask] = k
         for k, shape in enumerate(drawn):
-            assert (top == k).sum() >= shapes.MIN_VISIBLE * shape.area
+            assert (top == k).sum() >= drawing.MIN_VISIBLE * shape.area
 
 
 @pytest.mark.parametrize(
@@ -131,14 +132,14 @@ def test_shapes_stay_recognisable():
     ],
 )
 def test_coverage_has_the_area_of_the_shape(name, area):
-    covered, total = shapes.coverage(name, (32.0, 32.0), 40.0, 0.0, 64)
+    covered, total = drawing.coverage(name, (32.0, 32.0), 40.0, 0.0, 64)
     # fillPoly also fills the pixels, a quarter of ours wide, that the outline only touches.
     assert covered.sum() == pytest.approx(area * 40**2, rel=0.04)
     assert total == np.count_nonzero(covered >= 0.5)
 
 
 def test_coverage_of_a_square_is_exact():
-    covered, _ = shapes.coverage("square", (30.0, 20.0), 20.0, math.pi / 4, 64)
+    covered, _ = drawing.coverage("square", (30.0, 20.0), 20.0, math.pi / 4, 64)
     expected = np.zeros((64, 64))
     expected[10:30, 20:40] = 1
     assert np.abs(covered - expected).max() <= 0.3  # the outline is rounded to a quarter pixel
@@ -146,15 +147,15 @@ def test_coverage_of_a_square_is_exact():
 
 
 def test_a_shape_across_the_border_is_clipped():
-    covered, total = shapes.coverage("circle", (2.0, 32.0), 20.0, 0.0, 64)
+    covered, total = drawing.coverage("circle", (2.0, 32.0), 20.0, 0.0, 64)
     mask = covered >= 0.5
     assert np.count_nonzero(mask) < total
-    assert shapes.Shape(0, mask).box == (0, 22, 12, 20)
+    assert drawing.Shape(0, mask).box == (0, 22, 12, 20)
 
 
 def test_unknown_shape():
     with pytest.raises(ValueError, match="'blob'.*circle"):
-        shapes.outline("blob", 0.0)
+        drawing.outline("blob", 0.0)
 
 
 def run(*arguments):

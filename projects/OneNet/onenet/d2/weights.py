@@ -1,0 +1,39 @@
+"""``MODEL.WEIGHTS`` for Detectron2's users, who have addresses that only Detectron2 knows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.utils.file_io import PathManager
+from torch import nn
+
+from .. import checkpoint
+from ..checkpoint import CheckpointError
+
+
+def fetch_weights(weights: str) -> str:
+    """The local file behind ``MODEL.WEIGHTS``, fetched if need be.
+
+    Args:
+        weights: see :func:`onenet.checkpoint.locate_weights`; ``detectron2://``, ``https://`` and
+            whatever else Detectron2's ``PathManager`` knows, too.
+
+    Raises:
+        CheckpointError: no such file, an unknown address, or no network.
+    """
+    if "://" not in weights or checkpoint.torchvision_model(weights):
+        return str(checkpoint.locate_weights(weights))
+    try:
+        return str(checkpoint.locate_weights(PathManager.get_local_path(weights)))
+    except CheckpointError as error:  # PathManager takes what it does not know for a path
+        raise CheckpointError(f"MODEL.WEIGHTS {weights}: unknown address") from error
+    except Exception as error:  # every handler has errors of its own
+        raise CheckpointError(
+            f"MODEL.WEIGHTS {weights} could not be fetched ({error}). Download the file and give "
+            "its path, or train from scratch with MODEL.WEIGHTS ''"
+        ) from error
+
+
+def load_weights(model: nn.Module, weights: str, **options: Any) -> dict[str, Any]:
+    """:func:`onenet.checkpoint.load_weights` from anywhere that :func:`fetch_weights` reaches."""
+    return checkpoint.load_weights(model, fetch_weights(weights), **options)

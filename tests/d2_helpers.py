@@ -1,0 +1,115 @@
+"""What the tests of the Detectron2 engine share; import it after ``importorskip("detectron2")``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+from runs import unchanged_process
+
+from onenet.cli import training_parser
+from onenet.d2.config import load_cfg
+from onenet.d2.main import run
+from onenet.engine.config import load_cfg as load_embedded
+from onenet.engine.detector import build_detector
+from onenet.model import OneNet as EmbeddedOneNet
+from onenet.structures import Detections, Targets
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "projects" / "OneNet" / "configs"
+COCO_PICTURES = ROOT.parent / "shared" / "data" / "coco" / "val2017"
+
+_R18 = ["MODEL.OneNet.DECONV_CHANNEL", "[512, 32, 32, 32]", "MODEL.OneNet.NUM_CLASSES", "5"]
+_PYRAMID = [
+    "MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64",
+    "MODEL.FPN.OUT_CHANNELS", "32", "MODEL.OneNet.CONV_CHANNELS", "32",
+    "MODEL.OneNet.NUM_CONV", "2", "MODEL.OneNet.NUM_CLASSES", "5",
+]  # fmt: skip
+# A small model of every head: config file and overrides.
+SMALL = {
+    "plain": (CONFIGS / "onenet.res18.nodcn.yaml", _R18),
+    "dcn": (CONFIGS / "onenet.res18.dcn.yaml", _R18),
+    "fcos": (CONFIGS / "onenet.fcos.res50.yaml", _PYRAMID),
+    "retinanet": (CONFIGS / "onenet.retinanet.res50.yaml", _PYRAMID),
+}
+
+
+def embedded(name: str, *opts: str, seed: int = 0) -> EmbeddedOneNet:
+    """A model of ``SMALL`` on the embedded engine, its scores spread, batch norms as if trained."""
+    path, words = SMALL[name]
+    torch.manual_seed(seed)
+    cfg = load_embedded(path, [*words, "MODEL.DEVICE", "cpu", *opts])
+    model = build_detector(cfg)
+    with torch.no_grad():
+        model.head.cls_score.weight.normal_(std=0.2)
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(std=0.1)
+                module.running_var.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+def small_cfg(name: str, *opts: str) -> Any:
+    """The Detectron2 config of the same model."""
+    path, words = SMALL[name]
+    return load_cfg(path, [*words, "MODEL.DEVICE", "cpu", *opts])
+
+
+def pictures(shapes: Path, count: int = 3, short: int = 96) -> list[torch.Tensor]:
+    """(3, H, W) uint8 images of different sizes: COCO's where they are, else drawn ones."""
+    folder = COCO_PICTURES if COCO_PICTURES.is_dir() else shapes / "val"
+    files = sorted(p for p in folder.iterdir() if p.suffix in (".jpg", ".png"))[:count]
+    images = []
+    for i, file in enumerate(files):
+        image = Image.open(file).convert("RGB")
+        factor = (short + 17 * i) / min(image.size)
+        image = image.resize((round(image.width * factor), round(image.height * factor)))
+        images.append(torch.from_numpy(np.array(image).transpose(2, 0, 1).copy()))
+    return images
+
+
+def truth(image: torch.Tensor, count: int, seed: int = 0) -> Targets:
+    """``count`` boxes of random places, sizes and classes within an image."""
+    generator = torch.Generator().manual_seed(seed)
+    height, width = image.shape[-2:]
+    corners = torch.rand(count, 2, 2, generator=generator) * torch.tensor([width, height])
+    boxes = torch.cat((corners.amin(dim=1), corners.amax(dim=1) + 2), dim=1)
+    labels = torch.randint(5, (count,), generator=generator)
+    return Targets(boxes, labels, (height, width))
+
+
+def as_input(image: torch.Tensor, targets: Targets | None = None, **more: Any) -> dict[str, Any]:
+    """A dict as Detectron2's mappers make it."""
+    inputs = {"image": image, **more}
+    if targets is not None:
+        inputs["instances"] = Instances(
+            targets.image_size, gt_boxes=Boxes(targets.boxes), gt_classes=targets.labels
+        )
+    return inputs
+
+
+def as_detections(output: dict[str, Instances]) -> Detections:
+    found = output["instances"]
+    return Detections(found.pred_boxes.tensor, found.scores, found.pred_classes)
+
+
+def assert_same_detections(a: Detections, b: Detections, px: float = 1e-2) -> None:
+    """As sets: each has its like in the other, but for those with the very lowest score."""
+    assert len(a) == len(b) > 0
+    limit = max(a.scores.min(), b.scores.min()) + 1e-5
+    for one, other in ((a, b), (b, a)):
+        for box, score, label in zip(one.boxes, one.scores, one.labels, strict=True):
+            near = (other.boxes - box).abs().amax(dim=1) < px
+            near &= (other.scores - score).abs() < 1e-5
+            assert score < limit or (near & (other.labels == label)).any(), (box, score, label)
+
+
+def train_d2(config: Path, *words: Any) -> Any:
+    """Run train_net.py's program with Detectron2 in this process: flags, then overrides."""
+    args = training_parser().parse_args(["--config-file", str(config), *map(str, words)])
+    with unchanged_process():
+        return run(args, "a test")
