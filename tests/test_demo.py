@@ -1,4 +1,4 @@
-"""The demo's command line, with a predictor that finds the bright part of an image."""
+"""The demo's command line on images: what it reads, writes and refuses."""
 
 from __future__ import annotations
 
@@ -7,69 +7,9 @@ import json
 import cv2
 import numpy as np
 import pytest
-import torch
-from conftest import load_script
+from demo_run import BrightPart, fails, fakes, files, red_square, run, write_image  # noqa: F401
 
 from onenet.engine import predictor
-from onenet.structures import Detections
-
-demo = load_script("demo/demo.py")
-
-
-class BrightPart:
-    """One sure detection, the image's bright pixels, and an unsure one, all of it."""
-
-    class_names = ["square", "circle"]
-
-    def __init__(self, cfg):
-        self.cfg = cfg
-
-    def __call__(self, image):
-        assert image.dtype == np.uint8 and image.shape[2] == 3
-        rows, columns = np.nonzero(image[..., 0] > 150)  # red: the first channel
-        if len(rows) == 0:
-            return Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
-        sure = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-        unsure = [0, 0, image.shape[1], image.shape[0]]
-        boxes = torch.tensor(np.array([sure, unsure]), dtype=torch.float32)
-        return Detections(boxes, torch.tensor([0.9, 0.35]), torch.tensor([1, 0]))
-
-
-@pytest.fixture(autouse=True)
-def fakes(monkeypatch):
-    monkeypatch.setattr(predictor, "build_predictor", lambda *both: BrightPart(both))
-    monkeypatch.setattr(demo, "choose_engine", lambda name: ("onenet.engine", name))
-    monkeypatch.delenv("DISPLAY", raising=False)
-    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-
-
-def red_square(x=20, width=640, height=512):
-    image = np.zeros((height, width, 3), np.uint8)  # BGR
-    image[40:140, x : x + 80, 2] = 255
-    return image
-
-
-def write_image(path, image=None):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(path), red_square() if image is None else image)
-    return path
-
-
-def run(*arguments):
-    demo.main(["--config-file", "c.yaml", *map(str, arguments)])
-
-
-def fails(capsys, *arguments, code=2):
-    """The one line that a run ends with."""
-    with pytest.raises(SystemExit) as stopped:
-        run(*arguments)
-    error = capsys.readouterr().err.strip()
-    assert stopped.value.code == code and "Traceback" not in error
-    return error.splitlines()[-1]
-
-
-def files(folder):
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
 def test_one_image_to_a_file(tmp_path, capsys):
@@ -212,61 +152,6 @@ def test_a_broken_image_is_reported_and_the_rest_is_done(tmp_path, capsys):
     assert len(json.loads((tmp_path / "o.json").read_text())) == 2
 
 
-@pytest.fixture
-def video(tmp_path):
-    path = tmp_path / "in.mp4"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 12.5, (640, 512))
-    if not writer.isOpened():
-        pytest.skip("this OpenCV writes no mp4")
-    for k in range(5):
-        writer.write(red_square(x=20 + 40 * k))
-    writer.release()
-    return path
-
-
-def frames(path):
-    capture = cv2.VideoCapture(str(path))
-    return list(demo.read_frames(capture)), capture.get(cv2.CAP_PROP_FPS)
-
-
-@pytest.mark.parametrize("output", ["out/drawn.mp4", "out"])
-def test_video(tmp_path, video, capsys, output):
-    run("--video-input", video, "--output", tmp_path / output, "--json", tmp_path / "o.json")
-    written, fps = frames(tmp_path / ("out/in.mp4" if output == "out" else output))
-    assert len(written) == 5 and fps == pytest.approx(12.5)
-    assert written[0].shape == (512, 640, 3)
-    # The first class but one is not red: the square's outline has changed, its inside not.
-    red = written[0][90, 60].astype(int)
-    assert red[0] > 180 and red[1] < 70
-    assert written[0][90, 20].astype(int)[1] > 80
-    entries = json.loads((tmp_path / "o.json").read_text())
-    assert [e["frame"] for e in entries] == [0, 1, 2, 3, 4]
-    assert entries[0]["file"] == str(video) and (entries[0]["width"], entries[0]["height"]) == (
-        640,
-        512,
-    )
-    for k, entry in enumerate(entries):
-        assert entry["detections"][0]["box"][0] == pytest.approx(20 + 40 * k, abs=3)
-    assert "5 frames, 5 detections" in capsys.readouterr().out
-
-
-def test_video_to_json_only(tmp_path, video):
-    run("--video-input", video, "--json", tmp_path / "o.json")
-    assert files(tmp_path) == ["in.mp4", "o.json"]
-
-
-def test_video_errors(tmp_path, video, capsys):
-    before = video.read_bytes()
-    assert "overwrite the input" in fails(capsys, "--video-input", video, "--output", video)
-    assert "overwrite the input" in fails(capsys, "--video-input", video, "--output", tmp_path)
-    assert ".mp4" in fails(capsys, "--video-input", video, "--output", tmp_path / "o.avi")
-    assert "is not a file" in fails(capsys, "--video-input", tmp_path / "no.mp4", "--output", "o")
-    (tmp_path / "text.mp4").write_text("no video")
-    error = fails(capsys, "--video-input", tmp_path / "text.mp4", "--output", tmp_path / "o")
-    assert "text.mp4" in error
-    assert video.read_bytes() == before
-
-
 def test_wrong_combinations(tmp_path, capsys):
     image = write_image(tmp_path / "a.png")
     assert "one of --input" in fails(capsys, "--output", tmp_path / "o")
@@ -309,53 +194,3 @@ def test_what_the_model_says_is_one_line(tmp_path, monkeypatch, capsys, kind):
     monkeypatch.setattr(predictor, "build_predictor", refuse)
     source = write_image(tmp_path / "a.png")
     assert "MODEL.WEIGHTS is empty" in fails(capsys, "--input", source, "--output", tmp_path / "o")
-
-
-def test_without_output_pictures_are_shown_until_escape(tmp_path, monkeypatch, capsys):
-    for name in ("a.png", "b.png", "c.png"):
-        write_image(tmp_path / name)
-    shown, keys = [], iter([-1, demo.ESCAPE])
-    monkeypatch.setattr(demo, "has_display", lambda: True)
-    monkeypatch.setattr(cv2, "namedWindow", lambda *_: None)
-    monkeypatch.setattr(cv2, "imshow", lambda _, picture: shown.append(picture))
-    monkeypatch.setattr(cv2, "waitKey", lambda _: next(keys))
-    run("--input", tmp_path)
-    assert len(shown) == 2 and shown[0].shape == (512, 640, 3)
-    assert shown[0][100, 60].tolist() == [0, 0, 255]  # BGR, as OpenCV shows it
-
-
-def test_no_window_to_be_had(tmp_path, monkeypatch, capsys):
-    def refuse(*_):
-        raise cv2.error("built without windows")
-
-    monkeypatch.setattr(demo, "has_display", lambda: True)
-    monkeypatch.setattr(cv2, "namedWindow", refuse)
-    source = write_image(tmp_path / "a.png")
-    assert "give --output" in fails(capsys, "--input", source)
-
-
-def test_webcam(monkeypatch, capsys):
-    class Camera:
-        def __init__(self, source):
-            assert source == 0
-
-        def isOpened(self):
-            return True
-
-        def get(self, _):
-            return -1.0
-
-        def read(self):
-            return True, red_square()
-
-        def release(self):
-            pass
-
-    keys = iter([-1, -1, demo.ESCAPE])
-    monkeypatch.setattr(demo, "has_display", lambda: True)
-    monkeypatch.setattr(cv2, "VideoCapture", Camera)
-    monkeypatch.setattr(cv2, "namedWindow", lambda *_: None)
-    monkeypatch.setattr(cv2, "imshow", lambda *_: None)
-    monkeypatch.setattr(cv2, "waitKey", lambda _: next(keys))
-    run("--webcam")
-    assert "3 frames, 3 detections" in capsys.readouterr().out

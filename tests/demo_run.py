@@ -1,0 +1,70 @@
+"""The demo with a predictor that finds the bright part of an image."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import load_script
+
+from onenet.engine import predictor
+from onenet.structures import Detections
+
+demo = load_script("demo/demo.py")
+
+
+class BrightPart:
+    """One sure detection, the image's bright pixels, and an unsure one, all of it."""
+
+    class_names = ["square", "circle"]
+
+    def __init__(self, cfg):
+        self.cfg = cfg
+
+    def __call__(self, image):
+        assert image.dtype == np.uint8 and image.shape[2] == 3
+        rows, columns = np.nonzero(image[..., 0] > 150)  # red: the first channel
+        if len(rows) == 0:
+            return Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+        sure = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        unsure = [0, 0, image.shape[1], image.shape[0]]
+        boxes = torch.tensor(np.array([sure, unsure]), dtype=torch.float32)
+        return Detections(boxes, torch.tensor([0.9, 0.35]), torch.tensor([1, 0]))
+
+
+@pytest.fixture(autouse=True)
+def fakes(monkeypatch):
+    monkeypatch.setattr(predictor, "build_predictor", lambda *both: BrightPart(both))
+    monkeypatch.setattr(demo, "choose_engine", lambda name: ("onenet.engine", name))
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+
+
+def red_square(x=20, width=640, height=512):
+    image = np.zeros((height, width, 3), np.uint8)  # BGR
+    image[40:140, x : x + 80, 2] = 255
+    return image
+
+
+def write_image(path, image=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), red_square() if image is None else image)
+    return path
+
+
+def run(*arguments):
+    demo.main(["--config-file", "c.yaml", *map(str, arguments)])
+
+
+def fails(capsys, *arguments, code=2):
+    """The one line that a run ends with."""
+    with pytest.raises(SystemExit) as stopped:
+        run(*arguments)
+    error = capsys.readouterr().err.strip()
+    assert stopped.value.code == code and "Traceback" not in error
+    return error.splitlines()[-1]
+
+
+def files(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
