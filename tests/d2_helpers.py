@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.logger import setup_logger
 from PIL import Image
-from runs import unchanged_process
+from runs import unchanged_process, write_config
 
+from onenet.checkpoint import save_checkpoint
 from onenet.cli import training_parser
 from onenet.d2.config import load_cfg
 from onenet.d2.main import run
@@ -39,18 +43,22 @@ SMALL = {
 
 
 def embedded(name: str, *opts: str, seed: int = 0) -> EmbeddedOneNet:
-    """A model of ``SMALL`` on the embedded engine, its scores spread, batch norms as if trained."""
+    """A model of ``SMALL`` on the embedded engine; see :func:`spread`."""
     path, words = SMALL[name]
     torch.manual_seed(seed)
     cfg = load_embedded(path, [*words, "MODEL.DEVICE", "cpu", *opts])
-    model = build_detector(cfg)
-    with torch.no_grad():
-        model.head.cls_score.weight.normal_(std=0.2)
-        for module in model.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.running_mean.normal_(std=0.1)
-                module.running_var.uniform_(0.5, 1.5)
-    return model.eval()
+    return spread(build_detector(cfg)).eval()
+
+
+@torch.no_grad()
+def spread(model: EmbeddedOneNet) -> EmbeddedOneNet:
+    """The model with scores far enough from each other, and statistics as if trained."""
+    model.head.cls_score.weight.normal_(std=0.2)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    return model
 
 
 def small_cfg(name: str, *opts: str) -> Any:
@@ -108,8 +116,31 @@ def assert_same_detections(a: Detections, b: Detections, px: float = 1e-2) -> No
             assert score < limit or (near & (other.labels == label)).any(), (box, score, label)
 
 
+def name_of(data: Path, split: str = "val") -> str:
+    """A data set's part as an entry of ``DATASETS``."""
+    return f"{data}/annotations/instances_{split}.json:{data}/{split}"
+
+
 def train_d2(config: Path, *words: Any) -> Any:
     """Run train_net.py's program with Detectron2 in this process: flags, then overrides."""
     args = training_parser().parse_args(["--config-file", str(config), *map(str, words)])
-    with unchanged_process():
+    with d2_process():
         return run(args, "a test")
+
+
+@contextmanager
+def d2_process() -> Iterator[None]:
+    """``unchanged_process``, with a log in every run: Detectron2 sets one up once a process."""
+    setup_logger.cache_clear()
+    with unchanged_process():
+        yield
+
+
+def trained(folder: Path, shapes: Path, **changes: Any) -> tuple[Path, Path]:
+    """A config and a checkpoint of it that finds a hundred boxes in every image."""
+    weights = folder / "model.pth"
+    config = write_config(folder, shapes, MODEL__WEIGHTS=str(weights), **changes)
+    torch.manual_seed(0)
+    model = spread(build_detector(load_embedded(config)))
+    save_checkpoint(weights, {"model": model.state_dict()})
+    return config, weights

@@ -80,6 +80,48 @@ def test_computed_anchor_sizes_are_refused_with_the_plain_ones(tmp_path):
     assert "line 3" in message and "[32, 40.31747359663594, 50.79683366298238]" in message
 
 
+ANCHORS = "[[x, x * 2**(1.0/3), x * 2**(2.0/3) ] for x in [32, 64, 128, 256, 512 ]]"
+
+
+def anchor_file(folder, expression, tag="!!python/object/apply:eval"):
+    return write(folder, f"MODEL:\n  ANCHOR_GENERATOR:\n    SIZES: {tag} {expression}\n")
+
+
+@pytest.mark.parametrize("quote", ['"', "'"])
+def test_the_anchor_sizes_that_detectron2s_files_compute_are_known(tmp_path, monkeypatch, quote):
+    def ran(*_):
+        raise AssertionError("evaluated")
+
+    monkeypatch.setattr("builtins.eval", ran)
+    cfg = get_cfg()
+    cfg.merge_from_file(anchor_file(tmp_path, f"[{quote}{ANCHORS}{quote}]"))
+    assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [
+        [x, x * 2 ** (1.0 / 3), x * 2 ** (2.0 / 3)] for x in (32, 64, 128, 256, 512)
+    ]
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        f'["{ANCHORS}", 1]',
+        f'["{ANCHORS} + [[1]]"]',
+        f'[["{ANCHORS}"]]',
+        f'"{ANCHORS}"',
+        f'{{a: "{ANCHORS}"}}',
+        "[]",
+        "[\"__import__('os')\"]",
+    ],
+)
+def test_any_other_expression_is_refused(tmp_path, expression):
+    assert "would execute code" in refused(anchor_file(tmp_path, expression))
+
+
+@pytest.mark.parametrize("function", ["exec", "os.system", "builtins.eval"])
+def test_the_known_expression_does_not_open_other_tags(tmp_path, function):
+    tag = f"!!python/object/apply:{function}"
+    assert "would execute code" in refused(anchor_file(tmp_path, f'["{ANCHORS}"]', tag))
+
+
 def test_bases_nest_and_are_relative_to_the_file_that_names_them(tmp_path):
     write(tmp_path, f"_BASE_: {R50}\nSEED: 1\nSOLVER: {{MAX_ITER: 5, BASE_LR: 0.5}}\n", "a.yaml")
     write(tmp_path, "_BASE_: ../a.yaml\nSEED: 2\nSOLVER: {MAX_ITER: 6}\n", "sub/b.yaml")

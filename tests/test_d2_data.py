@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from coco_example import GOOD
 from config_helpers import ROOT, flat, write
+from d2_helpers import name_of
 from detectron2.data import DatasetCatalog, MetadataCatalog, detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
@@ -85,10 +86,6 @@ def test_one_line_says_that_the_cpu_is_used(monkeypatch, caplog):
     ]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert load_cfg(R18, ["MODEL.DEVICE", "cuda:1"]).MODEL.DEVICE == "cuda:1"
-
-
-def name_of(data: Path, split: str = "val") -> str:
-    return f"{data}/annotations/instances_{split}.json:{data}/{split}"
 
 
 def test_a_data_set_is_registered_once(shapes):

@@ -290,6 +290,6 @@ def test_a_head_and_a_matcher_of_the_users_own(shapes):
 
 def test_detectron2s_config_knows_the_mapper_and_the_model():
     cfg = get_cfg()
-    assert cfg.MODEL.OneNet.HEAD == "CenterNet" and cfg.MODEL.META_ARCHITECTURE != "OneNet"
+    assert cfg.MODEL.OneNet.HEAD == "CenterNet" and cfg.MODEL.META_ARCHITECTURE == "OneNet"
     mapper = OneNetDatasetMapper(cfg, is_train=False)
     assert not mapper.is_train and np.shape(mapper.resize) == (1,)

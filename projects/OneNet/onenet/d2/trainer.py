@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..checkpoint import CheckpointError, find_last_checkpoint, read_checkpoint
+from ..datasets import DatasetError
 from ..solver import build_optimizer
 from ..yaml_files import ConfigError
 from .dataset_mapper import OneNetDatasetMapper
@@ -28,10 +31,15 @@ class Trainer(DefaultTrainer):
     """Trains and evaluates :class:`~onenet.d2.OneNet`; everything else is Detectron2's.
 
     Checkpoints hold the classes' names, too, as the embedded engine's do.
+
+    Raises:
+        ConfigError: values that do not fit each other.
+        DatasetError: something is wrong with the data.
     """
 
     def __init__(self, cfg: Any) -> None:
-        super().__init__(cfg)
+        with _config_errors():
+            super().__init__(cfg)
         share_log()
         names = class_names(cfg.DATASETS.TRAIN[0])
         self.checkpointer.add_checkpointable("class_names", _ClassNames(names))
@@ -73,15 +81,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: Any) -> nn.Module:
-        """The model on its device.
-
-        Raises:
-            ConfigError: values that do not fit each other.
-        """
-        try:
+        with _config_errors():
             return super().build_model(cfg)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
 
     @classmethod
     def build_evaluator(
@@ -104,6 +105,17 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_optimizer(cls, cfg: Any, model: nn.Module) -> Optimizer:
         return build_optimizer(cfg, model)
+
+
+@contextmanager
+def _config_errors() -> Iterator[None]:
+    """What a constructor says of a value becomes a ``ConfigError``, which the program prints."""
+    try:
+        yield
+    except (ConfigError, DatasetError):
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 class _ClassNames:

@@ -1,0 +1,75 @@
+"""What the user can mend is told in one line, by Detectron2's engine, too."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("detectron2")
+
+import torch
+import torchvision
+from d2_helpers import name_of, train_d2, trained
+from runs import edit_json, load, write_config
+
+REFUSED = [
+    ((), ["NO.SUCH", "KEY"], "NO.SUCH"),
+    ((), ["DATASETS.TRAIN", "('nowhere',)"], "Unknown data set 'nowhere'"),
+    ((), ["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is empty"),
+    (("--eval-only",), ["DATASETS.TEST", "()"], "DATASETS.TEST is empty"),
+    ((), ["MODEL.OneNet.NUM_CLASSES", "80"], "MODEL.OneNet.NUM_CLASSES 6"),
+    ((), ["MODEL.OneNet.HEAD", "YOLO"], "CenterNet, FCOS, RetinaNet"),
+    ((), ["MODEL.BACKBONE.NAME", "build_none"], "build_resnet_backbone"),
+    ((), ["MODEL.META_ARCHITECTURE", "None"], "OneNet"),
+    ((), ["MODEL.WEIGHTS", "none.pth"], "there is no such file"),
+    ((), ["MODEL.WEIGHTS", "nobody://none.pth"], "unknown address"),
+    ((), ["SOLVER.OPTIMIZER", "LION"], "ADAMW or SGD"),
+    ((), ["SOLVER.AMP.ENABLED", "True"], "on CUDA only"),
+    (("--num-gpus", "2"), [], "on CUDA only"),
+    ((), ["OUTPUT_DIR", "/dev/null/run"], "cannot be written"),
+]
+
+
+@pytest.mark.parametrize(("flags", "opts", "told"), REFUSED, ids=lambda value: str(value)[:40])
+def test_what_the_user_can_mend_is_one_line(shapes, tmp_path, capsys, flags, opts, told):
+    config = write_config(tmp_path, shapes)
+    with pytest.raises(SystemExit) as stop:
+        train_d2(config, *flags, *opts)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.startswith("error: ") and error.count("\n") == 1 and told in error
+
+
+def test_a_backbone_alone_is_not_evaluated(shapes, tmp_path, capsys):
+    torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "r.pth")
+    config = write_config(tmp_path, shapes, MODEL__WEIGHTS=str(tmp_path / "r.pth"))
+    with pytest.raises(SystemExit):
+        train_d2(config, "--eval-only")
+    assert "holds a backbone only" in capsys.readouterr().err
+
+
+def test_a_missing_image_is_one_line_from_a_worker_too(shapes, tmp_path, capsys):
+    def lose(content):
+        for image in content["images"]:
+            image["file_name"] = "gone.png"
+
+    data = edit_json(shapes, tmp_path / "lost", "train", lose)
+    config = write_config(
+        tmp_path, shapes, DATASETS__TRAIN=[name_of(data, "train")], DATALOADER__NUM_WORKERS=1
+    )
+    with pytest.raises(SystemExit) as stop:
+        train_d2(config)
+    error = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    assert stop.value.code == 2 and len(error) == 1
+    assert error[0].startswith("error: Image ") and "gone.png' does not exist" in error[0]
+
+
+def test_divergence_ends_with_one_line_and_code_1(shapes, tmp_path, capsys):
+    config, weights = trained(tmp_path, shapes)
+    content = load(weights)
+    content["model"]["head.cls_score.bias"].fill_(float("nan"))
+    torch.save(content, weights)
+    with pytest.raises(SystemExit) as stop:
+        train_d2(config)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 1
+    assert "iteration 1: loss_ce = nan" in error and ".jpg" in error

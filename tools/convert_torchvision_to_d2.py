@@ -1,0 +1,84 @@
+"""Make Detectron2's pickle from torchvision's ResNet weights (18, 34, 50, 101).
+
+    python tools/convert_torchvision_to_d2.py --input torchvision://resnet18 --output R-18.pkl
+
+``--input`` is a file of torchvision's, or an address as in MODEL.WEIGHTS, which is fetched. Both
+engines of this project take torchvision's file as it is; the pickle is for Detectron2's own models
+and tools. With it go, as for torchvision's file, MODEL.RESNETS.STRIDE_IN_1X1 False, INPUT.FORMAT
+"RGB", and torchvision's MODEL.PIXEL_MEAN and PIXEL_STD.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from onenet.checkpoint import (
+    CheckpointError,
+    locate_weights,
+    read_checkpoint,
+    to_detectron2_name,
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Make Detectron2's pickle from torchvision's ResNet weights."
+    )
+    parser.add_argument(
+        "--input", required=True, metavar="FILE", help="resnet*.pth, or torchvision://resnet18"
+    )
+    parser.add_argument("--output", required=True, metavar="FILE", help="to write, *.pkl")
+    return parser
+
+
+def convert(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The content of Detectron2's pickle: arrays by its names, without the classifier.
+
+    Raises:
+        CheckpointError: not the state of one of torchvision's ResNets.
+    """
+    known = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.", "fc.")
+    strangers = [name for name in state if not name.startswith(known)]
+    if strangers or not {"conv1.weight", "layer4.0.conv1.weight"} <= set(state):
+        first = (strangers or list(state) or ["nothing"])[0]
+        raise CheckpointError(
+            f"expected the weights of one of torchvision's ResNets (conv1, layer1 … layer4), got "
+            f"{len(state)} arrays with names such as {first}"
+        )
+    arrays = {}
+    for name, value in state.items():
+        new = to_detectron2_name(name)
+        # Detectron2's frozen batch norms do not count batches.
+        if new is not None and not new.endswith("num_batches_tracked"):
+            arrays[new] = value.detach().cpu().numpy()
+    return {"model": arrays, "__author__": "torchvision", "matching_heuristics": True}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    output = Path(args.output).expanduser()
+    try:
+        if output.suffix != ".pkl":
+            raise CheckpointError(f"--output {output}: Detectron2 knows its pickles by .pkl")
+        source = locate_weights(args.input)
+        content = convert(read_checkpoint(source)["model"])
+        partial = output.with_name(f".{output.name}.partial")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(pickle.dumps(content))
+        os.replace(partial, output)
+    except (CheckpointError, OSError) as error:
+        print(f"convert_torchvision_to_d2.py: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    print(f"{output}: {len(content['model'])} arrays of {source}")
+
+
+if __name__ == "__main__":
+    main()
