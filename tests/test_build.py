@@ -18,7 +18,9 @@ from onenet.config import HEAD_REGISTRY, MATCHER_REGISTRY, model_options
 from onenet.costs import PredefinedAnchor, PredefinedPoint, PredictedLocation
 from onenet.engine.backbone import Shape
 from onenet.engine.config import load_cfg
+from onenet.engine.detector import build_detector
 from onenet.heads import CenterNetHead, FCOSHead, RetinaNetHead
+from onenet.model import memory_format
 
 R18, FCOS, RETINANET = (
     CONFIGS / f"onenet.{name}.yaml" for name in ("res18.dcn", "fcos.res50", "retinanet.res50")
@@ -191,3 +193,25 @@ def test_a_users_matcher_is_found_by_its_name(registered):
 def test_the_registries_are_clean_again():
     assert [name for name, _ in HEAD_REGISTRY] == ["CenterNet", "FCOS", "RetinaNet"]
     assert [name for name, _ in MATCHER_REGISTRY] == ["minimum", "hungarian"]
+
+
+def test_maps_are_contiguous_on_the_cpu_where_batch_norm_is_exact_so_only():
+    opts = ["MODEL.OneNet.DECONV_CHANNEL", "[512, 16, 16, 16]", "MODEL.DEVICE", "cpu"]
+    model = build_detector(load_cfg(CONFIGS / "onenet.res18.nodcn.yaml", opts))
+    with torch.no_grad():
+        maps = model.backbone(model.batch([torch.zeros(3, 64, 96)]))
+    assert all(value.is_contiguous() for value in maps.values())
+    assert memory_format(torch.device("cuda", 1)) == torch.channels_last
+
+
+def test_batch_norm_is_exact_on_maps_as_they_lie():
+    """On maps of large mean and size; its error on the other layout is a hundred times as large."""
+    torch.manual_seed(0)
+    maps = (torch.randn(4, 8, 128, 160) * 2 + 5).contiguous(
+        memory_format=memory_format(torch.device("cpu"))
+    )
+    norm = torch.nn.BatchNorm2d(8).train()
+    exact = (maps.double() - maps.double().mean((0, 2, 3), True)) / (
+        maps.double().var((0, 2, 3), False, keepdim=True) + norm.eps
+    ).sqrt()
+    assert (norm(maps) - exact).abs().max() < 5e-6

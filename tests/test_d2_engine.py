@@ -139,7 +139,7 @@ def test_evaluation_equals_the_embedded_engines(shapes, tmp_path, monkeypatch, c
         json.loads((tmp_path / name / "inference/coco_instances_results.json").read_text())
         for name in ("embedded", "d2")
     )
-    assert len(ours) == len(theirs) > 300  # boxes without area are none
+    assert len(ours) == len(theirs) > 100  # boxes without area are none
 
     def key(result):
         return result["image_id"], result["category_id"], *np.round(result["bbox"], 1)

@@ -67,7 +67,7 @@ def test_a_batch_is_normalised_then_padded_with_zeros():
     small = torch.full((3, 1, 33), 10, dtype=torch.uint8)
     batch = model().batch([white, small])
     assert batch.shape == (2, 3, 32, 64) and batch.dtype == torch.float32
-    assert batch.is_contiguous(memory_format=torch.channels_last)
+    assert batch.is_contiguous()
     expected = torch.zeros(2, 3, 32, 64)
     for channel, value in enumerate((30.0, 10.0, 2.5)):
         expected[0, channel, :2, :3] = value

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from onenet.config import model_options
-from onenet.model import OneNet
+from onenet.model import OneNet, memory_format
 
 from .backbone import build_backbone
 from .config import ConfigError
@@ -27,13 +27,20 @@ def build_detector(cfg: Any) -> OneNet:
         model = OneNet(**model_options(cfg, backbone, backbone.shapes))
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return model.to(memory_format=torch.channels_last)
+    return model.to(memory_format=memory_format(_device(cfg)))
 
 
 def choose_device(cfg: Any) -> torch.device:
     """``MODEL.DEVICE``, or the CPU (with a line in the log) where CUDA is asked for in vain."""
-    device = torch.device(cfg.MODEL.DEVICE)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        logger.info("MODEL.DEVICE is %s, but there is no CUDA: running on the CPU", device)
-        return torch.device("cpu")
+    device = _device(cfg)
+    if device.type != torch.device(cfg.MODEL.DEVICE).type:
+        logger.info(
+            "MODEL.DEVICE is %s, but there is no CUDA: running on the CPU", cfg.MODEL.DEVICE
+        )
     return device
+
+
+def _device(cfg: Any) -> torch.device:
+    device = torch.device(cfg.MODEL.DEVICE)
+    vain = device.type == "cuda" and not torch.cuda.is_available()
+    return torch.device("cpu") if vain else device
