@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
+from torch import nn
 
-from ..checkpoint import CheckpointError
-from ..datasets import DatasetError
+from ..predictor import BasePredictor
 from ..structures import Detections
 from .config import load_cfg
 from .datasets import class_names, register_datasets
@@ -23,45 +23,17 @@ def build_predictor(config_file: str, opts: Sequence[str] = ()) -> Predictor:
     return Predictor(load_cfg(config_file, opts))
 
 
-class Predictor:
-    """A trained detector for the demo; Detectron2's ``DefaultPredictor`` works as well.
+class Predictor(BasePredictor):
+    """For the demo; Detectron2's ``DefaultPredictor`` works as well."""
 
-    Args:
-        cfg: its ``MODEL.WEIGHTS`` must be a checkpoint of the whole detector.
-
-    Attributes:
-        class_names: from the checkpoint, else from the data set in ``DATASETS.TEST`` if it is on
-            this machine, else ``class 0``, ``class 1`` ….
-
-    Raises:
-        CheckpointError: no weights, or not this model's.
-    """
-
-    def __init__(self, cfg: Any) -> None:
-        if not cfg.MODEL.WEIGHTS:
-            raise CheckpointError(
-                "MODEL.WEIGHTS is empty: give a trained checkpoint, "
-                "--opts MODEL.WEIGHTS path/to/model.pth"
-            )
-        self.model = build_model(cfg).eval()
-        extras = load_weights(self.model, cfg.MODEL.WEIGHTS, detector=True)
-        self.class_names = extras.get("class_names") or _names(cfg)
+    def load(self, cfg: Any) -> tuple[nn.Module, dict[str, Any]]:
         self.resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-        self.bgr = cfg.INPUT.FORMAT == "BGR"
+        model = build_model(cfg).eval()
+        return model, load_weights(model, cfg.MODEL.WEIGHTS, detector=True)
 
-    @torch.inference_mode()
-    def __call__(self, image: np.ndarray) -> Detections:
-        """Detect objects.
-
-        Args:
-            image: (H, W, 3) uint8 RGB.
-
-        Returns:
-            At most ``TEST.DETECTIONS_PER_IMAGE`` of them in px of ``image``, on the CPU.
-        """
+    def detect(self, image: np.ndarray) -> Detections:
         height, width = image.shape[:2]
-        pixels = np.ascontiguousarray(image[..., ::-1]) if self.bgr else image
-        pixels = self.resize.get_transform(pixels).apply_image(pixels)
+        pixels = self.resize.get_transform(image).apply_image(image)
         inputs = {
             "image": torch.from_numpy(pixels.transpose(2, 0, 1).copy()),
             "height": height,
@@ -70,15 +42,6 @@ class Predictor:
         found = self.model([inputs])[0]["instances"].to("cpu")
         return Detections(found.pred_boxes.tensor, found.scores, found.pred_classes)
 
-
-def _names(cfg: Any) -> list[str]:
-    count = cfg.MODEL.OneNet.NUM_CLASSES
-    for name in cfg.DATASETS.TEST:
-        try:
-            register_datasets([name])
-            names = class_names(name)
-        except DatasetError:
-            continue
-        if len(names) == count:
-            return names
-    return [f"class {i}" for i in range(count)]
+    def names_of(self, dataset: str) -> list[str]:
+        register_datasets([dataset])
+        return class_names(dataset)
