@@ -11,13 +11,13 @@ from torchvision.ops import generalized_box_iou
 from onenet.boxes import (
     MAX_LOG_SIZE,
     anchor_grid,
+    by_coordinate,
     cell_anchors,
     decode_deltas,
     decode_ltrb,
     encode_deltas,
     encode_ltrb,
     giou,
-    image_scale,
     point_grid,
 )
 
@@ -155,6 +155,8 @@ def test_giou_is_torchvisions_symmetric_and_bounded():
     assert matrix.min() >= -1 and matrix.max() <= 1
 
 
-def test_image_scale_is_width_height_twice():
-    scale = image_scale((3, 5), torch.zeros(1, dtype=torch.float64))
-    assert scale.tolist() == [5, 3, 5, 3] and scale.dtype == torch.float64
+def test_by_coordinate_changes_the_order_in_memory_alone():
+    boxes = random_boxes(2, 5)
+    ordered = by_coordinate(boxes)
+    assert torch.equal(ordered, boxes)
+    assert all(ordered[..., i].is_contiguous() for i in range(4))

@@ -14,7 +14,7 @@ from torch import Tensor
 # exp() of a larger log-size would make a box over 1000/16 times its anchor (Detectron2's limit).
 MAX_LOG_SIZE = math.log(1000.0 / 16)
 # Least area in px² that GIoU divides by: boxes without area give no NaN and no endless gradient.
-_MIN_AREA = 1e-7
+MIN_AREA = 1e-7
 
 
 def point_grid(height: int, width: int, stride: int, device: torch.device | None = None) -> Tensor:
@@ -23,8 +23,9 @@ def point_grid(height: int, width: int, stride: int, device: torch.device | None
     Returns:
         (height * width, 2) float32, (x, y) in px.
     """
-    x = torch.arange(width, device=device, dtype=torch.float32) * stride + stride // 2
-    y = torch.arange(height, device=device, dtype=torch.float32) * stride + stride // 2
+    # Whole numbers first: TensorRT has no range of floats whose end depends on the image.
+    x = torch.arange(width, device=device).float() * stride + stride // 2
+    y = torch.arange(height, device=device).float() * stride + stride // 2
     yy, xx = torch.meshgrid(y, x, indexing="ij")
     return torch.stack((xx, yy), dim=-1).reshape(-1, 2)
 
@@ -58,8 +59,8 @@ def anchor_grid(cell: Tensor, height: int, width: int, stride: int, offset: floa
     Returns:
         (height * width * A, 4) xyxy px.
     """
-    x = (torch.arange(width, device=cell.device, dtype=torch.float32) + offset) * stride
-    y = (torch.arange(height, device=cell.device, dtype=torch.float32) + offset) * stride
+    x = (torch.arange(width, device=cell.device).float() + offset) * stride
+    y = (torch.arange(height, device=cell.device).float() + offset) * stride
     yy, xx = torch.meshgrid(y, x, indexing="ij")
     shifts = torch.stack((xx, yy, xx, yy), dim=-1).reshape(-1, 1, 4)
     return (shifts + cell).reshape(-1, 4)
@@ -129,10 +130,9 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
     hull_w = torch.maximum(a[..., 2], b[..., 2]) - torch.minimum(a[..., 0], b[..., 0])
     hull_h = torch.maximum(a[..., 3], b[..., 3]) - torch.minimum(a[..., 1], b[..., 1])
     hull = hull_w * hull_h
-    return overlap / union.clamp(min=_MIN_AREA) - (hull - union) / hull.clamp(min=_MIN_AREA)
+    return overlap / union.clamp(min=MIN_AREA) - (hull - union) / hull.clamp(min=MIN_AREA)
 
 
-def image_scale(image_size: tuple[int, int], like: Tensor) -> Tensor:
-    """(4,) tensor (W, H, W, H) of an (H, W) image, on the device and in the dtype of ``like``."""
-    height, width = image_size
-    return like.new_tensor((width, height, width, height))
+def by_coordinate(boxes: Tensor) -> Tensor:
+    """The same (..., 4) boxes, of which each coordinate lies in memory in one piece."""
+    return boxes.movedim(-1, 0).contiguous().movedim(0, -1)

@@ -2,59 +2,154 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .boxes import giou, image_scale
+from .boxes import giou
+from .chunks import chunks
 from .matcher import Matcher
-from .structures import Matches, Predictions, Targets
+from .structures import Matches, Predictions, TargetBatch, Targets
+
+# With AVX-512 torch's log1p reads a constant under a mask, and as long as the constant's page is
+# not mapped, the processor needs ten times as long for that. The mask selects a -0.0: here is one.
+torch.full((64,), -0.0).log1p_()
 
 
 def sparse_focal_loss(
-    logits: Tensor, positives: tuple[Tensor, ...], alpha: float = 0.25, gamma: float = 2.0
+    logits: Tensor,
+    positives: tuple[Tensor, ...],
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    counted: Tensor | None = None,
 ) -> Tensor:
     """Sigmoid focal loss (arXiv 1708.02002), summed, where few entries are positive.
 
-    All entries are counted as negatives, then the positives are put right: no target tensor of
-    the logits' size is made.
+    One pass takes all entries for negatives and keeps the gradient, then the positives are put
+    right: no target tensor of the logits' size is made. The backward pass scales the gradient in
+    place, so there can be one only, without ``create_graph``.
 
     Args:
-        logits: any shape; computed in float32.
-        positives: index tensors, as in ``logits[positives]``, without repetitions.
+        logits: any shape and floating dtype; computed in float32.
+        positives: (T,) index tensors, as in ``logits[positives]``.
+        counted: (T,) bool, False for the repetitions of a positive; ``None``: there are none.
 
     Returns:
         Scalar float32.
     """
-    logits = logits.float()
-    at_positives = logits[positives]
-
-    def negative(x: Tensor) -> Tensor:
-        return (1 - alpha) * (x.sigmoid() ** gamma * F.softplus(x)).sum()
-
-    positive = alpha * ((-at_positives).sigmoid() ** gamma * F.softplus(-at_positives)).sum()
-    return negative(logits) - negative(at_positives) + positive
+    keep = logits.requires_grad and torch.is_grad_enabled()
+    if counted is None:
+        counted = torch.ones_like(positives[0], dtype=torch.bool)
+    return _SparseFocalLoss.apply(logits, counted, alpha, gamma, keep, *positives)
 
 
-def last_of_each_sample(matches: Matches) -> Tensor:
-    """(T,) bool: no later match has the same sample of the same image.
+class _SparseFocalLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        counted: Tensor,
+        alpha: float,
+        gamma: float,
+        keep: bool,
+        *positives: Tensor,
+    ) -> Tensor:
+        # In the order of memory, in which a transposed map is one piece too.
+        order = sorted(range(logits.ndim), key=logits.stride, reverse=True)
+        ordered = logits.permute(order)
+        flat = ordered.reshape(-1)
+        place = positives[0].new_zeros(())
+        for dim in order:
+            place = place * logits.shape[dim] + positives[dim]
+        # float16 would lose small gradients before a loss scale has come to them.
+        dtype = torch.float32 if logits.dtype == torch.float16 else logits.dtype
+        kept = torch.empty_like(flat, dtype=dtype) if keep else None
+
+        # A positive is the negative of a mirrored logit.
+        loss, gradient = _as_negatives(-flat[place], alpha, gamma, keep)
+        losses = [loss.mul_(counted).sum()]
+        positive = gradient.neg_().to(dtype) if keep else None
+        for part in chunks(flat.numel(), 1, logits.device):
+            loss, gradient = _as_negatives(flat[part], 1 - alpha, gamma, keep)
+            losses.append(_leave_out(loss, place - (part.start or 0)).sum())
+            if keep:
+                kept[part] = gradient
+        if keep:
+            kept[place] = positive
+            kept = kept.view(ordered.shape).permute([order.index(d) for d in range(logits.ndim)])
+            ctx.save_for_backward(kept)
+            ctx.dtype, ctx.spent = logits.dtype, False
+        return torch.stack(losses).sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        none = [None] * (len(ctx.needs_input_grad) - 1)
+        if torch.compiler.is_compiling():
+            (kept,) = ctx.saved_tensors
+            return (kept * grad_output).to(ctx.dtype), *none
+        if ctx.spent or torch.is_grad_enabled():
+            raise RuntimeError(
+                "the focal loss scales its gradient in place: backward() can go through it once "
+                "only, without create_graph; add up the losses first, or compute this one anew"
+            )
+        ctx.spent = True
+        (kept,) = ctx.saved_tensors
+        return kept.mul_(grad_output).to(ctx.dtype), *none
+
+
+def _as_negatives(
+    x: Tensor, weight: float, gamma: float, with_gradient: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Focal loss of every logit as a negative, and its derivative, in float32.
+
+    With p = sigmoid(x) and s = softplus(x), p^gamma · s and p^gamma · (p + gamma (1 - p) s), times
+    ``weight``.
+    """
+    x = x.float()
+    p, softplus = x.sigmoid(), F.softplus(x)
+    factor = p.pow(gamma).mul_(weight)
+    gradient = None
+    if with_gradient:
+        # Not 1 - p, of which too little is left where p is close to 1.
+        q = (-x).sigmoid_()
+        gradient = p.addcmul_(q, softplus, value=gamma).mul_(factor)
+    return factor.mul_(softplus), gradient
+
+
+def _leave_out(losses: Tensor, places: Tensor) -> Tensor:
+    """Losses of a chunk, overwritten: 0 at the places, of which some may lie outside of it."""
+    last = len(losses) - 1
+    within = (places >= 0) & (places <= last)
+    limits = torch.where(within, 0.0, torch.inf)
+    return losses.scatter_reduce_(0, places.clamp(0, last), limits, "amin")
+
+
+def last_of_each_sample(matches: Matches, shape: tuple[int, int]) -> Tensor:
+    """(T,) int64: the number of the last match with the same sample of the same image.
 
     Two targets may share a sample; the last of them gives its class.
+
+    Args:
+        shape: images and samples, B and N.
     """
-    same = (matches.image[:, None] == matches.image) & (matches.sample[:, None] == matches.sample)
-    return ~same.triu(diagonal=1).any(dim=1)
+    images, samples = shape
+    slot = matches.image * samples + matches.sample
+    number = torch.arange(len(slot), device=slot.device)
+    last = number.new_zeros(images * samples)
+    return last.scatter_reduce_(0, slot, number, "amax")[slot]
 
 
-def mean_targets(targets: list[Targets], device: torch.device) -> Tensor:
-    """Scalar float32: mean number of targets over all processes, at least 1."""
-    count = torch.tensor(float(sum(map(len, targets))), device=device)
+def mean_targets(count: int, device: torch.device) -> Tensor:
+    """Scalar float32: mean of the processes' numbers of targets, at least 1."""
+    mean = torch.full((), float(count), device=device)
     if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(count)
-        count = count / dist.get_world_size()
-    return count.clamp(min=1)
+        dist.all_reduce(mean)
+        mean /= dist.get_world_size()
+    return mean.clamp(min=1)
 
 
 class Criterion(nn.Module):
@@ -85,37 +180,42 @@ class Criterion(nn.Module):
         }
         self.alpha, self.gamma = alpha, gamma
 
-    def forward(self, predictions: Predictions, targets: list[Targets]) -> dict[str, Tensor]:
+    def forward(
+        self, predictions: Predictions, targets: Sequence[Targets] | TargetBatch
+    ) -> dict[str, Tensor]:
         """Weighted losses, each a scalar float32 over the mean number of targets.
 
         Args:
             predictions: of B images.
-            targets: B of them, on the predictions' device.
+            targets: of these images, on any device.
 
         Returns:
             ``loss_ce`` (focal, all samples and classes), ``loss_giou`` and ``loss_bbox`` (L1 in
             parts of the image's size), both over the matched pairs.
         """
+        device = predictions.logits.device
+        targets = TargetBatch.of(targets, device)
         matches = self.matcher(predictions, targets)
         losses = self.losses(predictions, targets, matches)
-        normaliser = mean_targets(targets, predictions.logits.device)
+        normaliser = mean_targets(len(targets), device)
         return {name: self.weights[name] * loss / normaliser for name, loss in losses.items()}
 
     def losses(
-        self, predictions: Predictions, targets: list[Targets], matches: Matches
+        self, predictions: Predictions, targets: Sequence[Targets] | TargetBatch, matches: Matches
     ) -> dict[str, Tensor]:
         """The three losses of given matches, summed, neither weighted nor normalised."""
-        starts = torch.tensor([0, *map(len, targets)]).cumsum(0).to(matches.image)
-        flat = starts[matches.image] + matches.target
-        labels = torch.cat([t.labels for t in targets])[flat]
-        boxes = torch.cat([t.boxes for t in targets])[flat].float()
-        scales = torch.stack([image_scale(t.image_size, boxes) for t in targets])[matches.image]
-
-        keep = last_of_each_sample(matches)
-        positives = (matches.image[keep], matches.sample[keep], labels[keep])
+        targets = TargetBatch.of(targets, predictions.logits.device)
+        number = targets.starts[matches.image] + matches.target
+        boxes, scales = targets.boxes[number], targets.scales[number]
         predicted = predictions.boxes[matches.image, matches.sample].float()
+
+        last = last_of_each_sample(matches, predictions.logits.shape[:2])
+        positives = (matches.image, matches.sample, targets.labels[number][last])
+        is_last = last == torch.arange(len(last), device=last.device)
         return {
-            "loss_ce": sparse_focal_loss(predictions.logits, positives, self.alpha, self.gamma),
+            "loss_ce": sparse_focal_loss(
+                predictions.logits, positives, self.alpha, self.gamma, is_last
+            ),
             "loss_giou": (1 - giou(predicted, boxes)).sum(),
             "loss_bbox": ((predicted - boxes) / scales).abs().sum(),
         }

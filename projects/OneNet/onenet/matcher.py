@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .boxes import by_coordinate
+from .chunks import chunks
 from .costs import focal_cost
-from .structures import Matches, Predictions, Targets
+from .errors import OneNetError
+from .structures import Matches, Predictions, TargetBatch, Targets
 
 
-class NonFiniteError(FloatingPointError):
+class NonFiniteError(OneNetError, FloatingPointError):
     """A cost or loss is NaN or infinite; the message names the term and the image."""
+
+    exit_status = 1
 
 
 class Matcher(nn.Module, ABC):
@@ -21,11 +29,24 @@ class Matcher(nn.Module, ABC):
     cost = class_weight · focal + location cost (arXiv 2012.05780, equation 3).
 
     Args:
-        location: module ``(boxes (N, 4), samples (N, 4), levels (N,), targets) -> (N, M)``, see
+        location: module ``(boxes (B, N, 4), samples (N, 4), levels (N,), targets) -> (N, T)``,
+            where ``targets`` is a :class:`~onenet.structures.TargetBatch` of T, see
             :mod:`onenet.costs`; weighs its own terms.
         class_weight: weight of the classification cost; 0 leaves location alone.
         alpha, gamma: of the focal cost.
+
+    Attributes:
+        columnwise: whether :meth:`choose` decides every column by itself; then it gets those of
+            several images at once, else of one image at a time. A class that defines ``choose``
+            and says nothing of this is not columnwise.
     """
+
+    columnwise = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "choose" in vars(cls):
+            cls.columnwise = vars(cls).get("columnwise", False)
 
     def __init__(
         self,
@@ -40,50 +61,96 @@ class Matcher(nn.Module, ABC):
         self.class_weight = class_weight
         self.alpha, self.gamma = alpha, gamma
 
+    @torch.no_grad()
+    def costs(self, predictions: Predictions, targets: TargetBatch) -> Tensor:
+        """(N, T) float32 cost of every target for the samples of its own image.
+
+        A term of your own belongs here: all other methods ask this one, for some of the batch's
+        targets at a time.
+        """
+        cost = self.location(predictions.boxes, predictions.samples, predictions.levels, targets)
+        if self.class_weight:
+            focal = focal_cost(predictions.logits, targets, self.alpha, self.gamma)
+            cost = cost.add(focal, alpha=self.class_weight)
+        return cost
+
     def cost(self, predictions: Predictions, image: int, targets: Targets) -> Tensor:
         """(N, M) float32 cost of every sample of image number ``image`` for every target."""
-        cost = self.location(
-            predictions.boxes[image], predictions.samples, predictions.levels, targets
+        one = replace(
+            predictions,
+            logits=predictions.logits[image : image + 1],
+            boxes=predictions.boxes[image : image + 1],
         )
-        if self.class_weight:
-            logits = predictions.logits[image]
-            focal = focal_cost(logits, targets.labels, self.alpha, self.gamma)
-            cost = cost + self.class_weight * focal
-        return cost
+        batch = TargetBatch.of([targets], predictions.logits.device)
+        return self.costs(one, batch)
 
     @abstractmethod
     def choose(self, cost: Tensor) -> tuple[Tensor, Tensor]:
         """(sample, target) indices, ordered by target, from a cost matrix (N, M), M > 0."""
 
     @torch.no_grad()
-    def forward(self, predictions: Predictions, targets: list[Targets]) -> Matches:
+    def forward(
+        self, predictions: Predictions, targets: Sequence[Targets] | TargetBatch
+    ) -> Matches:
         """Positive samples of a batch.
 
         Args:
             predictions: of B images.
-            targets: B of them, on the predictions' device; M = 0 gives no match.
+            targets: of these images, on any device; M = 0 gives no match.
 
         Raises:
             NonFiniteError: a matcher that can't choose from such a cost; names the image.
         """
-        device = predictions.logits.device
-        empty = torch.empty(0, dtype=torch.int64, device=device)
-        images, samples, indices = [empty], [empty], [empty]
-        for i, target in enumerate(targets):
-            if len(target) == 0:
+        targets = TargetBatch.of(targets, predictions.logits.device)
+        if len(targets) == 0:
+            return Matches(targets.image, *targets.image.new_empty(2, 0))
+        predictions = replace(
+            predictions,
+            boxes=by_coordinate(predictions.boxes),
+            samples=by_coordinate(predictions.samples),
+        )
+        choose = self._choose_by_column if self.columnwise else self._choose_by_image
+        sample, number = map(torch.cat, zip(*choose(predictions, targets), strict=True))
+        image = targets.image[number]
+        return Matches(image, sample, number - targets.starts[image])
+
+    def _choose_by_column(
+        self, predictions: Predictions, targets: TargetBatch
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Samples and the numbers of their targets in the batch, some columns at a time."""
+        start = 0
+        for cost in self._costs_in_parts(predictions, targets):
+            sample, column = self.choose(cost)
+            yield sample, start + column
+            start += cost.shape[1]
+
+    def _choose_by_image(
+        self, predictions: Predictions, targets: TargetBatch
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same, one image at a time."""
+        start = 0
+        for image, count in enumerate(targets.counts.tolist()):
+            if count == 0:
                 continue
+            here = targets[start : start + count]
+            cost = torch.cat(list(self._costs_in_parts(predictions, here)), dim=1)
             try:
-                sample, index = self.choose(self.cost(predictions, i, target))
+                sample, column = self.choose(cost)
             except NonFiniteError as error:
-                raise NonFiniteError(f"{error}, for image {i} of the batch") from None
-            images.append(torch.full_like(sample, i))
-            samples.append(sample)
-            indices.append(index)
-        return Matches(torch.cat(images), torch.cat(samples), torch.cat(indices))
+                raise NonFiniteError(f"{error}, for image {image} of the batch") from None
+            yield sample, start + column
+            start += count
+
+    def _costs_in_parts(self, predictions: Predictions, targets: TargetBatch) -> Iterator[Tensor]:
+        samples, device = predictions.boxes.shape[1], predictions.boxes.device
+        for part in chunks(len(targets), samples, device):
+            yield self.costs(predictions, targets[part])
 
 
 class MinCostMatcher(Matcher):
     """Every target gets its cheapest sample (the paper's choice); two targets may share one."""
+
+    columnwise = True
 
     def choose(self, cost: Tensor) -> tuple[Tensor, Tensor]:
         """The row of the minimum of every column; the first of equals."""

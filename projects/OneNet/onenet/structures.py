@@ -6,6 +6,7 @@ Letters: B images, N samples (grid points or anchors), M targets of one image, K
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -17,7 +18,8 @@ class Predictions:
     """What a head predicts for a batch. Every head returns this.
 
     Attributes:
-        logits: (B, N, K) float32, class scores before the sigmoid.
+        logits: (B, N, K) class scores before the sigmoid; float32, or in inference of the
+            network's precision.
         boxes: (B, N, 4) float32 xyxy px, decoded.
         samples: (N, 4) float32 xyxy px: the anchor, or the grid point twice.
         levels: (N,) int64, the feature level that each sample comes from, 0 the finest.
@@ -64,6 +66,59 @@ class Targets:
             self,
             boxes=self.boxes.to(device, non_blocking=non_blocking),
             labels=self.labels.to(device, non_blocking=non_blocking),
+        )
+
+
+@dataclass(frozen=True)
+class TargetBatch:
+    """Ground truth of a batch: the targets of all images, one image behind the other.
+
+    Attributes:
+        boxes: (T, 4) float32 xyxy px.
+        labels: (T,) int64 in [0, K).
+        image: (T,) int64, the image that each target belongs to.
+        scales: (T, 4) float32, (W, H, W, H) px of that image.
+        counts: (B,) int64, targets of each image.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    image: Tensor
+    scales: Tensor
+    counts: Tensor
+
+    @classmethod
+    def of(cls, targets: Sequence[Targets] | TargetBatch, device: torch.device) -> TargetBatch:
+        """The targets of B images on ``device``, brought there without waiting for it.
+
+        A batch that is made already is handed back as it is.
+        """
+        if isinstance(targets, TargetBatch):
+            return targets
+        boxes = torch.cat([t.boxes for t in targets]).float().to(device, non_blocking=True)
+        labels = torch.cat([t.labels for t in targets]).to(device, non_blocking=True)
+        sizes = torch.tensor([(len(t), *t.image_size) for t in targets])
+        counts, height, width = sizes.to(device, non_blocking=True).unbind(dim=1)
+        image = torch.repeat_interleave(counts, output_size=len(labels))
+        scales = torch.stack((width, height, width, height), dim=1).float()
+        return cls(boxes, labels, image, scales[image], counts)
+
+    @property
+    def starts(self) -> Tensor:
+        """(B,) int64, where each image's targets begin."""
+        return self.counts.cumsum(dim=0) - self.counts
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, part: slice) -> TargetBatch:
+        """Some of the targets; ``counts`` and ``starts`` stay those of the whole batch."""
+        return replace(
+            self,
+            boxes=self.boxes[part],
+            labels=self.labels[part],
+            image=self.image[part],
+            scales=self.scales[part],
         )
 
 
