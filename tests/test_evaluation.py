@@ -18,8 +18,9 @@ from pycocotools.cocoeval import COCOeval
 from runs import write_config
 
 from onenet.datasets import DatasetSource, find_dataset
+from onenet.duplicates import detections_per_object
 from onenet.engine.config import load_cfg
-from onenet.engine.data import TestSample
+from onenet.engine.data import TestSample, build_test_loader
 from onenet.engine.datasets import CocoDetection
 from onenet.engine.detector import build_detector
 from onenet.engine.evaluation import (
@@ -28,10 +29,11 @@ from onenet.engine.evaluation import (
     average_precision,
     detect_all,
     evaluate,
+    score,
     to_coco,
     to_original,
 )
-from onenet.engine.train import evaluate_all
+from onenet.engine.test_sets import evaluate_all
 from onenet.structures import Detections
 
 NAMES = {7: "cat", 2: "dog", 50: "bird"}  # by category id; labels follow the sorted ids
@@ -273,8 +275,43 @@ def test_evaluate_writes_the_results_and_scores_them(cfg, tmp_path):
         assert set(row) == {"image_id", "category_id", "bbox", "score"}
         x, y, w, h = row["bbox"]
         assert 0 <= x and 0 <= y and w > 0 and h > 0 and x + w <= 64.001 and y + h <= 64.001
+    truth = json.loads(data.source.json_file.read_text())["annotations"]
+    assert metrics.pop("bbox/duplicates") == pytest.approx(
+        detections_per_object(truth, results), nan_ok=True
+    )
     assert metrics == pytest.approx(average_precision(data, results), nan_ok=True)
     assert [p.name for p in file.parent.iterdir()] == [file.name]
+
+
+def test_duplicates_are_counted_beside_ap(cfg):
+    data = shapes_val(cfg)
+    truth = json.loads(data.source.json_file.read_text())
+    once = found(truth)
+    # As many count as there are objects: the first twice, and all others but the last.
+    for results, mean in (
+        (once, 1),
+        ([{**once[0], "score": 2}, *once], len(once) / (len(once) - 1)),
+    ):
+        metrics, tables = score(cfg, data, results)
+        assert metrics["bbox/duplicates"] == pytest.approx(mean)
+        assert tables.endswith(f"duplicates: {mean:.2f} detections per matched object")
+
+
+def test_batches_do_not_change_what_is_found(cfg, tmp_path):
+    torch.manual_seed(0)
+    model, data = build_detector(cfg).eval(), shapes_val(cfg)
+    found = {}
+    for count in (1, 4):
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.TEST.IMS_PER_BATCH = count
+        batches = list(build_test_loader(cfg, data))
+        assert [len(batch) for batch in batches] == ([1] * 6 if count == 1 else [4, 2])
+        found[count] = {s.image_id: d for s, d in detect_all(model, batches)}
+    assert found[1].keys() == found[4].keys() == {*data.image_ids.tolist()}
+    for image_id, one in found[1].items():
+        torch.testing.assert_close(one.boxes, found[4][image_id].boxes, rtol=1e-4, atol=1e-2)
+        torch.testing.assert_close(one.scores, found[4][image_id].scores, rtol=1e-4, atol=1e-5)
 
 
 def test_detect_all_restores_the_training_mode_even_if_it_is_left_early(cfg):

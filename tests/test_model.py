@@ -9,7 +9,6 @@ from torch import nn
 from onenet import Criterion, Detections, MinCostMatcher, OneNet, Targets
 from onenet.costs import PredictedLocation
 from onenet.heads import CenterNetHead
-from onenet.model import pad_to
 
 close = torch.testing.assert_close
 MEAN, STD = (10.0, 20.0, 30.0), (1.0, 2.0, 4.0)
@@ -54,11 +53,6 @@ def image(height, width, seed=0):
 def targets(*boxes, size=(32, 40)):
     boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     return Targets(boxes, torch.zeros(len(boxes), dtype=torch.int64), size)
-
-
-@pytest.mark.parametrize(("size", "padded"), [(1, 32), (31, 32), (32, 32), (33, 64), (64, 64)])
-def test_pad_to(size, padded):
-    assert pad_to(size, 32) == padded
 
 
 def test_a_batch_is_normalised_then_padded_with_zeros():

@@ -15,6 +15,7 @@ from onenet.engine.config import load_cfg
 from onenet.engine.detector import build_detector
 from onenet.engine.predictor import Predictor
 from onenet.structures import Detections
+from onenet.yaml_files import ConfigError
 
 NAMES = ["a", "b", "c", "d", "e", "f"]
 
@@ -78,6 +79,43 @@ def test_given_rgb_the_model_gets_the_order_of_its_format(config, monkeypatch):
         assert len(predictor(red)) == 0
         assert seen[0].dtype == torch.uint8
         assert [int(seen[0][c].max()) for c in range(3)].index(255) == channel
+
+
+def test_several_images_give_what_each_gives_alone(config, monkeypatch):
+    weights(config)
+    predictor = Predictor(load_cfg(config, ["TEST.IMS_PER_BATCH", "2"]))
+    # Resized and padded to 32 × 64, 64 × 32, 64 × 64, 32 × 64 and 64 × 64 px.
+    images = [image(80, 200), image(200, 80), image(64, 64), image(81, 200), image(70, 71)]
+    alone = [predictor(one) for one in images]
+    batches = []
+    forward = predictor.model.forward
+    monkeypatch.setattr(
+        predictor.model, "forward", lambda pixels: batches.append(len(pixels)) or forward(pixels)
+    )
+    together = predictor.predict_batch(images * 2)
+    assert batches == [2, 2, 2, 2, 2]
+    for found, expected in zip(together, alone * 2, strict=True):
+        torch.testing.assert_close(found.boxes, expected.boxes, rtol=1e-4, atol=1e-2)
+        torch.testing.assert_close(found.scores, expected.scores, rtol=1e-4, atol=1e-5)
+        assert torch.equal(found.labels, expected.labels)
+    assert predictor.predict_batch([]) == []
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_model_is_prepared_as_test_says(config, precision):
+    weights(config)
+    predictor = Predictor(load_cfg(config, ["TEST.PRECISION", precision]))
+    assert not any(hasattr(m, "running_var") for m in predictor.model.modules())
+    assert predictor.model.head.feat1.weight.dtype == getattr(torch, precision)
+    plain = Predictor(load_cfg(config, ["TEST.FUSE", "False"]))
+    assert any(hasattr(m, "running_var") for m in plain.model.modules())
+    assert len(predictor(image())) == len(plain(image())) > 0
+
+
+def test_a_precision_that_cannot_be_is_refused(config):
+    weights(config)
+    with pytest.raises(ConfigError, match="TEST.PRECISION: float16 is slower.* take bfloat16"):
+        Predictor(load_cfg(config, ["TEST.PRECISION", "float16"]))
 
 
 def test_the_image_is_left_as_it_is(config):

@@ -27,32 +27,48 @@ def top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     candidates = logits.gather(1, rows[..., None].expand(-1, -1, classes)).flatten(1)
     best, flat = candidates.topk(min(k, candidates.shape[1]), dim=1)
     row = torch.div(flat, classes, rounding_mode="floor")
-    return best, rows.gather(1, row), flat % classes
+    return best, rows.gather(1, row), flat - row * classes
 
 
-def detect(
-    predictions: Predictions, k: int = 100, nms_iou: float | None = None
-) -> list[Detections]:
-    """Detections of every image.
+def best_detections(predictions: Predictions, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The best of all images of a batch.
 
     Args:
         predictions: of B images.
-        k: most detections an image.
-        nms_iou: class-wise NMS at this IoU after the top-k, for ablation; ``None``, as OneNet is
-            meant, leaves it out.
+        k: most detections an image; fewer come out where N · K is smaller.
 
     Returns:
-        B :class:`Detections` in the pixels of the input image, boxes not clipped.
+        Boxes (B, k, 4) float32 in the pixels of the input images, not clipped; scores (B, k)
+        float32, best first; labels (B, k) int64.
     """
-    best, samples, labels = top_k(predictions.logits.float(), k)
+    best, samples, labels = top_k(predictions.logits, k)
     boxes = predictions.boxes.gather(1, samples[..., None].expand(-1, -1, 4))
-    detections = [Detections(*of) for of in zip(boxes, best.sigmoid(), labels, strict=True)]
+    return boxes, best.float().sigmoid(), labels
+
+
+def per_image(
+    boxes: Tensor, scores: Tensor, labels: Tensor, nms_iou: float | None = None
+) -> list[Detections]:
+    """What :func:`best_detections` gives, image by image.
+
+    Args:
+        nms_iou: class-wise NMS at this IoU, for ablation; ``None``, as OneNet is meant, leaves it
+            out.
+    """
+    detections = [Detections(*of) for of in zip(boxes, scores, labels, strict=True)]
     if nms_iou is None:
         return detections
     # batched_nms moves the classes apart by the largest coordinate: enough from (0, 0) on only.
     return [
         d[batched_nms(d.boxes - d.boxes.min(), d.scores, d.labels, nms_iou)] for d in detections
     ]
+
+
+def detect(
+    predictions: Predictions, k: int = 100, nms_iou: float | None = None
+) -> list[Detections]:
+    """:func:`best_detections` of predictions, image by image; see :func:`per_image`."""
+    return per_image(*best_detections(predictions, k), nms_iou)
 
 
 def to_image(

@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .batching import DIVISIBILITY, group_by_shape, pad_to
+from .fuse import fold_batch_norms
 from .heads import Head
-from .inference import detect
+from .heads.deform import DeformConv
+from .inference import best_detections, per_image
 from .losses import Criterion
-from .structures import Detections, Predictions, Targets
+from .structures import Detections, Predictions, TargetBatch, Targets
 
+logger = logging.getLogger(__name__)
 
-def pad_to(size: int, divisor: int) -> int:
-    """The next multiple of ``divisor`` from ``size`` on."""
-    return -(-size // divisor) * divisor
+# Values of TEST.PRECISION.
+PRECISIONS = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
-    """How maps lie in memory: ``channels_last`` on CUDA, for its tensor cores.
+    """How maps lie in memory in training: ``channels_last`` on CUDA, and under autocast anywhere.
 
-    Not on the CPU: it is no faster there, and torch's batch norm, in training, a hundred times
-    less exact; untrained deep networks make percents of the gradient out of that.
+    Not in float32 on the CPU: torch's batch norm, in training, is a hundred times less exact there
+    with it; untrained deep networks make percents of the gradient out of that. bfloat16 rounds by
+    more than that whatever the format.
     """
-    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    last = device.type == "cuda" or torch.is_autocast_enabled(device.type)
+    return torch.channels_last if last else torch.contiguous_format
 
 
 class OneNet(nn.Module):
@@ -51,7 +63,7 @@ class OneNet(nn.Module):
         in_features: Sequence[str],
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
-        size_divisibility: int = 32,
+        size_divisibility: int = DIVISIBILITY,
         max_detections: int = 100,
         nms_iou: float | None = None,
     ) -> None:
@@ -63,10 +75,87 @@ class OneNet(nn.Module):
         self.size_divisibility = size_divisibility
         self.max_detections = max_detections
         self.nms_iou = nms_iou
+        # What prepare_inference() has done.
+        self.prepared = False
+        self.precision: torch.dtype | None = None
         # Not persistent: checkpoints of Detectron2 and of the original do not hold them.
         mean, std = (torch.tensor(list(v)).view(3, 1, 1) for v in (pixel_mean, pixel_std))
         self.register_buffer("pixel_mean", mean, persistent=False)
         self.register_buffer("pixel_std", std, persistent=False)
+
+    def fuse(self) -> OneNet:
+        """Fold batch norms into convolutions and turn maps ``channels_last``, for inference only.
+
+        The results are the same but for rounding. From then on the model neither trains nor gives
+        a state dict: its weights are no longer those of a checkpoint.
+
+        Returns:
+            The model itself, in evaluation mode; see :mod:`onenet.fuse`.
+        """
+        fold_batch_norms(self.eval().requires_grad_(False))
+        self.prepared = True
+        return self.to(memory_format=torch.channels_last)
+
+    def prepare_inference(
+        self, *, fuse: bool = True, precision: str = "float32", compile: bool = False
+    ) -> OneNet:
+        """Make a model on its device fast, for inference only; see :meth:`fuse`.
+
+        Args:
+            precision: of convolutions and matrix products, "float32", "bfloat16" or, on CUDA
+                only, "float16". Boxes and scores are float32 in any case.
+            compile: with ``torch.compile``, as CUDA graphs on CUDA. Every size of a batch, its
+                number of images included, is compiled when it is first met, which takes seconds
+                to minutes: for images of one size or of a few.
+
+        Returns:
+            The model itself, in evaluation mode.
+
+        Raises:
+            ValueError: an unknown precision, or float16 on the CPU.
+        """
+        device = self.pixel_mean.device
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        if precision == "float16" and device.type == "cpu":
+            raise ValueError("float16 is slower than float32 on the CPU; take bfloat16 there")
+        self.eval()
+        if fuse:
+            self.fuse()
+        if precision != "float32":
+            self.prepared = True
+            self.precision = PRECISIONS[precision]
+            _convert_weights(self, self.precision)
+        if compile:
+            mode = "reduce-overhead" if device.type == "cuda" else None
+            self.find = _compiled(self.find, mode)
+        logger.info(
+            "Inference on %s: %s, %s%s",
+            device,
+            "batch norms folded, channels_last" if fuse else "as in training",
+            precision,
+            ", compiled for every size" if compile else "",
+        )
+        return self
+
+    def train(self, mode: bool = True) -> OneNet:
+        """Training mode, or evaluation; ``RuntimeError`` if a prepared model shall train."""
+        if mode and self.prepared:
+            raise RuntimeError(
+                "this model was prepared for inference and cannot train; load its checkpoint into "
+                "a new one"
+            )
+        return super().train(mode)
+
+    def state_dict(self, *args: Any, **keywords: Any) -> dict[str, Any]:
+        """As of every module; ``RuntimeError`` for a prepared model."""
+        # Within another module, such as one to be exported, it is no checkpoint's.
+        if self.prepared and not keywords.get("prefix"):
+            raise RuntimeError(
+                "this model was prepared for inference; its weights are not those of a checkpoint, "
+                "which must be loaded or saved before"
+            )
+        return super().state_dict(*args, **keywords)
 
     def batch(self, images: Sequence[Tensor]) -> Tensor:
         """Normalise images on the model's device and pad them to one size, right and below.
@@ -75,25 +164,43 @@ class OneNet(nn.Module):
             images: (3, H, W) each, uint8 or float, 0…255.
 
         Returns:
-            (B, 3, H', W') float32, ``channels_last`` on CUDA; the padding is 0, the mean colour.
+            (B, 3, H', W') float32, of :func:`memory_format` or, once the model is fused,
+            ``channels_last``; the padding is 0, the mean colour.
         """
         height, width = (
             pad_to(max(image.shape[dim] for image in images), self.size_divisibility)
             for dim in (1, 2)
         )
         device = self.pixel_mean.device
-        batch = torch.empty(
-            (len(images), 3, height, width), device=device, memory_format=memory_format(device)
-        ).zero_()
-        for row, image in zip(batch, images, strict=True):
-            image = image.to(batch.device, non_blocking=True).float()
-            row[:, : image.shape[1], : image.shape[2]] = (image - self.pixel_mean) / self.pixel_std
+        like = torch.channels_last if self.prepared else memory_format(device)
+        batch = torch.empty((len(images), 3, height, width), device=device, memory_format=like)
+        batch.zero_()
+        images = [image.to(device, non_blocking=True) for image in images]
+        alike = all(image.shape == images[0].shape for image in images)
+        parts = [(batch, torch.stack(images))] if alike else zip(batch, images, strict=True)
+        for part, pixels in parts:
+            inner = part[..., : pixels.shape[-2], : pixels.shape[-1]]
+            torch.sub(pixels, self.pixel_mean, out=inner).div_(self.pixel_std)
         return batch
+
+    def network(self, batch: Tensor) -> Predictions:
+        """What the head says of normalised images (B, 3, H, W), H and W of the right multiples."""
+        half = self.precision is not None
+        with torch.autocast(batch.device.type, self.precision) if half else nullcontext():
+            features = self.backbone(batch)
+            return self.head([features[name] for name in self.in_features])
+
+    def find(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes, scores and labels of the best in normalised images, before NMS, if any.
+
+        Tensors alone, so that it can be compiled and exported; see
+        :func:`~onenet.inference.best_detections`.
+        """
+        return best_detections(self.network(batch), self.max_detections)
 
     def predict(self, images: Sequence[Tensor]) -> Predictions:
         """What the head says of a batch of images; see :meth:`batch` for their format."""
-        features = self.backbone(self.batch(images))
-        return self.head([features[name] for name in self.in_features])
+        return self.network(self.batch(images))
 
     def forward(
         self, images: Sequence[Tensor], targets: Sequence[Targets] | None = None
@@ -107,16 +214,43 @@ class OneNet(nn.Module):
         Returns:
             In training a dict of the weighted ``loss_ce``, ``loss_giou`` and ``loss_bbox``;
             otherwise B :class:`~onenet.structures.Detections` in px of these images, boxes
-            unclipped.
+            unclipped. Only images that are padded to one size go through the network together:
+            what is found in an image does not depend on the others.
 
         Raises:
             ValueError: training without targets, or with another number of them than images.
         """
         if not self.training:
-            return detect(self.predict(images), self.max_detections, self.nms_iou)
+            return self._detect(images)
         if targets is None or len(targets) != len(images):
             given = "none" if targets is None else len(targets)
             raise ValueError(f"training needs targets for all {len(images)} images, got {given}")
-        predictions = self.predict(images)
-        device = predictions.logits.device
-        return self.criterion(predictions, [t.to(device, non_blocking=True) for t in targets])
+        batch = TargetBatch.of(targets, self.pixel_mean.device)
+        return self.criterion(self.predict(images), batch)
+
+    def _detect(self, images: Sequence[Tensor]) -> list[Detections]:
+        sizes = (tuple(image.shape[-2:]) for image in images)
+        found: dict[int, Detections] = {}
+        for group in group_by_shape(sizes, divisor=self.size_divisibility):
+            best = self.find(self.batch([images[i] for i in group]))
+            found |= zip(group, per_image(*best, self.nms_iou), strict=True)
+        return [found[i] for i in range(len(images))]
+
+
+def _compiled(find: Callable[[Tensor], tuple[Tensor, ...]], mode: str | None) -> Callable:
+    run = torch.compile(find, dynamic=False, mode=mode)
+
+    def copy(batch: Tensor) -> list[Tensor]:
+        # A CUDA graph writes where it wrote before.
+        return [tensor.clone() for tensor in run(batch)]
+
+    return copy
+
+
+@torch.no_grad()
+def _convert_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Convert once what autocast would convert in every call."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | DeformConv):
+            for parameter in layer.parameters(recurse=False):
+                parameter.data = parameter.data.to(dtype)

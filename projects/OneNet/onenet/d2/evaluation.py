@@ -1,28 +1,56 @@
-"""Detectron2's COCO evaluation, with the embedded engine's tolerance for detection-only files."""
+"""The evaluators of ``TEST.EVALUATOR``.
+
+Detectron2's COCO evaluation gets the embedded engine's tolerance for detection-only files.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import logging
+import math
 from typing import Any
 
-from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 
+from ..duplicates import detections_per_object, duplicates_line
+from .crowdhuman import CrowdHumanEvaluator
+
+logger = logging.getLogger(__name__)
 COCO_LIMIT = 100  # detections of an image that COCO's AP counts
 
 
-def build_evaluator(cfg: Any, dataset_name: str, output_dir: str) -> COCOEvaluator:
-    """COCO's AP of boxes, also for data sets that are not COCO files: Detectron2 converts them.
+def build_evaluator(cfg: Any, dataset_name: str, output_dir: str) -> DatasetEvaluator:
+    """CrowdHuman's metrics, or COCO's AP of boxes.
+
+    AP is there for data sets that are not COCO files, too: Detectron2 converts them.
 
     Args:
         output_dir: for ``coco_instances_results.json``.
     """
+    if cfg.TEST.EVALUATOR == "crowdhuman":
+        return CrowdHumanEvaluator(dataset_name, output_dir)
     limit = max(COCO_LIMIT, cfg.TEST.DETECTIONS_PER_IMAGE)
-    evaluator = COCOEvaluator(
+    evaluator = CountingCOCOEvaluator(
         dataset_name, ("bbox",), output_dir=output_dir, max_dets_per_image=limit
     )
     _complete(evaluator._coco_api)
     return evaluator
+
+
+class CountingCOCOEvaluator(COCOEvaluator):
+    """COCO's metrics, and ``duplicates``, see :func:`~onenet.duplicates.detections_per_object`."""
+
+    def _derive_coco_results(
+        self, coco_eval: Any, iou_type: str, class_names: list[str] | None = None
+    ) -> dict[str, float]:
+        metrics = super()._derive_coco_results(coco_eval, iou_type, class_names)
+        duplicates = math.nan
+        if coco_eval is not None:  # Detectron2's way to say that there are no detections
+            content = (coco_eval.cocoGt.dataset, coco_eval.cocoDt.dataset)
+            duplicates = detections_per_object(*(c["annotations"] for c in content))
+        logger.info(duplicates_line(duplicates))
+        return {**metrics, "duplicates": duplicates}
 
 
 def _complete(coco: Any) -> None:

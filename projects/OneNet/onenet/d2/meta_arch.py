@@ -36,6 +36,9 @@ class OneNet(core.OneNet):
         options: of :class:`onenet.model.OneNet`.
     """
 
+    # From a config to the core's arguments; another model of the core has others.
+    core_options = staticmethod(model_options)
+
     @configurable
     def __init__(self, *, input_format: str = "RGB", vis_period: int = 0, **options: Any) -> None:
         super().__init__(**options)
@@ -46,7 +49,7 @@ class OneNet(core.OneNet):
     def from_config(cls, cfg: Any) -> dict[str, Any]:
         backbone = build_backbone(cfg)
         return {
-            **model_options(cfg, backbone, backbone.output_shape()),
+            **cls.core_options(cfg, backbone, backbone.output_shape()),
             # A plain ResNet says 0: it asks for nothing.
             "size_divisibility": math.lcm(_DIVISIBILITY, backbone.size_divisibility or 1),
             "input_format": cfg.INPUT.FORMAT,

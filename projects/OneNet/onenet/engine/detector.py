@@ -3,28 +3,56 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
+from onenet.centernet import CenterNet
+from onenet.centernet_config import centernet_options
 from onenet.config import model_options
 from onenet.model import OneNet, memory_format
 
 from .backbone import build_backbone
 from .config import ConfigError
+from .peers import PEERS
 
 logger = logging.getLogger(__name__)
 
 
-def build_detector(cfg: Any) -> OneNet:
-    """The model, randomly initialised, on the CPU.
+def _build_onenet(cfg: Any) -> OneNet:
+    backbone = build_backbone(cfg)
+    return OneNet(**model_options(cfg, backbone, backbone.shapes))
+
+
+def _build_centernet(cfg: Any) -> CenterNet:
+    backbone = build_backbone(cfg)
+    return CenterNet(**centernet_options(cfg, backbone, backbone.shapes))
+
+
+# Values of MODEL.META_ARCHITECTURE: ``cfg -> module``, which takes and gives what OneNet does. What
+# ``load_weights`` shall know of it as backbone is below ``backbone``.
+META_ARCHITECTURES: dict[str, Callable[[Any], nn.Module]] = {
+    "OneNet": _build_onenet,
+    "CenterNet": _build_centernet,
+    **PEERS,
+}
+
+
+def build_detector(cfg: Any) -> nn.Module:
+    """The model that ``MODEL.META_ARCHITECTURE`` names, randomly initialised, on the CPU.
 
     Raises:
-        ConfigError: values that do not fit each other.
+        ConfigError: an unknown name, or values that do not fit each other.
     """
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name not in META_ARCHITECTURES:
+        raise ConfigError(
+            f"MODEL.META_ARCHITECTURE must be one of {', '.join(META_ARCHITECTURES)}, got {name!r}"
+        )
     try:
-        backbone = build_backbone(cfg)
-        model = OneNet(**model_options(cfg, backbone, backbone.shapes))
+        model = META_ARCHITECTURES[name](cfg)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return model.to(memory_format=memory_format(_device(cfg)))

@@ -1,4 +1,7 @@
-"""COCO AP of a model on a data set (faster-coco-eval, which gives pycocotools' numbers)."""
+"""Metrics of a model on a data set: CrowdHuman's, or COCO's AP.
+
+AP is computed by faster-coco-eval, which gives pycocotools' numbers.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,9 @@ from faster_coco_eval import COCO, COCOeval_faster
 from tabulate import tabulate
 from tqdm import tqdm
 
+from onenet.coco_json import read_coco_json
+from onenet.crowdhuman import evaluate_crowdhuman
+from onenet.duplicates import detections_per_object, duplicates_line
 from onenet.inference import to_image
 from onenet.model import OneNet
 from onenet.structures import Detections
@@ -40,8 +46,7 @@ def evaluate(
         output_dir: for the results file.
 
     Returns:
-        On rank 0 ``bbox/AP``, ``bbox/AP50`` … and ``bbox/AP-CLASS``, 0…100, NaN where there is no
-        ground truth; ``None`` on other ranks.
+        On rank 0 the metrics of :func:`score`; ``None`` on other ranks.
     """
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     loader = build_test_loader(cfg, dataset, rank=rank, world_size=world_size)
@@ -60,14 +65,14 @@ def evaluate(
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(results))
     os.replace(partial, path)
-    metrics = average_precision(dataset, results, cfg.TEST.DETECTIONS_PER_IMAGE)
+    metrics, tables = score(cfg, dataset, results)
     logger.info(
         "%s: %d images, %d detections in %s\n%s",
         dataset.source.name,
         len(dataset),
         len(results),
         path,
-        ap_tables(metrics),
+        tables,
     )
     return metrics
 
@@ -108,6 +113,32 @@ def to_coco(
     ]
 
 
+def score(
+    cfg: Any, dataset: CocoDetection, results: Sequence[dict[str, Any]]
+) -> tuple[dict[str, float], str]:
+    """What ``TEST.EVALUATOR`` says of detections in the results format (:func:`to_coco`).
+
+    Returns:
+        The metrics, 0…100, NaN where there is no ground truth: ``bbox/AP``, ``bbox/AP50`` … and
+        ``bbox/AP-CLASS``; or ``crowdhuman/AP``, ``crowdhuman/mMR`` and ``crowdhuman/Recall``.
+        With them ``bbox/duplicates`` or ``crowdhuman/duplicates``, from 1 on, see
+        :func:`~onenet.duplicates.detections_per_object`. And the tables that show them.
+    """
+    truth = read_coco_json(dataset.source.json_file)
+    if cfg.TEST.EVALUATOR == "crowdhuman":
+        kind = "crowdhuman"
+        found = evaluate_crowdhuman(truth, results).percent()
+        tables = _table([[f"{value:.2f}" for value in found.values()]], list(found))
+        metrics = {f"{kind}/{name}": value for name, value in found.items()}
+    else:
+        kind = "bbox"
+        metrics = average_precision(dataset, results, cfg.TEST.DETECTIONS_PER_IMAGE)
+        tables = ap_tables(metrics)
+    duplicates = detections_per_object(truth["annotations"], results)
+    metrics[f"{kind}/duplicates"] = duplicates
+    return metrics, f"{tables}\n\n{duplicates_line(duplicates)}"
+
+
 def average_precision(
     dataset: CocoDetection, results: Sequence[dict[str, Any]], max_detections: int = 100
 ) -> dict[str, float]:
@@ -118,7 +149,7 @@ def average_precision(
         max_detections: the best so many of an image count, at least COCO's 100.
 
     Returns:
-        See :func:`evaluate`.
+        The metrics of COCO, see :func:`score`.
     """
     truth = _ground_truth(dataset)
     names = [f"bbox/AP-{name}" for name in dataset.class_names]

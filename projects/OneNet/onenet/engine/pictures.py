@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Subset
 
+from onenet.images import read_image
 from onenet.model import OneNet
 from onenet.structures import Targets
 from onenet.visualize import draw_comparison
@@ -15,7 +16,6 @@ from onenet.visualize import draw_comparison
 from .data import TestDataset, build_test_transform
 from .datasets import CocoDetection
 from .evaluation import detect_all
-from .transforms import read_image
 
 
 def validation_pictures(

@@ -1,4 +1,4 @@
-"""Detections of single images from a config and its weights."""
+"""Detections from a config and its weights."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from onenet.checkpoint import load_weights
 from onenet.datasets import find_dataset
@@ -30,15 +29,19 @@ class Predictor(BasePredictor):
     """On the embedded engine's backbones."""
 
     def load(self, cfg: Any) -> tuple[nn.Module, dict[str, Any]]:
-        self.transform = build_test_transform(cfg)
+        self._transform = build_test_transform(cfg)
         model = build_detector(cfg)
         extras = load_weights(model, cfg.MODEL.WEIGHTS, detector=True)
-        return model.to(choose_device(cfg)).eval(), extras
+        return model.to(choose_device(cfg)), extras
 
-    def detect(self, image: np.ndarray) -> Detections:
-        pixels = torch.from_numpy(self.transform(image).transpose(2, 0, 1).copy())
-        detections = self.model([pixels])[0].to("cpu")
-        return to_image(detections, tuple(pixels.shape[-2:]), image.shape[:2])
+    def resize(self, image: np.ndarray) -> np.ndarray:
+        return self._transform(image)
+
+    def detect(self, images: list[Tensor], sizes: list[tuple[int, int]]) -> list[Detections]:
+        return [
+            to_image(found.to("cpu"), tuple(image.shape[-2:]), size)
+            for found, image, size in zip(self.model(images), images, sizes, strict=True)
+        ]
 
     def names_of(self, dataset: str) -> list[str]:
         return CocoDetection(find_dataset(dataset)).class_names

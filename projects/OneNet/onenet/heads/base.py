@@ -34,6 +34,15 @@ class Head(nn.Module, ABC):
     def forward(self, features: list[Tensor]) -> Predictions:
         """Predictions from feature maps (B, C_l, H_l, W_l), finest first."""
 
+    def logits(self, maps: Tensor) -> Tensor:
+        """(B, A · K, H, W) to (B, H · W · A, K).
+
+        float32 in training, for the loss; otherwise as they are: the few that become detections
+        are converted alone, to the same values.
+        """
+        logits = per_sample(maps, self.num_classes)
+        return logits.float() if self.training else logits
+
     def reset_parameters(self, class_layer: nn.Conv2d) -> None:
         """Xavier-uniform weights, then the focal prior on the bias of the class layer alone.
 
@@ -52,11 +61,11 @@ def conv3x3(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv2d
 
 
 def per_sample(maps: Tensor, width: int) -> Tensor:
-    """(B, A · width, H, W) to float32 (B, H · W · A, width): rows, columns, then the cell's A.
+    """(B, A · width, H, W) to (B, H · W · A, width): rows, columns, then the cell's A.
 
-    No copy where ``maps`` is float32 and ``channels_last``.
+    No copy where ``maps`` is ``channels_last``.
     """
-    return maps.permute(0, 2, 3, 1).reshape(maps.shape[0], -1, width).float()
+    return maps.permute(0, 2, 3, 1).reshape(maps.shape[0], -1, width)
 
 
 def join_levels(
@@ -69,19 +78,20 @@ def join_levels(
         samples: of each level (N_l, 4).
     """
     samples = list(samples)
-    counts = torch.tensor([len(s) for s in samples], device=samples[0].device)
-    levels = torch.arange(len(samples), device=samples[0].device).repeat_interleave(
-        counts, output_size=sum(map(len, samples))
-    )
+    # shape[0] and not len(), which torch.export would take for a constant.
+    levels = [torch.full((s.shape[0],), i, device=s.device) for i, s in enumerate(samples)]
     return Predictions(
-        torch.cat(list(logits), dim=1), torch.cat(list(boxes), dim=1), torch.cat(samples), levels
+        torch.cat(list(logits), dim=1),
+        torch.cat(list(boxes), dim=1),
+        torch.cat(samples),
+        torch.cat(levels),
     )
 
 
-def make_tower(in_channels: int, channels: int, num_convs: int, norm: str) -> nn.ModuleList:
-    """``num_convs`` × (3×3 convolution without bias, normalisation if any, ReLU), as a flat list.
+def make_tower(in_channels: int, channels: int, num_convs: int, norm: str) -> nn.Sequential:
+    """``num_convs`` × (3×3 convolution without bias, normalisation if any, ReLU), in one row.
 
-    Flat, since checkpoints name the layers by their place in it.
+    In one, since checkpoints name the layers by their place in it.
 
     Args:
         norm: "GN" (32 groups), "BN" or "" for none.
@@ -102,11 +112,4 @@ def make_tower(in_channels: int, channels: int, num_convs: int, norm: str) -> nn
         if norms[norm] is not None:
             layers.append(norms[norm](channels))
         layers.append(nn.ReLU(inplace=True))
-    return nn.ModuleList(layers)
-
-
-def run_tower(tower: nn.ModuleList, x: Tensor) -> Tensor:
-    """Apply the layers of :func:`make_tower` one after the other."""
-    for layer in tower:
-        x = layer(x)
-    return x
+    return nn.Sequential(*layers)

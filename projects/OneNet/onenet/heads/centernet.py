@@ -7,39 +7,15 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import deform_conv2d
 
 from ..boxes import decode_ltrb, point_grid
 from ..structures import Predictions
 from .base import Head, conv3x3, per_sample
+from .deform import DeformConv
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu}
 # (padding, output padding) with which a transposed convolution of stride 2 doubles its input.
 _DECONV_PADDING = {2: (0, 0), 3: (1, 1), 4: (1, 0)}
-
-
-class DeformConv(nn.Module):
-    """3×3 deformable convolution, v2 (arXiv 1811.11168) where a mask is given, v1 otherwise.
-
-    Always in float32: the operator has no bfloat16 on the CPU, and offsets need the precision.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, 3, 3))
-        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, x: Tensor, offset: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, C_out, H, W) from ``x`` (B, C_in, H, W), ``offset`` (B, 18, H, W) and ``mask``
-        (B, 9, H, W)."""
-        with torch.autocast(x.device.type, enabled=False):
-            return deform_conv2d(
-                x.float(),
-                offset.float(),
-                self.weight.float(),
-                padding=1,
-                mask=None if mask is None else mask.float(),
-            )
 
 
 def make_upsampling(channels: int, kernel: int) -> nn.ConvTranspose2d:
@@ -57,6 +33,8 @@ def make_upsampling(channels: int, kernel: int) -> nn.ConvTranspose2d:
 class DeconvLayer(nn.Module):
     """Convolution, batch norm, ReLU, doubling, batch norm, ReLU."""
 
+    BATCH_NORMS = (("conv", "bn"), ("up_sample", "up_bn"))
+
     def __init__(self, in_channels: int, out_channels: int, kernel: int) -> None:
         super().__init__()
         self.conv = conv3x3(in_channels, out_channels)
@@ -67,12 +45,14 @@ class DeconvLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, out_channels, 2H, 2W)."""
-        x = F.relu(self.bn(self.conv(x)))
-        return F.relu(self.up_bn(self.up_sample(x)))
+        x = F.relu_(self.bn(self.conv(x)))
+        return F.relu_(self.up_bn(self.up_sample(x)))
 
 
 class DCNDeconvLayer(nn.Module):
     """Like :class:`DeconvLayer`, with a deformable convolution in front."""
+
+    BATCH_NORMS = (("dcn", "dcn_bn"), ("up_sample", "up_bn"))
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, modulated: bool) -> None:
         super().__init__()
@@ -87,8 +67,8 @@ class DCNDeconvLayer(nn.Module):
         """(B, C, H, W) to (B, out_channels, 2H, 2W)."""
         guide = self.dcn_offset(x)
         mask = guide[:, 18:].sigmoid() if guide.shape[1] == 27 else None
-        x = F.relu(self.dcn_bn(self.dcn(x, guide[:, :18], mask)))
-        return F.relu(self.up_bn(self.up_sample(x)))
+        x = F.relu_(self.dcn_bn(self.dcn(x, guide[:, :18], mask)))
+        return F.relu_(self.up_bn(self.up_sample(x)))
 
 
 class CenterNetDeconv(nn.Module):
@@ -198,10 +178,11 @@ class CenterNetHead(Head):
         """Predictions from four maps (B, C_l, H_l, W_l), each half the size of the one before."""
         x = self.activation(self.feat1(self.deconv(features)))
         points = point_grid(*x.shape[-2:], self.stride, x.device)
-        distances = F.relu(per_sample(self.ltrb_pred(x), 4))
+        distances = F.relu(per_sample(self.ltrb_pred(x), 4).float())
         return Predictions(
-            logits=per_sample(self.cls_score(x), self.num_classes),
+            logits=self.logits(self.cls_score(x)),
             boxes=decode_ltrb(points, distances),
             samples=points.repeat(1, 2),
-            levels=torch.zeros(len(points), dtype=torch.int64, device=x.device),
+            # shape[0] and not len(), which torch.export would take for a constant.
+            levels=torch.zeros(points.shape[0], dtype=torch.int64, device=x.device),
         )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..boxes import decode_ltrb, point_grid
 from ..structures import Predictions
-from .base import Head, conv3x3, join_levels, make_tower, per_sample, run_tower
+from .base import Head, conv3x3, join_levels, make_tower, per_sample
 
 
 class Scale(nn.Module):
@@ -64,10 +64,10 @@ class FCOSHead(Head):
         """Predictions from maps (B, C, H_l, W_l), one for every stride."""
         logits, boxes, samples = [], [], []
         for feature, scale, stride in zip(features, self.scales, self.strides, strict=True):
-            class_map = self.cls_score(run_tower(self.cls_conv_module, feature))
-            box_map = scale(self.ltrb_pred(run_tower(self.reg_conv_module, feature)))
+            class_map = self.cls_score(self.cls_conv_module(feature))
+            box_map = scale(self.ltrb_pred(self.reg_conv_module(feature)))
             points = point_grid(*feature.shape[-2:], stride, feature.device)
-            logits.append(per_sample(class_map, self.num_classes))
-            boxes.append(decode_ltrb(points, F.relu(per_sample(box_map, 4)) * stride))
+            logits.append(self.logits(class_map))
+            boxes.append(decode_ltrb(points, F.relu(per_sample(box_map, 4).float()) * stride))
             samples.append(points.repeat(1, 2))
         return join_levels(logits, boxes, samples)

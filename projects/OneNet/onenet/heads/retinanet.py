@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..boxes import anchor_grid, cell_anchors, decode_deltas
 from ..structures import Predictions
-from .base import Head, conv3x3, join_levels, make_tower, per_sample, run_tower
+from .base import Head, conv3x3, join_levels, make_tower, per_sample
 
 
 class RetinaNetHead(Head):
@@ -63,11 +63,11 @@ class RetinaNetHead(Head):
         """Predictions from maps (B, C, H_l, W_l), one for every stride."""
         logits, boxes, samples = [], [], []
         for level, (feature, stride) in enumerate(zip(features, self.strides, strict=True)):
-            class_map = self.cls_score(run_tower(self.cls_conv_module, feature))
-            box_map = self.bbox_pred(run_tower(self.reg_conv_module, feature))
+            class_map = self.cls_score(self.cls_conv_module(feature))
+            box_map = self.bbox_pred(self.reg_conv_module(feature))
             cell = self.get_buffer(f"cell{level}")
             anchors = anchor_grid(cell, *feature.shape[-2:], stride, self.anchor_offset)
-            logits.append(per_sample(class_map, self.num_classes))
-            boxes.append(decode_deltas(anchors, per_sample(box_map, 4)))
+            logits.append(self.logits(class_map))
+            boxes.append(decode_deltas(anchors, per_sample(box_map, 4).float()))
             samples.append(anchors)
         return join_levels(logits, boxes, samples)

@@ -1,0 +1,82 @@
+"""Batch norms folded into the convolutions before them: the same values in fewer passes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+# By name, for Detectron2's; exactly these, since what derives from them may do more.
+_NORMS = {"BatchNorm2d", "FrozenBatchNorm2d", "NaiveSyncBatchNorm", "SyncBatchNorm"}
+
+
+def fold_batch_norms(model: nn.Module) -> int:
+    """Fold batch norms into convolutions, in place and for inference only.
+
+    A batch norm is taken for that of a convolution where
+
+    - it is the convolution's ``norm``, as in Detectron2's layers,
+    - it stands right behind it in an ``nn.Sequential``, or
+    - the module that holds both says so: its ``BATCH_NORMS`` are pairs of attributes' names,
+      (convolution, batch norm).
+
+    Others stay and work on, as do those of convolutions that several modules share.
+
+    Args:
+        model: any module, in evaluation mode.
+
+    Returns:
+        How many were folded.
+
+    Raises:
+        ValueError: the model is in training mode.
+    """
+    if model.training:
+        raise ValueError("batch norms are folded for inference only: call eval() first")
+    pairs = [pair for pair in _pairs(model) if _foldable(*pair)]
+    for conv, holder, name in pairs:
+        norm = getattr(holder, name)
+        conv.weight, conv.bias = fuse_conv_bn_weights(
+            conv.weight,
+            conv.bias,
+            norm.running_mean,
+            norm.running_var,
+            norm.eps,
+            norm.weight,
+            norm.bias,
+            transpose=isinstance(conv, nn.ConvTranspose2d),
+        )
+        setattr(holder, name, nn.Identity().eval())
+    return len(pairs)
+
+
+def _pairs(model: nn.Module) -> Iterator[tuple[Any, nn.Module, str]]:
+    """A convolution, and the module that holds its batch norm, if it is one, under which name."""
+    places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and hasattr(module, "norm"):
+            yield module, module, "norm"
+        if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+            # Not named_children(), which leaves out what stands there twice.
+            for (_, conv), (name, _) in pairwise(module._modules.items()):
+                plain = type(conv) in (nn.Conv2d, nn.ConvTranspose2d)
+                if plain and places[id(conv)] == 1:
+                    yield conv, module, name
+        for conv, name in getattr(module, "BATCH_NORMS", ()):
+            if places[id(getattr(module, conv))] == 1:
+                yield getattr(module, conv), module, name
+
+
+def _foldable(conv: nn.Module, holder: nn.Module, name: str) -> bool:
+    norm = getattr(holder, name)
+    return (
+        type(norm).__name__ in _NORMS
+        and norm.running_mean is not None
+        and "weight" in conv._parameters  # or else it is computed from others
+        # torch's formula takes a transposed convolution for one of a single group.
+        and not (isinstance(conv, nn.ConvTranspose2d) and conv.groups > 1)
+    )
