@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torchvision
 from d2_helpers import assert_same_detections, d2_process, name_of, train_d2, trained
-from detectron2.data import build_detection_test_loader
+from detectron2.data import DatasetCatalog, build_detection_test_loader
 from runs import edit_json, load, metrics, train, write_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -217,6 +217,53 @@ def test_the_predictor_equals_the_embedded_engines(shapes, tmp_path, image_forma
     assert found[0].class_names == found[1].class_names == CLASSES
     missing = ["DATASETS.TEST", "('no.json:no',)"]
     assert d2_predictor.build_predictor(str(config), missing).class_names[:1] == ["class 0"]
+
+
+def test_several_images_give_what_each_gives_alone(shapes, tmp_path):
+    config, _ = trained(tmp_path, shapes)
+    predictor = d2_predictor.build_predictor(str(config), ["TEST.IMS_PER_BATCH", "2"])
+    rng = np.random.default_rng(0)
+    sizes = [(80, 200), (64, 64), (81, 200), (70, 190)]
+    images = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+    together = predictor.predict_batch(images)
+    for image, found in zip(images, together, strict=True):
+        assert_same_detections(found, predictor(image))
+
+
+def test_test_images_come_in_batches_of_one_shape(shapes, tmp_path):
+    def turn(content):
+        for i, record in enumerate(content["images"]):
+            record["height"], record["width"] = (40, 64) if i % 2 else (20, 64)
+
+    data = edit_json(shapes, tmp_path / "turned", "val", turn)
+    cfg = load_cfg(write_config(tmp_path, data, TEST__IMS_PER_BATCH=2))
+    register_datasets(cfg.DATASETS.TEST)
+    loader = Trainer.build_test_loader(cfg, cfg.DATASETS.TEST[0])
+    assert loader.batch_sampler.batch_size == 2
+    records = DatasetCatalog.get(cfg.DATASETS.TEST[0])
+    order = [records[i]["height"] for i in loader.batch_sampler.sampler]
+    assert sorted(loader.batch_sampler.sampler) == list(range(6))
+    assert order == [20] * 3 + [40] * 3
+
+
+def test_evaluation_in_batches_is_that_of_single_images(shapes, tmp_path):
+    config, _ = trained(tmp_path, shapes)
+    results = []
+    for count in (1, 4):
+        output = tmp_path / str(count)
+        train_d2(config, "--eval-only", "OUTPUT_DIR", output, "TEST.IMS_PER_BATCH", count)
+        results.append(json.loads((output / "inference/coco_instances_results.json").read_text()))
+    assert len(results[0]) == len(results[1]) > 100
+    scores = [sorted(r["score"] for r in result) for result in results]
+    np.testing.assert_allclose(*scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["float16", "half"])
+def test_a_precision_that_cannot_be_ends_the_program(shapes, tmp_path, capsys, precision):
+    config, _ = trained(tmp_path, shapes)
+    with pytest.raises(SystemExit) as stop:
+        train_d2(config, "--eval-only", "TEST.PRECISION", precision)
+    assert stop.value.code == 2 and "error: TEST.PRECISION" in capsys.readouterr().err
 
 
 def test_detectron2s_own_loader_takes_a_registered_name(shapes, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from runs import edit_json, finish, load, metrics, start, train, write_config
+from test_train_faults import poisoned
 
 from onenet.checkpoint import save_checkpoint
 
@@ -58,10 +59,10 @@ def flat(tensors: list[torch.Tensor]) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("program", "flags"),
     [
-        ((), ("--num-gpus", "2")),
+        ((), ("--num-gpus", "2", "SOLVER.ACCUMULATE", "2")),
         (("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"), ()),
     ],
-    ids=["num-gpus", "torchrun"],
+    ids=["num-gpus, in parts", "torchrun"],
 )
 def test_two_processes_are_one(one_process, tmp_path, program, flags):
     alone, config = one_process
@@ -80,9 +81,9 @@ def test_two_processes_are_one(one_process, tmp_path, program, flags):
             for run in (ours, theirs)
         ]
         error = (gradients[0] - gradients[1]).norm() / gradients[1].norm()
-        assert gradients[1].norm() > 0 and error < 1e-5
+        assert gradients[1].norm() > 0 and error < 5e-4
         for name, value in theirs["model"].items():
-            torch.testing.assert_close(ours["model"][name], value, rtol=1e-5, atol=1e-7)
+            torch.testing.assert_close(ours["model"][name], value, rtol=1e-5, atol=5e-5)
     results = "inference/coco_instances_results.json"
     rows = [json.loads((run / results).read_text()) for run in (tmp_path, alone)]
     assert [r["image_id"] for r in rows[0]] == [r["image_id"] for r in rows[1]]
@@ -112,3 +113,13 @@ def test_an_error_of_all_processes_is_told_once(shapes, tmp_path):
     assert code == 2
     assert err.startswith(f"error: {other} does not fit the model.")
     assert err.count("error: ") == 1 and "Traceback" not in err
+
+
+def test_divergence_is_told_with_the_images_of_all_processes(shapes, tmp_path):
+    config = poisoned(shapes, tmp_path)
+    words = ("--num-gpus", "2", "MODEL.WEIGHTS", tmp_path / "poisoned.pth")
+    code, _, err = finish(start(config, *words))
+    assert code == 1
+    (line,) = (line for line in err.splitlines() if line.startswith("error: "))
+    assert "iteration 1: loss_ce = nan" in line
+    assert sum(f"{i:06d}.jpg" in line for i in range(12)) == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from onenet.engine.config import get_cfg
-from onenet.solver import build_optimizer, build_scheduler, lr_factor
+from onenet.solver import build_optimizer, build_scheduler, guarded_step, lr_factor
 
 
 def config(**solver: Any) -> Any:
@@ -217,3 +218,59 @@ def test_no_clipping_unless_enabled():
     parameters = with_gradients()
     build_optimizer(config(CLIP_GRADIENTS__CLIP_VALUE=0.1), parameters).step()
     assert parameters[1].grad.tolist() == [12.0, 0.0]
+
+
+@pytest.mark.parametrize("name", ["SGD", "ADAMW"])
+def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(name):
+    model = Detector()
+    optimizer = build_optimizer(config(OPTIMIZER=name, BASE_LR=0.1), model, fused=True)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 2.0)
+    # 2 · (4 + 2) weights and biases of the backbone, 3 of the head.
+    assert guarded_step(optimizer, model).item() == pytest.approx(2 * math.sqrt(15))
+    before = [p.detach().clone() for p in model.parameters()]
+    state = copy.deepcopy(optimizer.state_dict()["state"])
+    for value in (math.nan, math.inf, 1e30):  # the square of the last is infinite
+        model.head.weight.grad[0, 1] = value
+        assert not guarded_step(optimizer, model).isfinite()
+        assert all(map(torch.equal, model.parameters(), before))
+        for key, values in optimizer.state_dict()["state"].items():
+            assert all(torch.equal(value, state[key][k]) for k, value in values.items())
+    model.head.weight.grad[0, 1] = 2.0
+    guarded_step(optimizer, model)
+    assert not any(map(torch.equal, model.parameters(), before))
+
+
+def test_a_clipped_gradient_still_tells_its_norm():
+    cfg = config(
+        CLIP_GRADIENTS__ENABLED=True,
+        CLIP_GRADIENTS__CLIP_TYPE="full_model",
+        CLIP_GRADIENTS__CLIP_VALUE=6.5,
+    )
+    parameters = with_gradients()
+    assert guarded_step(build_optimizer(cfg, parameters, fused=True), parameters) == 13
+    torch.testing.assert_close(parameters[1].grad, torch.tensor([6.0, 0.0]), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("name", ["SGD", "ADAMW"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_state_of_another_memory_format_is_resumed(name, layout):
+    """Fused optimisers take memory as it comes, whatever it stands for."""
+    torch.manual_seed(0)
+    first = nn.Conv2d(3, 4, 3)
+    start, gradient = first.weight.detach().clone(), torch.randn_like(first.weight)
+    moved = []
+    for before, fused in ((torch.contiguous_format, False), (torch.channels_last, True)):
+        cfg = config(OPTIMIZER=name, BASE_LR=0.1)
+        models = [nn.Conv2d(3, 4, 3).to(memory_format=form) for form in (before, layout)]
+        optimizers = [build_optimizer(cfg, model, fused=fused) for model in models]
+        for model, optimizer in zip(models, optimizers, strict=True):
+            model.weight.data.copy_(start)
+            model.bias.data.zero_()
+            model.weight.grad = torch.empty_like(model.weight).copy_(gradient)
+            if optimizer is optimizers[1]:
+                optimizer.load_state_dict(optimizers[0].state_dict())
+                model.weight.data.copy_(models[0].weight.data)
+            optimizer.step()
+        moved.append(models[1].weight.detach().clone(memory_format=torch.contiguous_format))
+    torch.testing.assert_close(*moved)

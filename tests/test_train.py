@@ -153,6 +153,8 @@ def test_evaluating_the_final_model_gives_the_same_ap(finished, tmp_path):
         folder / "run/model_final.pth",
         "OUTPUT_DIR",
         tmp_path,
+        "TEST.FUSE",  # which rounds otherwise
+        "False",
     )
     assert again == pytest.approx(last, nan_ok=True)
     results = "inference/coco_instances_results.json"

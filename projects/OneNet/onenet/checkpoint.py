@@ -10,6 +10,7 @@ import logging
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .datasets import is_line
+from .errors import OneNetError
 from .pickles import UnsafePickleError, load_arrays
 
 logger = logging.getLogger(__name__)
 
-# The heads' layer whose size follows from the number of classes.
-CLASS_LAYER = "head.cls_score."
+# The layers whose size follows from the number of classes; a model's ``class_layers`` say others.
+CLASS_LAYERS = ("head.cls_score.",)
+# What a checkpoint says under "weights" where "model" is a moving average, see onenet.ema.
+AVERAGED = "ema"
 # An ImageNet model's last layer: torchvision's, and as Detectron2's two conversions name it.
 _CLASSIFIERS = ("fc.", "stem.fc.", "linear.")
 _TORCHVISION = re.compile(r"torchvision://(?P<model>resnet(18|34|50|101))$")
@@ -32,7 +37,7 @@ _DETECTRON2 = re.compile(
 )
 
 
-class CheckpointError(ValueError):
+class CheckpointError(OneNetError, ValueError):
     """A weights file that is missing, unsafe, broken, or of another model."""
 
 
@@ -130,6 +135,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} holds no state dict (names and arrays), neither as such nor as 'model'"
         )
+    names = content.get("class_names", [])
+    if not isinstance(names, list) or not all(is_line(name) for name in names):
+        raise CheckpointError(f"{path} holds class names that are none: {names!r:.60}")
     content["model"] = {
         name.removeprefix("module."): torch.as_tensor(v) for name, v in model.items()
     }
@@ -137,6 +145,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _load_torch_file(path: Path) -> Any:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                raise ValueError("it unpacks to more than it holds, as torch.save never writes")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -163,7 +175,8 @@ def load_weights(
     """Load ``MODEL.WEIGHTS`` into a detector.
 
     A checkpoint of the whole detector must fit exactly. ImageNet weights (names without
-    ``backbone.`` or ``head.``) fill the backbone; the rest keeps its initialisation.
+    ``backbone.`` or ``head.``) fill the backbone; the rest keeps its initialisation. Where there is
+    a moving average beside the weights, as in a checkpoint to resume from, the average is taken.
 
     Args:
         model: with ``backbone`` and ``head``.
@@ -173,7 +186,8 @@ def load_weights(
         detector: accept nothing less than a whole detector: an ImageNet backbone detects nothing.
 
     Returns:
-        What else the checkpoint holds (``class_names``, ``iteration``, …).
+        What else the checkpoint holds (``class_names``, ``iteration``, …); "ema" as ``weights`` if
+        those are a moving average.
 
     Raises:
         CheckpointError: the weights are not this model's.
@@ -181,6 +195,8 @@ def load_weights(
     path = locate_weights(weights)
     content = read_checkpoint(path)
     state: dict[str, Tensor] = content.pop("model")
+    if isinstance(content.get("ema"), Mapping) and "model" in content["ema"]:
+        state, content["weights"] = dict(content.pop("ema")["model"]), AVERAGED
     if any(name.startswith(("backbone.", "head.")) for name in state):
         own, prefix = model.state_dict(), ""
     elif detector:
@@ -199,20 +215,23 @@ def load_weights(
     own = {name: v for name, v in own.items() if not name.endswith("num_batches_tracked")}
     state = {name: v for name, v in state.items() if not name.endswith("num_batches_tracked")}
 
+    class_layers = getattr(model, "class_layers", CLASS_LAYERS)
     fresh = set()
     if new_classes:
         fresh = {
             name
             for name, value in own.items()
-            if name.startswith(CLASS_LAYER) and name in state and state[name].shape != value.shape
+            if name.startswith(class_layers) and name in state and state[name].shape != value.shape
         }
         for name in fresh:
             del state[name]
-    _check_fit(path, own, state, fresh)
+    _check_fit(path, own, state, fresh, class_layers)
     model.load_state_dict(state, strict=False)
     if fresh:
         logger.info("%s: the class layer starts anew, the number of classes differs", path)
-    logger.info("Loaded %d arrays%s from %s", len(state), " of the backbone" * bool(prefix), path)
+    averaged = ", a moving average (EMA)," * (content.get("weights") == AVERAGED)
+    what = " of the backbone" if prefix else averaged
+    logger.info("Loaded %d arrays%s from %s", len(state), what, path)
     return content
 
 
@@ -225,7 +244,11 @@ def _backbone_state(model: nn.Module) -> tuple[dict[str, Tensor], str]:
 
 
 def _check_fit(
-    path: Path, own: Mapping[str, Tensor], state: Mapping[str, Tensor], fresh: set[str]
+    path: Path,
+    own: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    fresh: set[str],
+    class_layers: tuple[str, ...],
 ) -> None:
     missing = [name for name in own if name not in state and name not in fresh]
     unexpected = [name for name in state if name not in own]
@@ -237,7 +260,7 @@ def _check_fit(
     if not (missing or unexpected or shapes):
         return
     hint = "Does the config belong to the checkpoint (head, DCN, depth)?"
-    if not (missing or unexpected) and all(line.startswith(CLASS_LAYER) for line in shapes):
+    if not (missing or unexpected) and all(line.startswith(class_layers) for line in shapes):
         hint = "It was trained on another number of classes: set MODEL.OneNet.NUM_CLASSES to match"
     problems = {"missing": missing, "not in the model": unexpected, "of another shape": shapes}
     lines = [
@@ -249,14 +272,23 @@ def _check_fit(
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a checkpoint so that it is there whole or, after any interruption, not at all."""
+    """Write a checkpoint so that it is there whole or, after any interruption, not at all.
+
+    Tensors are laid out in the ordinary way, whatever a model's memory format.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
-        torch.save(dict(content), file)
+        torch.save(_contiguous(content), file)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
+
+
+def _contiguous(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _contiguous(below) for key, below in value.items()}
+    return value.contiguous() if isinstance(value, Tensor) else value
 
 
 def tag_last_checkpoint(path: Path) -> None:

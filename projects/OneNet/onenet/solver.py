@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -19,8 +19,9 @@ def build_optimizer(cfg: Any, model: nn.Module, *, fused: bool = False) -> Optim
     Gradients are clipped as ``SOLVER.CLIP_GRADIENTS`` says before every step.
 
     Args:
-        fused: one kernel for the whole step. Not with a gradient scaler, which leaves its scale
-            in the gradients of a fused optimiser, where clipping would see it.
+        fused: one kernel for the whole step, see :func:`guarded_step`. Not with a gradient scaler,
+            which leaves its scale in the gradients of a fused optimiser, where clipping would see
+            it.
     """
     backbone, rest = [], []
     for name, parameter in model.named_parameters():
@@ -42,7 +43,38 @@ def build_optimizer(cfg: Any, model: nn.Module, *, fused: bool = False) -> Optim
         raise ValueError(f"SOLVER.OPTIMIZER must be ADAMW or SGD, got {s.OPTIMIZER!r}")
     if s.CLIP_GRADIENTS.ENABLED:
         optimizer.register_step_pre_hook(lambda *_: clip_gradients(s.CLIP_GRADIENTS, model))
+    optimizer.register_load_state_dict_post_hook(_match_layout)
     return optimizer
+
+
+def _match_layout(optimizer: Optimizer) -> None:
+    """Lay loaded state out in memory as the parameters are: a fused optimiser does not look."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if torch.is_tensor(value) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def guarded_step(optimizer: Optimizer, model: nn.Module) -> Tensor:
+    """A step of a fused optimiser that a NaN or infinite gradient keeps from happening.
+
+    The device decides; the host does not wait for it.
+
+    Returns:
+        Scalar float32: the norm of all gradients before clipping, NaN or infinite where the
+        weights were left alone.
+    """
+    norm = gradient_norm(model)
+    # What a gradient scaler tells fused optimisers, too.
+    optimizer.found_inf = (~norm.isfinite()).float()
+    optimizer.step()
+    return norm
+
+
+def gradient_norm(model: nn.Module) -> Tensor:
+    """Scalar 2-norm of all gradients together."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
 
 def lr_factor(cfg: Any, iteration: int) -> float:

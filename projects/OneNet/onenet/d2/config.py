@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as detectron2_cfg
 
+from ..centernet_config import add_centernet_config
 from ..config import add_onenet_config
+from ..errors import OneNetError
 from ..yaml_files import ConfigError, read_with_bases
 
 logger = logging.getLogger(__name__)
 
 
 def get_cfg() -> CfgNode:
-    """Detectron2's defaults and ``MODEL.OneNet``, which is the meta-architecture."""
+    """Detectron2's defaults, ``MODEL.OneNet``, the meta-architecture, and ``MODEL.CenterNet``."""
     cfg = detectron2_cfg()
     add_onenet_config(cfg)
+    add_centernet_config(cfg)
     cfg.MODEL.META_ARCHITECTURE = "OneNet"
     return cfg
 
@@ -37,9 +42,11 @@ def load_cfg(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     try:
         for path, values in read_with_bases(Path(config_file).expanduser()):
             source = str(path)
+            _refuse_peer(_meta_architecture(values), source)
             cfg.merge_from_other_cfg(CfgNode(values))
         source = "command line"
         cfg.merge_from_list(list(opts))
+        _refuse_peer(str(cfg.MODEL.META_ARCHITECTURE), source)
     except ConfigError:
         raise
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -56,3 +63,29 @@ def load_cfg(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
         )
         cfg.MODEL.DEVICE = "cpu"
     return cfg
+
+
+@contextmanager
+def config_errors() -> Iterator[None]:
+    """What a constructor says of a value becomes a ``ConfigError``."""
+    try:
+        yield
+    except OneNetError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _meta_architecture(values: dict[str, Any]) -> str:
+    model = values.get("MODEL")
+    return str(model.get("META_ARCHITECTURE", "")) if isinstance(model, dict) else ""
+
+
+def _refuse_peer(meta_architecture: str, source: str) -> None:
+    """Raise for a detector of torchvision, before keys that only those have are found unknown."""
+    if meta_architecture.startswith("torchvision."):
+        raise ConfigError(
+            f"{source}: MODEL.META_ARCHITECTURE {meta_architecture} is the embedded engine's: "
+            "--engine lightning. Detectron2 has its own RetinaNet, FCOS and GeneralizedRCNN, with "
+            "config files of their own"
+        )

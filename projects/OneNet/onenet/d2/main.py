@@ -18,11 +18,16 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
-from ..checkpoint import CheckpointError, find_last_checkpoint
-from ..datasets import DatasetError
+from ..checkpoint import find_last_checkpoint
+from ..cli import end_with
+from ..config import check_evaluator
+from ..errors import OneNetError
+from ..inference_config import check_inference, prepare_inference
+from ..matcher import NonFiniteError
+from ..training_config import check_training
 from ..yaml_files import ConfigError
 from .config import load_cfg
-from .datasets import check_classes, check_same_classes, register_datasets
+from .datasets import check_classes, check_images, check_same_classes, register_datasets
 from .trainer import Trainer, share_log
 from .weights import fetch_weights, load_weights
 
@@ -40,12 +45,20 @@ def run(args: argparse.Namespace, why: str) -> None:
             weights are at fault; 1 where training diverged, or where TEST.EXPECTED_RESULTS are
             missed; 130 after Ctrl-C.
     """
-    with _exit_codes():
+    with _exit_codes(args.traceback):
         if not logger.handlers:  # until Detectron2's log is set up
             logger.addHandler(logging.StreamHandler(sys.stdout))
             logger.setLevel(logging.INFO)
         cfg = load_cfg(args.config_file, args.opts)
         prepare(cfg, args)
+        # By one process: it takes a while, and all would find the same.
+        if not args.eval_only:
+            check_images(
+                cfg.DATASETS.TRAIN,
+                keep_empty=not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+                skip_missing=cfg.DATALOADER.SKIP_UNREADABLE,
+            )
+        check_images(cfg.DATASETS.TEST)
         last = find_last_checkpoint(Path(cfg.OUTPUT_DIR)) if args.resume else None
         if cfg.MODEL.WEIGHTS and (last is None or args.eval_only):
             fetch_weights(cfg.MODEL.WEIGHTS)  # once, not by every process
@@ -61,15 +74,14 @@ def run(args: argparse.Namespace, why: str) -> None:
 
 
 @contextmanager
-def _exit_codes() -> Iterator[None]:
+def _exit_codes(show_traceback: bool) -> Iterator[None]:
     try:
         yield
-    except (ConfigError, DatasetError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from error
-    except FloatingPointError as error:  # NonFiniteError, and Detectron2's own
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(1) from error
+    except OneNetError as error:
+        end_with(error, show_traceback)
+    except FloatingPointError as error:  # Detectron2's own
+        own = NonFiniteError(str(error)).with_traceback(error.__traceback__)
+        end_with(own, show_traceback)
     except ProcessExitedException as error:  # which has told why
         raise SystemExit(error.exit_code or 1) from error
     except KeyboardInterrupt as error:
@@ -85,6 +97,8 @@ def prepare(cfg: CfgNode, args: argparse.Namespace) -> None:
         DatasetError: missing data, or another number of classes.
     """
     _check_processes(cfg, args)
+    check_evaluator(cfg)
+    check_inference(cfg)
     for key, registry, name in (
         ("MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE),
         ("MODEL.BACKBONE.NAME", BACKBONE_REGISTRY, cfg.MODEL.BACKBONE.NAME),
@@ -123,11 +137,7 @@ def _check_processes(cfg: CfgNode, args: argparse.Namespace) -> None:
         )
     if args.eval_only:
         return
-    if cfg.SOLVER.IMS_PER_BATCH % processes:
-        raise ConfigError(
-            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {processes} processes "
-            "cannot share evenly: give a multiple"
-        )
+    check_training(cfg, processes)
     if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
         raise ConfigError(
             "SOLVER.AMP.ENABLED: Detectron2 trains with it on CUDA only; --engine lightning does "
@@ -137,7 +147,7 @@ def _check_processes(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 def work(cfg: CfgNode, args: argparse.Namespace, why: str) -> Any:
     """What every process does: evaluate, or train; returns the metrics."""
-    with _exit_codes():
+    with _exit_codes(args.traceback):
         prepare(cfg, args)
         try:
             default_setup(cfg, args)
@@ -154,7 +164,7 @@ def work(cfg: CfgNode, args: argparse.Namespace, why: str) -> Any:
             load_weights(model, cfg.MODEL.WEIGHTS, detector=True)
         else:
             logger.warning("MODEL.WEIGHTS is empty: evaluating a model with random weights")
-        metrics = Trainer.test(cfg, model)
+        metrics = Trainer.test(cfg, prepare_inference(cfg, model))
         if comm.is_main_process():
             verify_results(cfg, metrics)
         return metrics

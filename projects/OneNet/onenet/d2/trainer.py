@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import DefaultTrainer
-from detectron2.evaluation import COCOEvaluator
+from detectron2.engine import DefaultTrainer, HookBase, hooks
+from detectron2.evaluation import DatasetEvaluator
 from torch import nn
 from torch.optim import Optimizer
 
 from ..checkpoint import CheckpointError, find_last_checkpoint, read_checkpoint
-from ..datasets import DatasetError
+from ..ema import ModelEMA, check_same
+from ..model import memory_format
 from ..solver import build_optimizer
-from ..yaml_files import ConfigError
-from .dataset_mapper import OneNetDatasetMapper
+from .config import config_errors
 from .datasets import class_names
 from .evaluation import build_evaluator
+from .loader import SkippingLoader, build_test_loader, build_train_loader
+from .steps import in_parts
 from .weights import load_weights
 
 logger = logging.getLogger(__name__)
@@ -30,7 +29,8 @@ logger = logging.getLogger(__name__)
 class Trainer(DefaultTrainer):
     """Trains and evaluates :class:`~onenet.d2.OneNet`; everything else is Detectron2's.
 
-    Checkpoints hold the classes' names, too, as the embedded engine's do.
+    Checkpoints hold the classes' names, too, as the embedded engine's do, and with ``MODEL_EMA``
+    the averaged weights, which are the ones that are evaluated.
 
     Raises:
         ConfigError: values that do not fit each other.
@@ -38,9 +38,14 @@ class Trainer(DefaultTrainer):
     """
 
     def __init__(self, cfg: Any) -> None:
-        with _config_errors():
+        self.ema: ModelEMA | None = None
+        with config_errors():
             super().__init__(cfg)
         share_log()
+        if cfg.SOLVER.ACCUMULATE > 1:
+            self._trainer = in_parts(self._trainer, cfg.SOLVER.ACCUMULATE)
+        if self.ema is not None:
+            self.checkpointer.add_checkpointable("ema", self.ema)
         names = class_names(cfg.DATASETS.TRAIN[0])
         self.checkpointer.add_checkpointable("class_names", _ClassNames(names))
 
@@ -53,13 +58,15 @@ class Trainer(DefaultTrainer):
         Raises:
             CheckpointError: the weights are not this model's, or another engine's to resume.
         """
-        model = getattr(self.model, "module", self.model)
+        model = self.bare_model
         last = find_last_checkpoint(Path(self.cfg.OUTPUT_DIR)) if resume else None
         if last is None:
             if resume:
                 logger.info("%s holds no checkpoint: starting anew", self.cfg.OUTPUT_DIR)
             if self.cfg.MODEL.WEIGHTS:
                 load_weights(model, self.cfg.MODEL.WEIGHTS, new_classes=True)
+            if self.ema is not None:
+                self.ema.restart(model)
             return
         content = read_checkpoint(last)
         anew = f"or start anew with MODEL.WEIGHTS {last}"
@@ -68,8 +75,11 @@ class Trainer(DefaultTrainer):
                 f"{last} holds no state of Detectron2's trainer. Resume with the engine that "
                 f"wrote it (--engine lightning), {anew}"
             )
+        check_same(self.ema, content, last)
         try:
             model.load_state_dict(content["model"])
+            if self.ema is not None:
+                self.ema.load_state_dict(content["ema"])
             self.load_state_dict(content["trainer"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(
@@ -79,43 +89,65 @@ class Trainer(DefaultTrainer):
         self.start_iter = self.iter + 1  # the checkpoint names the iteration that was done
         logger.info("Resumed from %s: %d iterations are done", last, self.start_iter)
 
+    @property
+    def bare_model(self) -> nn.Module:
+        """The model without what several processes wrap around it."""
+        return getattr(self.model, "module", self.model)
+
+    def build_hooks(self) -> list[HookBase | None]:
+        built = super().build_hooks()
+        if not self.cfg.MODEL_EMA.ENABLED:
+            return built
+        self.ema = ModelEMA(self.bare_model, self.cfg.MODEL_EMA.DECAY)
+        evaluation = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._test_average)
+        # First, so that what is saved after an iteration holds it.
+        return [
+            _Average(),
+            *(evaluation if isinstance(hook, hooks.EvalHook) else hook for hook in built),
+        ]
+
+    def _test_average(self) -> Any:
+        logger.info("Evaluating the averaged weights (MODEL_EMA)")
+        self._last_eval_results = self.test(self.cfg, self.ema.model)
+        return self._last_eval_results
+
     @classmethod
     def build_model(cls, cfg: Any) -> nn.Module:
-        with _config_errors():
-            return super().build_model(cfg)
+        with config_errors():
+            model = super().build_model(cfg)
+        return model.to(memory_format=memory_format(model.device))
 
     @classmethod
     def build_evaluator(
         cls, cfg: Any, dataset_name: str, output_folder: str | None = None
-    ) -> COCOEvaluator:
+    ) -> DatasetEvaluator:
         folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
         if len(cfg.DATASETS.TEST) > 1:
             folder = os.path.join(folder, dataset_name.replace("/", "_"))
         return build_evaluator(cfg, dataset_name, folder)
 
+    def train(self) -> Any:
+        results = super().train()
+        if isinstance(loader := self._trainer.data_loader, SkippingLoader):
+            loader.skipped.report()
+        return results
+
     @classmethod
     def build_train_loader(cls, cfg: Any) -> Any:
-        return build_detection_train_loader(cfg, mapper=OneNetDatasetMapper(cfg, is_train=True))
+        return build_train_loader(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: Any, dataset_name: str) -> Any:
-        mapper = OneNetDatasetMapper(cfg, is_train=False)
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        return build_test_loader(cfg, dataset_name)
 
     @classmethod
     def build_optimizer(cls, cfg: Any, model: nn.Module) -> Optimizer:
-        return build_optimizer(cfg, model)
+        return build_optimizer(cfg, model, fused=not cfg.SOLVER.AMP.ENABLED)
 
 
-@contextmanager
-def _config_errors() -> Iterator[None]:
-    """What a constructor says of a value becomes a ``ConfigError``, which the program prints."""
-    try:
-        yield
-    except (ConfigError, DatasetError):
-        raise
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+class _Average(HookBase):
+    def after_step(self) -> None:
+        self.trainer.ema.update(self.trainer.bare_model)
 
 
 class _ClassNames:

@@ -9,14 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 
+from onenet.batching import group_by_shape, resized_shape
 from onenet.datasets import DatasetError, find_dataset
+from onenet.images import check_image_size, read_image
+from onenet.inference_config import images_per_batch
+from onenet.skipping import read_next
 from onenet.structures import Targets
 
 from .datasets import CocoDetection, ImageRecord
 from .sampler import InfiniteBatchSampler
-from .transforms import TestTransform, TrainTransform, read_image
+from .transforms import TestTransform, TrainTransform
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,14 @@ class TrainSample:
         targets: its boxes and labels, in px of ``image``.
         image_id: the JSON's id.
         file_name: full path of the image.
+        skipped: what is wrong with the images that this one stands in for.
     """
 
     image: Tensor
     targets: Targets
     image_id: int
     file_name: str
+    skipped: tuple[str, ...] = ()
 
     def pin_memory(self) -> TrainSample:
         """The same sample in page-locked memory; a DataLoader looks for this method."""
@@ -46,7 +52,7 @@ class TrainSample:
         # thousand: only the image is worth one.
         t = self.targets
         small = (t.boxes.numpy(), t.labels.numpy(), t.image_size)
-        return _rebuild, (self.image, *small, self.image_id, self.file_name)
+        return _rebuild, (self.image, *small, self.image_id, self.file_name, self.skipped)
 
 
 def _rebuild(
@@ -56,9 +62,10 @@ def _rebuild(
     image_size: tuple[int, int],
     image_id: int,
     file_name: str,
+    skipped: tuple[str, ...],
 ) -> TrainSample:
     targets = Targets(torch.from_numpy(boxes), torch.from_numpy(labels), image_size)
-    return TrainSample(image, targets, image_id, file_name)
+    return TrainSample(image, targets, image_id, file_name, skipped)
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,10 @@ class TestSample:
     height: int
     width: int
 
+    def pin_memory(self) -> TestSample:
+        """The same sample in page-locked memory; a DataLoader looks for this method."""
+        return replace(self, image=self.image.pin_memory())
+
 
 class TrainDataset(Dataset[TrainSample]):
     """The images of several data sets, one after the other, with random transforms.
@@ -93,6 +104,7 @@ class TrainDataset(Dataset[TrainSample]):
         transform: applied to every image.
         image_format: "RGB" or "BGR".
         seed: at least 0.
+        skip_unreadable: in place of an image that cannot be read, give the next that can.
 
     Raises:
         DatasetError: no data set, or different classes.
@@ -105,6 +117,7 @@ class TrainDataset(Dataset[TrainSample]):
         *,
         image_format: str,
         seed: int,
+        skip_unreadable: bool = False,
     ) -> None:
         if not datasets:
             raise DatasetError("DATASETS.TRAIN is empty; name at least one data set.")
@@ -119,6 +132,7 @@ class TrainDataset(Dataset[TrainSample]):
         self.transform = transform
         self.image_format = image_format
         self.seed = seed
+        self.skip_unreadable = skip_unreadable
         self._ends = np.cumsum([len(d) for d in datasets])
 
     def __len__(self) -> int:
@@ -132,15 +146,21 @@ class TrainDataset(Dataset[TrainSample]):
 
     def __getitem__(self, key: tuple[int, int]) -> TrainSample:
         position, index = key
+        if self.skip_unreadable:
+            (record, image), skipped = read_next(self._read, index, len(self))
+        else:
+            (record, image), skipped = self._read(index), ()
+        rng = np.random.default_rng((self.seed, position))
+        image, boxes, labels = self.transform(image, record.boxes, record.labels, rng)
+        targets = Targets(torch.from_numpy(boxes), torch.from_numpy(labels), image.shape[:2])
+        return TrainSample(_to_tensor(image), targets, record.image_id, record.file_name, skipped)
+
+    def _read(self, index: int) -> tuple[ImageRecord, np.ndarray]:
         part = int(np.searchsorted(self._ends, index, side="right"))
         start = int(self._ends[part - 1]) if part else 0
         dataset = self.datasets[part]
         record = dataset.record(index - start)
-        image = _read(record, dataset, self.image_format)
-        rng = np.random.default_rng((self.seed, position))
-        image, boxes, labels = self.transform(image, record.boxes, record.labels, rng)
-        targets = Targets(torch.from_numpy(boxes), torch.from_numpy(labels), image.shape[:2])
-        return TrainSample(_to_tensor(image), targets, record.image_id, record.file_name)
+        return record, _read(record, dataset, self.image_format)
 
 
 class TestDataset(Dataset[TestSample]):
@@ -158,21 +178,20 @@ class TestDataset(Dataset[TestSample]):
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def shape(self, index: int) -> tuple[int, int]:
+        """(h, w) px of a resized image, without reading it."""
+        height, width = self.dataset.sizes[index].tolist()
+        return resized_shape(height, width, self.transform.min_size, self.transform.max_size)
+
     def __getitem__(self, index: int) -> TestSample:
         r = self.dataset.record(index)
         image = self.transform(_read(r, self.dataset, self.image_format))
         return TestSample(_to_tensor(image), r.image_id, r.file_name, r.height, r.width)
 
 
-def _read(record: ImageRecord, dataset: CocoDetection, image_format: str) -> np.ndarray:
-    image = read_image(record.file_name, image_format)
-    height, width = image.shape[:2]
-    if (height, width) != (record.height, record.width):
-        raise DatasetError(
-            f"Image {record.file_name!r} is {width} x {height} px (width x height, upright by its "
-            f"EXIF orientation), but {dataset.source.json_file} says {record.width} x "
-            f"{record.height} for image id {record.image_id}; correct the JSON or the image."
-        )
+def _read(r: ImageRecord, dataset: CocoDetection, image_format: str) -> np.ndarray:
+    image = read_image(r.file_name, image_format)
+    check_image_size(r.file_name, image, r.height, r.width, dataset.source.json_file, r.image_id)
     return image
 
 
@@ -217,7 +236,13 @@ def build_train_loader(
         flip=cfg.INPUT.RANDOM_FLIP,
         crop=(crop.TYPE, crop.SIZE) if crop.ENABLED else None,
     )
-    data = TrainDataset(datasets, transform, image_format=cfg.INPUT.FORMAT, seed=cfg.SEED)
+    data = TrainDataset(
+        datasets,
+        transform,
+        image_format=cfg.INPUT.FORMAT,
+        seed=cfg.SEED,
+        skip_unreadable=cfg.DATALOADER.SKIP_UNREADABLE,
+    )
     sampler = InfiniteBatchSampler(
         len(data),
         cfg.SOLVER.IMS_PER_BATCH,
@@ -234,8 +259,12 @@ def build_train_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         collate_fn=list,
-        pin_memory=torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu",
+        pin_memory=_on_cuda(cfg),
     )
+
+
+def _on_cuda(cfg: Any) -> bool:
+    return torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu"
 
 
 def build_test_transform(cfg: Any) -> TestTransform:
@@ -246,10 +275,14 @@ def build_test_transform(cfg: Any) -> TestTransform:
 def build_test_loader(
     cfg: Any, dataset: CocoDetection, *, rank: int = 0, world_size: int = 1
 ) -> DataLoader[list[TestSample]]:
-    """A loader of this process' images of ``dataset``, one at a time, as ``list[TestSample]``.
+    """A loader of this process' images of ``dataset``, as ``list[TestSample]``.
+
+    Images come together whose sizes, padded for the network, are the same; in the order of the
+    data set but for that.
 
     Args:
-        cfg: reads INPUT, DATALOADER.NUM_WORKERS and MODEL.OneNet.NUM_CLASSES.
+        cfg: reads INPUT, DATALOADER.NUM_WORKERS, TEST.IMS_PER_BATCH, the most images of a batch,
+            MODEL.DEVICE and MODEL.OneNet.NUM_CLASSES.
         dataset: all of its images are tested on.
         rank, world_size: this process takes the images rank, rank + world_size, …
 
@@ -258,8 +291,13 @@ def build_test_loader(
     """
     dataset.check_num_classes(cfg.MODEL.OneNet.NUM_CLASSES)
     data = TestDataset(dataset, build_test_transform(cfg), image_format=cfg.INPUT.FORMAT)
+    share = range(rank, len(data), world_size)
+    shapes = [data.shape(index) for index in share]
+    groups = group_by_shape(shapes, images_per_batch(cfg))
     return DataLoader(
-        Subset(data, range(rank, len(data), world_size)),
+        data,
+        batch_sampler=[[share[i] for i in group] for group in groups],
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=list,
+        pin_memory=_on_cuda(cfg),
     )

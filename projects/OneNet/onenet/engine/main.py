@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -19,21 +19,20 @@ from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.strategies import DDPStrategy
 
-from onenet.checkpoint import (
-    CheckpointError,
-    find_last_checkpoint,
-    load_weights,
-    locate_weights,
-)
-from onenet.datasets import DatasetError, find_dataset
-from onenet.matcher import NonFiniteError
+from onenet.checkpoint import find_last_checkpoint, load_weights, locate_weights
+from onenet.cli import end_with
+from onenet.datasets import find_dataset
+from onenet.errors import OneNetError
+from onenet.inference_config import prepare_inference
+from onenet.training_config import check_training
 from onenet.yaml_files import ConfigError
 
 from .config import load_cfg
 from .datasets import CocoDetection
 from .detector import build_detector, choose_device
 from .monitor import setup_logging
-from .train import Trainer, evaluate_all
+from .test_sets import evaluate_all
+from .train import Trainer
 
 logger = logging.getLogger(__name__)
 PATIENCE = 3.0  # seconds in which the first process may report what fails everywhere
@@ -54,27 +53,24 @@ def run(args: argparse.Namespace, why: str) -> dict[str, float] | None:
     """
     try:
         return _run(args, why)
-    except (ConfigError, DatasetError, CheckpointError) as error:
-        _exit(error, 2)
-    except NonFiniteError as error:
-        _exit(error, 1)
+    except OneNetError as error:
+        _exit(error, args.traceback)
     except KeyboardInterrupt as error:
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:
             print("interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
         raise SystemExit(130) from error
 
 
-def _exit(error: Exception, code: int) -> None:
+def _exit(error: OneNetError, show_traceback: bool) -> NoReturn:
     # A DataLoader puts the traceback of its worker before the message.
     message = str(error).rpartition(f"{type(error).__name__}: ")[2].strip()
     if int(os.environ.get("LOCAL_RANK", 0)) > 0:
         if not dist.is_initialized():
-            raise SystemExit(code) from error
+            raise SystemExit(error.exit_status) from error
         # Where all fail alike, the first process says so and ends this one; see _end_children.
         time.sleep(PATIENCE)
-    print(f"error: {message}", file=sys.stderr, flush=True)
     logger.error("error: %s", message, extra={"on_bar": True})  # for log.txt
-    raise SystemExit(code) from error
+    end_with(error, show_traceback, message)
 
 
 def _end_children(fabric: Fabric) -> None:
@@ -99,6 +95,10 @@ def _run(args: argparse.Namespace, why: str) -> dict[str, float] | None:
     test_sets = [CocoDetection(source) for source in test_sources]
     for dataset in (*train_sets, *test_sets):
         dataset.check_num_classes(cfg.MODEL.OneNet.NUM_CLASSES)
+    for dataset in train_sets:
+        dataset.check_images(skip_missing=cfg.DATALOADER.SKIP_UNREADABLE)
+    for dataset in test_sets:
+        dataset.check_images()
     _warn_of_other_classes(train_sets, test_sets)
 
     if local_rank == 0 and cfg.MODEL.WEIGHTS:
@@ -148,7 +148,7 @@ def _work(
         load_weights(model, cfg.MODEL.WEIGHTS, detector=True)
     else:
         logger.warning("MODEL.WEIGHTS is empty: evaluating a model with random weights")
-    return evaluate_all(cfg, model.to(fabric.device), test_sets)
+    return evaluate_all(cfg, prepare_inference(cfg, model.to(fabric.device)), test_sets)
 
 
 def _warn_of_other_classes(train_sets: list[CocoDetection], test_sets: list[CocoDetection]) -> None:
@@ -174,7 +174,7 @@ def launch(cfg: Any, args: argparse.Namespace) -> Fabric:
     CPU where there is no CUDA.
 
     Raises:
-        ConfigError: more GPUs than there are, or a batch that cannot be shared evenly.
+        ConfigError: more GPUs than there are, or what :func:`check_training` finds.
     """
     if torchrun := "TORCHELASTIC_RUN_ID" in os.environ:
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -187,11 +187,8 @@ def launch(cfg: Any, args: argparse.Namespace) -> Fabric:
             f"--num-gpus {devices}: this machine has {torch.cuda.device_count()} CUDA device(s)"
         )
     processes = devices * nodes
-    if not args.eval_only and cfg.SOLVER.IMS_PER_BATCH % processes:
-        raise ConfigError(
-            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {processes} processes "
-            "cannot share evenly: give a multiple"
-        )
+    if not args.eval_only:
+        check_training(cfg, processes)
     if processes > 1 and not torchrun:
         _set_rendezvous(args)
     if device.type == "cpu" and processes > 1:

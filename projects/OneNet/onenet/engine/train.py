@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 
+from onenet.accumulation import forward_backward, split
 from onenet.checkpoint import (
+    AVERAGED,
     CheckpointError,
     find_last_checkpoint,
     load_weights,
@@ -20,18 +22,22 @@ from onenet.checkpoint import (
     save_checkpoint,
     tag_last_checkpoint,
 )
+from onenet.ema import ModelEMA, check_same
 from onenet.matcher import NonFiniteError
-from onenet.solver import build_optimizer, build_scheduler, lr_factor
+from onenet.model import memory_format
+from onenet.skipping import SkippedImages
+from onenet.solver import build_optimizer, build_scheduler, guarded_step, lr_factor
 
 from .data import TrainSample, build_train_loader
 from .datasets import CocoDetection
 from .detector import build_detector
-from .evaluation import evaluate
+from .history import History, check_finite, diverged
 from .monitor import Monitor
-from .pictures import validation_pictures
+from .test_sets import draw_all, evaluate_all
 
 logger = logging.getLogger(__name__)
 LOG_PERIOD = 20
+GRADIENT = "gradient norm"  # among the losses of an iteration
 
 
 class Trainer:
@@ -58,6 +64,7 @@ class Trainer:
     ) -> None:
         self.cfg, self.fabric = cfg, fabric
         self.train_sets, self.test_sets = train_sets, test_sets
+        self.skipped = SkippedImages()
         self.output_dir = Path(cfg.OUTPUT_DIR)
         last = find_last_checkpoint(self.output_dir) if resume else None
         first_machines = fabric.broadcast(last and last.name)
@@ -74,7 +81,10 @@ class Trainer:
         self.model = build_detector(cfg)
         if last is None and cfg.MODEL.WEIGHTS:
             load_weights(self.model, cfg.MODEL.WEIGHTS, new_classes=True)
-        self.model.to(fabric.device)
+        with fabric.autocast():
+            self.model.to(fabric.device, memory_format=memory_format(fabric.device))
+        average = cfg.MODEL_EMA
+        self.ema = ModelEMA(self.model, average.DECAY) if average.ENABLED else None
         self.optimizer = build_optimizer(cfg, self.model, fused=True)
         self.scheduler = build_scheduler(cfg, self.optimizer)
         self.iteration = 0
@@ -93,8 +103,11 @@ class Trainer:
         return seed
 
     def _restore(self, path: Path) -> None:
+        check_same(self.ema, self.checkpoint, path)
         try:
             self.model.load_state_dict(self.checkpoint.pop("model"))
+            if self.ema is not None:
+                self.ema.load_state_dict(self.checkpoint.pop("ema"))
             self.optimizer.load_state_dict(self.checkpoint["optimizer"])
             self.scheduler.load_state_dict(self.checkpoint["scheduler"])
             self.iteration = self.checkpoint["iteration"] + 1
@@ -113,35 +126,44 @@ class Trainer:
             On rank 0 the metrics of the last evaluation, if there was one.
 
         Raises:
-            NonFiniteError: a loss is NaN or infinite; what was saved before stays.
+            NonFiniteError: a loss or gradient is NaN or infinite; neither the weights nor what
+                was saved before has changed by it.
         """
         cfg = self.cfg
         monitor = self._monitor()
         samples = self._batches()
         self.model.train()
-        losses: list[dict[str, Tensor]] = []
+        history = History(self.fabric, self.iteration)
+        losses: list[dict[str, float]] = []
         data_time = 0.0
         try:
             while self.iteration < cfg.SOLVER.MAX_ITER:
                 start = time.perf_counter()
                 batch = next(samples)
                 data_time += time.perf_counter() - start
-                losses.append(self.step(batch))
+                history.add(self.step(batch), [sample.file_name for sample in batch])
                 self.iteration += 1
                 done = self.iteration >= cfg.SOLVER.MAX_ITER
+                log = done or self.iteration % LOG_PERIOD == 0
+                save = done or self.iteration % cfg.SOLVER.CHECKPOINT_PERIOD == 0
+                test = not done and _is_due(self.iteration, cfg.TEST.EVAL_PERIOD)
+                if history.immediate or log or save or test:
+                    losses += history.read()
                 if monitor is not None:
                     monitor.step()
-                if self.iteration % LOG_PERIOD == 0 or done:
-                    self._log(monitor, losses, data_time / len(losses))
+                    if log:
+                        self._log(monitor, losses, data_time / len(losses))
+                if log:
                     losses, data_time = [], 0.0
                 start = time.perf_counter()
-                if self.iteration % cfg.SOLVER.CHECKPOINT_PERIOD == 0 or done:
+                if save:
                     self.save()
-                if not done and _is_due(self.iteration, cfg.TEST.EVAL_PERIOD):
+                if test:
                     self.evaluate(monitor)
                 if monitor is not None:
                     monitor.pause(time.perf_counter() - start)
             self._save_final()
+            self.skipped.report()
             # After the loop, so that a run that was interrupted here is evaluated when resumed.
             return self.evaluate(monitor)
         finally:
@@ -149,31 +171,33 @@ class Trainer:
                 monitor.close()
 
     def step(self, batch: list[TrainSample]) -> dict[str, Tensor]:
-        """One iteration on this process' share of the batch; returns its detached losses."""
-        images = [sample.image for sample in batch]
-        targets = [sample.targets for sample in batch]
+        """One iteration on this process' share of the batch.
+
+        Returns:
+            Its detached losses and the ``GRADIENT``, all on the device: nothing here waits for it.
+        """
+        parts = split(batch, self.cfg.SOLVER.ACCUMULATE)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = forward_backward(
+            self.parallel,
+            parts,
+            [sum(len(sample.targets) for sample in part) for part in parts],
+            forward=self._forward,
+            backward=self.fabric.backward,
+        )
+        losses[GRADIENT] = guarded_step(self.optimizer, self.model)
+        self.scheduler.step()
+        if self.ema is not None:
+            self.ema.update(self.model)
+        return losses
+
+    def _forward(self, samples: list[TrainSample]) -> dict[str, Tensor]:
         try:
             with self.fabric.autocast():
-                losses = self.parallel(images, targets)
-        except NonFiniteError as error:
-            raise NonFiniteError(self._explain(str(error), batch)) from error
-        total = sum(losses.values())
-        if not torch.isfinite(total):
-            terms = [f"{k} = {v.item()}" for k, v in losses.items() if not v.isfinite()]
-            raise NonFiniteError(self._explain(", ".join(terms), batch))
-        self.optimizer.zero_grad(set_to_none=True)
-        self.fabric.backward(total)
-        self.optimizer.step()
-        self.scheduler.step()
-        return {name: loss.detach() for name, loss in losses.items()}
-
-    def _explain(self, what: str, batch: list[TrainSample]) -> str:
-        files = ", ".join(sample.file_name for sample in batch)
-        return (
-            f"iteration {self.iteration + 1}: {what}, on {files}. Training stopped; the last "
-            "checkpoint is as it was. A lower SOLVER.BASE_LR, a longer SOLVER.WARMUP_ITERS or "
-            "SOLVER.CLIP_GRADIENTS.ENABLED True (CLIP_TYPE full_model) is the usual cure"
-        )
+                return self.parallel([s.image for s in samples], [s.targets for s in samples])
+        except NonFiniteError as error:  # of a matcher that looks at its costs
+            files = [sample.file_name for sample in samples]
+            raise diverged(self.iteration + 1, str(error), files) from error
 
     def _monitor(self) -> Monitor | None:
         if self.fabric.global_rank != 0:
@@ -196,25 +220,24 @@ class Trainer:
             world_size=self.fabric.world_size,
             start_iteration=self.iteration,
         )
-        return iter(loader)
+        return self.skipped.watch(loader, lambda sample: sample.skipped)
 
-    def _log(
-        self, monitor: Monitor | None, losses: list[dict[str, Tensor]], data_time: float
-    ) -> None:
-        names = list(losses[0])
-        means = torch.stack([torch.stack([one[name] for one in losses]).mean() for name in names])
-        if self.fabric.world_size > 1:
-            means = self.fabric.all_reduce(means, reduce_op="mean")
-        if monitor is not None:
-            values = dict(zip(names, means.tolist(), strict=True))
-            # Not the optimiser's rate, which is that of the next iteration already.
-            lr = self.scheduler.base_lrs[-1] * lr_factor(self.cfg, self.iteration - 1)
-            monitor.log(self.iteration, values, lr, data_time)
+    def _log(self, monitor: Monitor, losses: list[dict[str, float]], data_time: float) -> None:
+        names = [name for name in losses[0] if name != GRADIENT]
+        means = {name: sum(one[name] for one in losses) / len(losses) for name in names}
+        # Not the optimiser's rate, which is that of the next iteration already.
+        lr = self.scheduler.base_lrs[-1] * lr_factor(self.cfg, self.iteration - 1)
+        monitor.log(self.iteration, means, lr, data_time)
 
     def save(self) -> None:
-        """Write a checkpoint to resume from, named like Detectron2's by its last iteration."""
+        """Write a checkpoint to resume from, named like Detectron2's by its last iteration.
+
+        Raises:
+            NonFiniteError: a weight or statistic is NaN or infinite.
+        """
         if self.fabric.global_rank != 0:
             return
+        check_finite(self.model.state_dict(), self.iteration)
         path = self.output_dir / f"model_{self.iteration - 1:07d}.pth"
         content = {
             "model": self.model.state_dict(),
@@ -224,53 +247,44 @@ class Trainer:
             "seed": self.seed,
             "class_names": self.train_sets[0].class_names,
         }
+        if self.ema is not None:
+            content["ema"] = self.ema.state_dict()
         save_checkpoint(path, content)
         tag_last_checkpoint(path)
 
     def _save_final(self) -> None:
         if self.fabric.global_rank == 0:
             path = self.output_dir / "model_final.pth"
-            names = self.train_sets[0].class_names
-            save_checkpoint(path, {"model": self.model.state_dict(), "class_names": names})
-            logger.info("Trained %d iterations; the weights are in %s", self.iteration, path)
+            content: dict[str, Any] = {
+                "model": self.result.state_dict(),
+                "class_names": self.train_sets[0].class_names,
+            }
+            if self.ema is not None:
+                content["weights"] = AVERAGED
+            save_checkpoint(path, content)
+            kind = "averaged " * (self.ema is not None)
+            logger.info(
+                "Trained %d iterations; the %sweights are in %s", self.iteration, kind, path
+            )
         self.fabric.barrier()
+
+    @property
+    def result(self) -> nn.Module:
+        """What is evaluated and comes out at the end: the average, if there is one."""
+        return self.model if self.ema is None else self.ema.model
 
     def evaluate(self, monitor: Monitor | None) -> dict[str, float] | None:
         """Score the model on every test set; curves and pictures go to the monitor."""
-        metrics = evaluate_all(self.cfg, self.model, self.test_sets)
+        if self.ema is not None and self.test_sets:
+            logger.info("Evaluating the averaged weights (MODEL_EMA)")
+        metrics = evaluate_all(self.cfg, self.result, self.test_sets)
         if monitor is not None and metrics is not None:
             monitor.write(self.iteration, metrics)
-            for dataset in self.test_sets:
-                pictures = validation_pictures(self.cfg, self.model, dataset)
-                prefix = _prefix(dataset, self.test_sets)
-                monitor.pictures(
-                    self.iteration, {prefix + name: image for name, image in pictures.items()}
-                )
+            pictures = draw_all(self.cfg, self.result, self.test_sets)
+            monitor.pictures(self.iteration, pictures)
         self.fabric.barrier()
         return metrics
 
 
 def _is_due(iteration: int, period: int) -> bool:
     return period > 0 and iteration % period == 0
-
-
-def _prefix(dataset: CocoDetection, test_sets: list[CocoDetection]) -> str:
-    """What tells the figures and files of one test set from those of the others."""
-    return dataset.source.name.replace("/", "_") + "/" if len(test_sets) > 1 else ""
-
-
-def evaluate_all(
-    cfg: Any, model: torch.nn.Module, test_sets: list[CocoDetection]
-) -> dict[str, float] | None:
-    """Score a model on every test set; more than one put their names before the metrics.
-
-    Returns:
-        See :func:`~onenet.engine.evaluation.evaluate`; ``None`` without test sets, too.
-    """
-    metrics: dict[str, float] = {}
-    for dataset in test_sets:
-        prefix = _prefix(dataset, test_sets)
-        folder = Path(cfg.OUTPUT_DIR) / "inference" / prefix
-        found = evaluate(cfg, model, dataset, folder)
-        metrics.update({prefix + name: value for name, value in (found or {}).items()})
-    return metrics or None

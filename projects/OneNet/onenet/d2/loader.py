@@ -1,0 +1,77 @@
+"""Detectron2's loaders: one passes over what it cannot read, one puts like shapes together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from detectron2.data import (
+    DatasetFromList,
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.data.samplers import InferenceSampler
+
+from ..batching import group_by_shape, resized_shape
+from ..inference_config import images_per_batch
+from ..skipping import SkippedImages, read_next
+from .dataset_mapper import OneNetDatasetMapper
+
+
+def build_train_loader(cfg: Any) -> Any:
+    """Detectron2's loader with OneNet's mapper; a :class:`SkippingLoader` where it is asked for."""
+    mapper = OneNetDatasetMapper(cfg, is_train=True)
+    if not cfg.DATALOADER.SKIP_UNREADABLE:
+        return build_detection_train_loader(cfg, mapper=mapper)
+    records = get_detection_dataset_dicts(
+        cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    )
+    records = [{**record, "index": index} for index, record in enumerate(records)]
+    skipping = _SkippingMapper(records, mapper)
+    return SkippingLoader(build_detection_train_loader(cfg, dataset=records, mapper=skipping))
+
+
+class SkippingLoader:
+    """A loader that notes in ``skipped`` which images could not be read."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+        self.skipped = SkippedImages()
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        return self.skipped.watch(self.loader, lambda inputs: inputs["skipped"])
+
+
+class _SkippingMapper:
+    """Inputs of the model, each with the errors, ``skipped``, of the images it stands in for."""
+
+    def __init__(self, records: list[dict[str, Any]], mapper: OneNetDatasetMapper) -> None:
+        self.records = DatasetFromList(records, copy=False)
+        self.mapper = mapper
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        inputs, skipped = read_next(self._read, record["index"], len(self.records))
+        return {**inputs, "skipped": skipped}
+
+    def _read(self, index: int) -> dict[str, Any]:
+        return self.mapper(self.records[index])
+
+
+def build_test_loader(cfg: Any, dataset_name: str) -> Any:
+    """This process' share of a data set, ``TEST.IMS_PER_BATCH`` images at a time.
+
+    The model takes a batch apart where one shape follows another in it.
+    """
+    records = get_detection_dataset_dicts(dataset_name, filter_empty=False)
+    share = list(InferenceSampler(len(records)))
+    sizes = ((records[i]["height"], records[i]["width"]) for i in share)
+    limits = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+    groups = group_by_shape(resized_shape(*size, *limits) for size in sizes)
+    return build_detection_test_loader(
+        records,
+        mapper=OneNetDatasetMapper(cfg, is_train=False),
+        sampler=[share[i] for group in groups for i in group],
+        batch_size=images_per_batch(cfg),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
