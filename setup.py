@@ -4,6 +4,7 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 README = ROOT / "README.md"
+EXPORT = ["onnx", "onnxruntime", "onnxscript"]
 
 setup(
     name="onenet",
@@ -21,6 +22,7 @@ setup(
         "faster-coco-eval",
         "fvcore",
         "lightning>=2.4",
+        "matplotlib",
         "numpy",
         "opencv-python",
         "Pillow",
@@ -37,7 +39,7 @@ setup(
         "yacs",
     ],
     extras_require={
-        "export": ["onnx", "onnxruntime", "onnxscript"],
-        "test": ["pytest", "pytest-xdist", "ruff"],
+        "export": EXPORT,
+        "test": [*EXPORT, "pytest", "pytest-xdist", "ruff"],
     },
 )

@@ -2,6 +2,8 @@
 
     python demo/demo.py --config-file projects/OneNet/configs/onenet.res50.dcn.yaml \
         --input path/to/images --output path/to/pictures --opts MODEL.WEIGHTS path/to/model.pth
+
+``--onnx model.onnx``, a file of tools/export.py, takes the place of the config and its weights.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +23,16 @@ import numpy as np
 from inputs import UserError, find_images, picture_paths, video_path
 from tqdm import tqdm
 
-from onenet.cli import add_engine_flag, choose_engine
-from onenet.engine.transforms import read_image
-from onenet.structures import Detections
+from onenet.cli import add_engine_flag, choose_engine, run_program
+from onenet.images import read_image
+from onenet.runtime import OnnxPredictor
 from onenet.visualize import draw_boxes, enlargement
 
 PROGRAM = "demo.py"
-# RGB image (H, W, 3) uint8 to its detections; has class_names.
+# Of an engine or of onenet.runtime: predict_batch, class_names and images_per_batch.
 Predictor = Any
+# onenet.structures', or onenet.runtime's.
+Detections = Any
 ESCAPE = 27
 
 
@@ -35,7 +40,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM, description="Detect objects and draw them, or write them to a JSON file."
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="the model's YAML")
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--config-file", metavar="FILE", help="the model's YAML")
+    model.add_argument("--onnx", metavar="FILE", help="an exported model, which needs no torch")
     parser.add_argument(
         "--input", nargs="+", metavar="PATH", help="images, folders (searched in depth) or globs"
     )
@@ -71,6 +78,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def check_args(args: argparse.Namespace) -> None:
     """Refuse what cannot work before a model is loaded."""
+    if args.onnx and (args.opts or args.engine != "auto"):
+        raise UserError("--onnx is a whole model; --engine and --opts do not go with it")
     kinds = [bool(args.input), bool(args.video_input), args.webcam]
     if sum(kinds) != 1:
         raise UserError("give one of --input, --video-input and --webcam")
@@ -127,21 +136,39 @@ def show(picture: np.ndarray, wait_ms: int) -> bool:
         raise UserError(f"OpenCV cannot open a window ({error.err}): give --output") from error
 
 
-def run_images(args: argparse.Namespace, images: list[tuple[Path, Path]], predictor: Predictor):
-    """Returns the entries of the JSON file and the images that could not be read."""
-    targets = picture_paths(images, Path(args.output)) if args.output else [None] * len(images)
-    entries, failed = [], []
-    quiet = None if args.output or args.json else True  # no bar beside a window
-    pairs = zip(images, targets, strict=True)
-    for (path, _), target in tqdm(pairs, total=len(images), unit="image", disable=quiet):
+def detect_all(
+    items: Iterable[tuple], args: argparse.Namespace, predictor: Predictor
+) -> Iterator[tuple]:
+    """Items that end with an image, each with what is found in it; several at a time."""
+    live = not args.output and not args.json
+    count, items = 1 if live else predictor.images_per_batch, iter(items)
+    while batch := list(islice(items, count)):
+        found = predictor.predict_batch([item[-1] for item in batch])
+        for item, detections in zip(batch, found, strict=True):
+            yield *item, detections[detections.scores >= args.confidence_threshold]
+
+
+def read_images(paths: Iterable[tuple], failed: list[Path]) -> Iterator[tuple]:
+    """Add its pixels to each (path, …); one that cannot be read is reported and left out."""
+    for path, *rest in paths:
         try:
             image = read_image(str(path), "RGB")
         except ValueError as error:
             tqdm.write(f"{PROGRAM}: {error}", file=sys.stderr)
             failed.append(path)
-            continue
-        found = predictor(image)
-        found = found[found.scores >= args.confidence_threshold]
+        else:
+            yield path, *rest, image
+
+
+def run_images(args: argparse.Namespace, images: list[tuple[Path, Path]], predictor: Predictor):
+    """Returns the entries of the JSON file and the images that could not be read."""
+    targets = picture_paths(images, Path(args.output)) if args.output else [None] * len(images)
+    paths = zip((path for path, _ in images), targets, strict=True)
+    entries, failed = [], []
+    quiet = None if args.output or args.json else True  # no bar beside a window
+    results = detect_all(read_images(paths, failed), args, predictor)
+    bar = tqdm(results, total=len(images), unit="image", disable=quiet)
+    for path, target, image, found in bar:
         entry = describe(image, found, predictor.class_names)
         entries.append({"file": str(path), **entry})
         if target is not None:
@@ -181,11 +208,10 @@ def run_video(
     """Returns the entries of the JSON file, one a frame; frames count from 0."""
     entries, writer = [], None
     total = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
-    bar = tqdm(read_frames(video), total=total if total > 0 else None, unit="frame", disable=None)
+    frames = detect_all(enumerate(read_frames(video)), args, predictor)
+    bar = tqdm(frames, total=total if total > 0 else None, unit="frame", disable=None)
     try:
-        for number, image in enumerate(bar):
-            found = predictor(image)
-            found = found[found.scores >= args.confidence_threshold]
+        for number, image, found in bar:
             entry = describe(image, found, predictor.class_names)
             entries.append({"file": args.video_input, "frame": number, **entry})
             if args.json and target is None:
@@ -219,11 +245,13 @@ def open_writer(target: Path, fps: float, picture: np.ndarray) -> cv2.VideoWrite
 
 def load_predictor(args: argparse.Namespace) -> Predictor:
     try:
+        if args.onnx:
+            return OnnxPredictor(args.onnx)
         package, why = choose_engine(args.engine)
         print(f"Engine: {package} ({why})", file=sys.stderr)
         module = importlib.import_module(f"{package}.predictor")
         return module.build_predictor(args.config_file, args.opts)
-    except ValueError as error:  # a wrong config or checkpoint
+    except ValueError as error:  # a wrong config, checkpoint or exported file
         raise UserError(str(error)) from error
 
 
@@ -257,14 +285,9 @@ def run(args: argparse.Namespace) -> str | None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = build_parser().parse_args(argv)
-    try:
-        trouble = run(args)
-    except (UserError, OSError) as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    trouble = run_program(build_parser(), run, argv)
     if trouble:
-        print(f"{PROGRAM}: error: {trouble}", file=sys.stderr)
+        print(f"error: {trouble}", file=sys.stderr)
         sys.exit(1)
 
 

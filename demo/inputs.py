@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from pathlib import Path
+
+from onenet.errors import OneNetError
 
 WRITTEN_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 IMAGE_SUFFIXES = (*WRITTEN_SUFFIXES, ".gif", ".ppm", ".pgm")  # looked for in folders
 
 
-class UserError(Exception):
+class UserError(OneNetError):
     """Something that the user can put right; shown as one line."""
 
 
@@ -72,9 +75,15 @@ def picture_paths(images: list[tuple[Path, Path]], output: Path) -> list[Path]:
     """Where each image's picture goes.
 
     Raises:
-        UserError: ``output`` is one file for several images, or an input would be overwritten.
+        UserError: ``output`` is one file for several images, or ends like another kind of file, or
+            an input would be overwritten.
     """
     one_file = output.suffix.lower() in WRITTEN_SUFFIXES and not output.is_dir()
+    if re.fullmatch(r"\.[A-Za-z]+", output.suffix) and not one_file and not output.exists():
+        raise UserError(
+            f"--output {output}: {output.suffix} is none of the pictures that can be written "
+            f"({', '.join(WRITTEN_SUFFIXES)}); for a folder of that name, make it first"
+        )
     if one_file and len(images) > 1:
         raise UserError(f"--output {output} is one file for {len(images)} images: give a folder")
     if not one_file and output.exists() and not output.is_dir():

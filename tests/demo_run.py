@@ -18,11 +18,16 @@ class BrightPart:
     """One sure detection, the image's bright pixels, and an unsure one, all of it."""
 
     class_names = ["square", "circle"]
+    images_per_batch = 2
 
     def __init__(self, cfg):
         self.cfg = cfg
 
-    def __call__(self, image):
+    def predict_batch(self, images):
+        assert 0 < len(images) <= self.images_per_batch
+        return [self.detect(image) for image in images]
+
+    def detect(self, image):
         assert image.dtype == np.uint8 and image.shape[2] == 3
         rows, columns = np.nonzero(image[..., 0] > 150)  # red: the first channel
         if len(rows) == 0:
@@ -59,8 +64,13 @@ def run(*arguments):
 
 def fails(capsys, *arguments, code=2):
     """The one line that a run ends with."""
+    return fails_with(capsys, "--config-file", "c.yaml", *arguments, code=code)
+
+
+def fails_with(capsys, *arguments, code=2):
+    """:func:`fails` with any model."""
     with pytest.raises(SystemExit) as stopped:
-        run(*arguments)
+        demo.main([*map(str, arguments)])
     error = capsys.readouterr().err.strip()
     assert stopped.value.code == code and "Traceback" not in error
     return error.splitlines()[-1]

@@ -50,6 +50,21 @@ def test_a_folder_keeps_its_structure(tmp_path):
     ]  # fmt: skip
 
 
+def test_images_are_detected_in_several_at_a_time(tmp_path, monkeypatch):
+    counts, detect = [], BrightPart.predict_batch
+    monkeypatch.setattr(
+        BrightPart, "predict_batch", lambda self, images: counts.append(len(images))
+        or detect(self, images),
+    )  # fmt: skip
+    for k in range(5):
+        write_image(tmp_path / f"in/{k}.png", red_square(x=20 * k))
+    run("--input", tmp_path / "in", "--json", tmp_path / "o.json")
+    assert counts == [2, 2, 1]
+    entries = json.loads((tmp_path / "o.json").read_text())
+    assert [e["file"][-5:] for e in entries] == ["0.png", "1.png", "2.png", "3.png", "4.png"]
+    assert [e["detections"][0]["box"][0] for e in entries] == [0, 20, 40, 60, 80]
+
+
 def test_an_output_inside_the_input_is_not_read_again(tmp_path, capsys):
     write_image(tmp_path / "a.png")
     for _ in range(2):

@@ -71,7 +71,7 @@ def test_the_core_imports_without_detectron2_and_lightning():
     code = (
         "import sys\n"
         "for name in ('detectron2', 'lightning', 'pytorch_lightning'): sys.modules[name] = None\n"
-        "import onenet\n"
+        "from onenet import *\n"
         "print(*[name for name in sys.modules if name.startswith(('onenet.engine', 'onenet.d2'))])"
     )
     run = subprocess.run(

@@ -8,13 +8,8 @@ from PIL import Image
 from transform_script import DO, SKIP, keep_size, picture, run, save
 
 from onenet.datasets import DatasetError
-from onenet.engine.transforms import (
-    TestTransform,
-    TrainTransform,
-    read_image,
-    resize,
-    shortest_edge_size,
-)
+from onenet.engine.transforms import TestTransform, TrainTransform
+from onenet.images import image_size, read_image, resize, shortest_edge_size
 
 # -- size of the shortest edge ---------------------------------------------------------------
 
@@ -258,6 +253,7 @@ def test_exif_orientation(tmp_path, orientation, upright):
     pixels = picture(5, 7)
     path = save(tmp_path / "a.png", pixels, orientation=orientation)
     assert (read_image(path) == upright(pixels)).all()
+    assert image_size(path) == upright(pixels).shape[:2]
 
 
 def test_missing_image(tmp_path):

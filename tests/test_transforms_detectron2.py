@@ -8,12 +8,8 @@ import numpy as np
 import pytest
 from transform_script import DO, keep_size, picture, run, save
 
-from onenet.engine.transforms import (
-    TestTransform,
-    TrainTransform,
-    read_image,
-    shortest_edge_size,
-)
+from onenet.engine.transforms import TestTransform, TrainTransform
+from onenet.images import read_image, shortest_edge_size
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
-"""Reading, flipping, cropping and resizing images with their boxes.
+"""Flipping, cropping and resizing images with their boxes.
 
-Pixels and boxes are those that Detectron2's reader and transforms give, so that both engines
-train and evaluate on the same input.
+Pixels and boxes are those that Detectron2's transforms give, so that both engines train and
+evaluate on the same input.
 """
 
 from __future__ import annotations
@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
-from onenet.datasets import DatasetError
+from onenet.images import resize_shortest_edge
 
-IMAGE_FORMATS = ("RGB", "BGR")
 SAMPLINGS = ("choice", "range")
 FLIPS = ("horizontal", "vertical", "none")
 CROP_TYPES = ("absolute_range", "absolute", "relative", "relative_range")
@@ -22,79 +20,6 @@ CROP_TYPES = ("absolute_range", "absolute", "relative", "relative_range")
 PRE_CROP_SIZES = (400, 500, 600)
 # A clipped box whose side is no longer than this, in px, is gone.
 EMPTY_SIDE = 1e-5
-
-_EXIF_ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-def read_image(path: str, image_format: str = "RGB") -> np.ndarray:
-    """(H, W, 3) uint8 pixels of an image file of any mode, upright by its EXIF orientation.
-
-    Args:
-        path: the file.
-        image_format: order of the channels, "RGB" or "BGR".
-
-    Raises:
-        DatasetError: the file is missing or cannot be decoded.
-        ValueError: an unknown format.
-    """
-    if image_format not in IMAGE_FORMATS:
-        raise ValueError(f"INPUT.FORMAT must be one of {IMAGE_FORMATS}, got {image_format!r}")
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(_upright(image).convert("RGB"))
-    except FileNotFoundError as error:
-        raise DatasetError(
-            f"Image {str(path)!r} does not exist; check the image folder of the data set and the "
-            f"file_name entries of its JSON."
-        ) from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        # SyntaxError is how Pillow reports some broken PNG files.
-        raise DatasetError(f"Image {str(path)!r} cannot be read: {error}") from error
-    return pixels if image_format == "RGB" else pixels[:, :, ::-1]
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION)
-    except Exception:  # a broken EXIF block, which Pillow reports in many ways, turns nothing
-        return image
-    turn = _UPRIGHT.get(orientation)
-    return image if turn is None else image.transpose(turn)
-
-
-def shortest_edge_size(
-    height: int, width: int, short: int, max_size: int | None = None
-) -> tuple[int, int]:
-    """(h, w) px after scaling the shorter edge to ``short``, the longer to ``max_size`` at most.
-
-    Halves are rounded up; a side is never less than 1 px. ``max_size`` None sets no limit.
-    """
-    scale = float(short) / min(height, width)
-    if height < width:
-        new_height, new_width = float(short), scale * width
-    else:
-        new_height, new_width = scale * height, float(short)
-    longest = max(new_height, new_width)
-    if max_size is not None and longest > max_size:
-        scale = float(max_size) / longest
-        new_height, new_width = new_height * scale, new_width * scale
-    return max(int(new_height + 0.5), 1), max(int(new_width + 0.5), 1)
-
-
-def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A (H, W, 3) uint8 image at ``size`` (h, w), by Pillow's (antialiased) bilinear filter."""
-    height, width = size
-    scaled = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(scaled)
 
 
 class TrainTransform:
@@ -201,8 +126,7 @@ class TestTransform:
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """A (H, W, 3) uint8 image to its (h, w, 3) uint8 version."""
-        no_boxes = np.zeros((0, 4))
-        return _resize_shortest_edge(image, no_boxes, self.min_size, self.max_size)[0]
+        return resize_shortest_edge(image, self.min_size, self.max_size)
 
 
 def _flip(image: np.ndarray, boxes: np.ndarray, direction: str) -> tuple[np.ndarray, np.ndarray]:
@@ -216,12 +140,9 @@ def _flip(image: np.ndarray, boxes: np.ndarray, direction: str) -> tuple[np.ndar
 def _resize_shortest_edge(
     image: np.ndarray, boxes: np.ndarray, short: int, max_size: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    if short == 0:
-        return image, boxes
-    height, width = image.shape[:2]
-    new_height, new_width = shortest_edge_size(height, width, short, max_size)
-    scale = np.array([new_width / width, new_height / height] * 2)
-    return resize(image, (new_height, new_width)), boxes * scale
+    resized = resize_shortest_edge(image, short, max_size)
+    scale = np.divide(resized.shape[1::-1], image.shape[1::-1])
+    return resized, boxes * np.tile(scale, 2)
 
 
 def _crop(

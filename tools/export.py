@@ -1,0 +1,210 @@
+"""Write a trained detector to one file that other programs run: ONNX, or torch.export's .pt2.
+
+    python tools/export.py --config-file projects/OneNet/configs/onenet.res50.dcn.yaml \
+        --format onnx --output model.onnx --opts MODEL.WEIGHTS path/to/model.pth
+
+docs/deployment.md says what goes in and comes out, and how to run the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+import onenet
+from onenet.cli import add_engine_flag, choose_engine, run_program
+from onenet.export import (
+    BOX_TOLERANCE,
+    OPSET,
+    SCORE_TOLERANCE,
+    Deployed,
+    ExportError,
+    largest_differences,
+    require,
+    to_onnx,
+    to_torch,
+)
+from onenet.images import shortest_edge_size
+from onenet.runtime import IMAGES, OUTPUTS, SIZES, ModelInfo, open_session, pad_images
+
+SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+INFO_FILE = "onenet.json"  # within a .pt2
+# A padded batch of small images (H, W) px, to check a file with.
+SMALL_BATCH = ((200, 280), (256, 170))
+# The model that a file is made from and compared with: as trained, on the CPU.
+AS_TRAINED = (
+    *("MODEL.DEVICE", "cpu"),
+    *("TEST.FUSE", "False", "TEST.PRECISION", "float32", "TEST.COMPILE", "False"),
+)
+# (B, 3, H, W) uint8 and (B, 2) int64 to boxes, scores and labels.
+Run = Callable[[np.ndarray, np.ndarray], Sequence[np.ndarray]]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Write a trained detector to one file, and check the file against the model."
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="the model's YAML")
+    parser.add_argument("--format", choices=SUFFIXES, default="onnx", help="(default: %(default)s)")
+    parser.add_argument("--output", required=True, metavar="FILE", help="to write, *.onnx or *.pt2")
+    add_engine_flag(parser)
+    parser.add_argument(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="KEY VALUE",
+        help="config overrides, such as MODEL.WEIGHTS model.pth; must come last",
+    )
+    return parser
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Refuse what cannot work before a model is loaded."""
+    suffix = SUFFIXES[args.format]
+    if Path(args.output).suffix != suffix:
+        raise ExportError(f"--output {args.output}: --format {args.format} is written to *{suffix}")
+    if args.format == "onnx":
+        require("onnx", "onnxscript", "onnxruntime")
+
+
+def model_info(args: argparse.Namespace, cfg: Any, predictor: Any) -> ModelInfo:
+    return ModelInfo(
+        class_names=list(predictor.class_names),
+        max_detections=predictor.model.max_detections,
+        min_size=cfg.INPUT.MIN_SIZE_TEST,
+        max_size=cfg.INPUT.MAX_SIZE_TEST,
+        stride=predictor.model.size_divisibility,
+        input_format="RGB",
+        input_layout="NCHW",
+        ema=predictor.ema,
+        config=Path(args.config_file).name,
+        onenet_version=onenet.__version__,
+    )
+
+
+def write_onnx(path: Path, deployed: Deployed, info: ModelInfo) -> Run:
+    path.write_bytes(to_onnx(deployed, info).SerializeToString())
+    session = open_session(path, ["CPUExecutionProvider"])
+    print(f"ONNX opset {OPSET}")
+    for kind, values in (
+        ("input", session.get_inputs()),
+        ("optional", session.get_overridable_initializers()),
+        ("output", session.get_outputs()),
+    ):
+        for value in values:
+            print_value(kind, value.name, value.type, value.shape)
+    return lambda images, sizes: session.run(OUTPUTS, {IMAGES: images, SIZES: sizes})
+
+
+def write_torch(path: Path, deployed: Deployed, info: ModelInfo) -> Run:
+    texts = {INFO_FILE: json.dumps(info.to_metadata())}
+    torch.export.save(to_torch(deployed), path, extra_files=texts)
+    program = torch.export.load(path)
+    print(f"torch.export of torch {torch.__version__}")
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    signature = program.graph_signature
+    for kind, names, nodes in (
+        ("input", (IMAGES, SIZES), signature.user_inputs),
+        ("output", OUTPUTS, signature.user_outputs),
+    ):
+        for name, node in zip(names, nodes, strict=True):
+            print_value(kind, name, values[node].dtype, values[node].shape)
+    module = program.module()
+
+    def call(images: np.ndarray, sizes: np.ndarray) -> Sequence[np.ndarray]:
+        with torch.inference_mode():
+            found = module(torch.from_numpy(images), torch.from_numpy(sizes))
+        return [values.numpy() for values in found]
+
+    return call
+
+
+WRITERS = {"onnx": write_onnx, "torch": write_torch}
+
+
+def print_value(kind: str, name: str, dtype: Any, shape: Sequence[Any]) -> None:
+    print(f"  {kind:9}{name} {dtype} ({', '.join(map(str, shape))})")
+
+
+def picture(height: int, width: int, seed: int) -> np.ndarray:
+    """(H, W, 3) uint8 spots of random colours: edges and areas, as photographs have."""
+    rng = np.random.default_rng(seed)
+    spots = rng.integers(0, 256, (height // 24 + 1, width // 24 + 1, 3), np.uint8)
+    return np.asarray(Image.fromarray(spots).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def check_file(run: Run, predictor: Any, info: ModelInfo) -> None:
+    """Compare a file with its model on an image of the config's size and on a padded batch.
+
+    Raises:
+        ExportError: they differ.
+    """
+    usual = shortest_edge_size(3, 4, info.min_size or 512, info.max_size)
+    for sizes in ([usual], SMALL_BATCH):
+        images = [picture(*size, seed) for seed, size in enumerate(sizes)]
+        batch, true_sizes = pad_images(images, info.stride)
+        if predictor.bgr:
+            images = [image[..., ::-1] for image in images]
+        tensors = [torch.from_numpy(image.transpose(2, 0, 1).copy()) for image in images]
+        with torch.inference_mode():
+            expected = predictor.model.find(predictor.model.batch(tensors))
+        expected = [values.numpy() for values in expected]
+        found = run(batch, true_sizes)
+        apart = [
+            largest_differences([v[i] for v in expected], [v[i] for v in found], size)
+            for i, size in enumerate(sizes)
+        ]
+        px, score = map(max, zip(*apart, strict=True))
+        shape = " × ".join(map(str, batch.shape))
+        print(f"  checked  {shape}: boxes differ by {px:.1e} px, scores by {score:.1e}")
+        if px > BOX_TOLERANCE or score > SCORE_TOLERANCE:
+            raise ExportError(
+                f"the file does not detect what the model does; allowed are {BOX_TOLERANCE} px "
+                f"and {SCORE_TOLERANCE}. Nothing was written"
+            )
+
+
+def run(args: argparse.Namespace) -> None:
+    check_args(args)
+    package, why = choose_engine(args.engine)
+    print(f"Engine: {package} ({why})", file=sys.stderr)
+    opts = [*args.opts, *AS_TRAINED]
+    cfg = importlib.import_module(f"{package}.config").load_cfg(args.config_file, opts)
+    if cfg.MODEL.META_ARCHITECTURE != "OneNet":
+        raise ExportError(
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; only OneNet is exported"
+        )
+    predictor = importlib.import_module(f"{package}.predictor").Predictor(cfg)
+    deployed = Deployed(predictor.model, predictor.bgr)
+    info = model_info(args, cfg, predictor)
+    output = Path(args.output).expanduser()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".partial.{output.name}")
+    try:
+        check_file(WRITERS[args.format](partial, deployed, info), predictor, info)
+        os.replace(partial, output)
+    finally:
+        partial.unlink(missing_ok=True)
+    weights = "EMA weights" if info.ema else "weights as trained"
+    print(
+        f"{output}: {output.stat().st_size / 1e6:.1f} MB, {len(info.class_names)} classes, "
+        f"best {info.max_detections}, {weights}"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    run_program(build_parser(), run, argv)
+
+
+if __name__ == "__main__":
+    main()
