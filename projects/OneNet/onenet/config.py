@@ -19,8 +19,11 @@ from torch import nn
 
 from .costs import PredefinedAnchor, PredefinedPoint, PredictedLocation
 from .heads import CenterNetHead, FCOSHead, Head, RetinaNetHead
+from .inference_config import add_inference_config
 from .losses import Criterion
 from .matcher import HungarianMatcher, Matcher, MinCostMatcher
+from .training_config import add_training_config
+from .yaml_files import ConfigError
 
 # Values of MODEL.OneNet.HEAD: ``(cfg, shapes) -> Head``, where ``shapes`` are those of the maps in
 # MODEL.OneNet.IN_FEATURES, each with ``channels`` and ``stride``.
@@ -29,6 +32,8 @@ HEAD_REGISTRY = Registry("ONENET_HEAD")
 PREDEFINED_COSTS: dict[str, Callable[[Any], nn.Module]] = {}
 # Values of MODEL.OneNet.MATCHER: called with the keywords of Matcher.
 MATCHER_REGISTRY = Registry("ONENET_MATCHER")
+# Values of TEST.EVALUATOR.
+EVALUATORS = ("coco", "crowdhuman")
 
 
 def add_onenet_config(cfg: Any) -> None:
@@ -36,7 +41,9 @@ def add_onenet_config(cfg: Any) -> None:
 
     Args:
         cfg: a yacs ``CfgNode`` (Detectron2's, or ``onenet.engine.config.get_cfg()``'s); changed
-            in place. ``SOLVER.OPTIMIZER`` and ``SOLVER.BACKBONE_MULTIPLIER`` are added too.
+            in place. ``SOLVER.OPTIMIZER``, ``SOLVER.BACKBONE_MULTIPLIER``, ``TEST.EVALUATOR``,
+            ``DATALOADER.SKIP_UNREADABLE`` and the keys of :mod:`onenet.inference_config` and
+            :mod:`onenet.training_config` are added too.
     """
     node = type(cfg)
     c = cfg.MODEL.OneNet = node()
@@ -95,10 +102,16 @@ def add_onenet_config(cfg: Any) -> None:
     c.GAMMA = 2.0
     c.PRIOR_PROB = 0.01
 
+    # Train on the next image in place of one that cannot be read, and list those at the end.
+    cfg.DATALOADER.SKIP_UNREADABLE = False
     # "ADAMW" or "SGD".
     cfg.SOLVER.OPTIMIZER = "ADAMW"
     # The backbone's learning rate as a multiple of BASE_LR.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    # "coco": AP; "crowdhuman": AP, mMR and recall of one class, crowd regions ignored.
+    cfg.TEST.EVALUATOR = "coco"
+    add_inference_config(cfg)
+    add_training_config(cfg)
 
     # Names of the original's code base that say the same in another way.
     cfg.register_renamed_key(
@@ -119,9 +132,16 @@ def model_options(cfg: Any, backbone: nn.Module, shapes: Mapping[str, Any]) -> d
         ValueError: a value that does not fit, with its key.
     """
     return {
-        "backbone": backbone,
+        **frame_options(cfg, backbone),
         "head": build_head(cfg, shapes),
         "criterion": build_criterion(cfg),
+    }
+
+
+def frame_options(cfg: Any, backbone: nn.Module) -> dict[str, Any]:
+    """Those arguments that stay the same whatever the head and its criterion."""
+    return {
+        "backbone": backbone,
         "in_features": cfg.MODEL.OneNet.IN_FEATURES,
         "pixel_mean": cfg.MODEL.PIXEL_MEAN,
         "pixel_std": cfg.MODEL.PIXEL_STD,
@@ -130,8 +150,27 @@ def model_options(cfg: Any, backbone: nn.Module, shapes: Mapping[str, Any]) -> d
     }
 
 
+def check_evaluator(cfg: Any) -> None:
+    """Raise ``ConfigError`` unless ``TEST.EVALUATOR`` is known and fits the number of classes."""
+    name, classes = cfg.TEST.EVALUATOR, cfg.MODEL.OneNet.NUM_CLASSES
+    if name not in EVALUATORS:
+        raise ConfigError(f"TEST.EVALUATOR must be one of {', '.join(EVALUATORS)}, got {name!r}")
+    if name == "crowdhuman" and classes != 1:
+        raise ConfigError(
+            "TEST.EVALUATOR 'crowdhuman' is for a single class, but MODEL.OneNet.NUM_CLASSES is "
+            f"{classes}; expected TEST.EVALUATOR coco"
+        )
+
+
 def build_head(cfg: Any, shapes: Mapping[str, Any]) -> Head:
     """The head that ``MODEL.OneNet.HEAD`` names; ``shapes`` as in :func:`model_options`."""
+    inputs = head_shapes(cfg, shapes)
+    build = _look_up(HEAD_REGISTRY, "MODEL.OneNet.HEAD", cfg.MODEL.OneNet.HEAD)
+    return build(cfg, inputs)
+
+
+def head_shapes(cfg: Any, shapes: Mapping[str, Any]) -> list[Any]:
+    """The shapes of the maps in ``MODEL.OneNet.IN_FEATURES``; ``ValueError`` if one is not made."""
     names = cfg.MODEL.OneNet.IN_FEATURES
     missing = [name for name in names if name not in shapes]
     if missing:
@@ -139,8 +178,7 @@ def build_head(cfg: Any, shapes: Mapping[str, Any]) -> Head:
             f"MODEL.OneNet.IN_FEATURES names {', '.join(missing)}, but the backbone "
             f"({cfg.MODEL.BACKBONE.NAME}) makes {', '.join(shapes)}"
         )
-    build = _look_up(HEAD_REGISTRY, "MODEL.OneNet.HEAD", cfg.MODEL.OneNet.HEAD)
-    return build(cfg, [shapes[name] for name in names])
+    return [shapes[name] for name in names]
 
 
 def build_matcher(cfg: Any) -> Matcher:
