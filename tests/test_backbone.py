@@ -67,6 +67,17 @@ def test_shapes_and_strides_of_the_pyramid():
     assert all(value.shape[1] == 16 for value in maps.values())
 
 
+def test_a_pooled_top_is_every_other_point_of_the_coarsest_level():
+    torch.manual_seed(0)
+    backbone = FPN(ResNet(depth=18), in_features=list(ALL), out_channels=4, pooled_top=True).eval()
+    with torch.inference_mode():
+        maps = backbone(torch.randn(1, 3, 96, 160))
+    assert backbone.shapes == {f"p{i}": Shape(4, 2**i) for i in range(2, 7)}
+    assert maps["p5"].shape[2:] == (3, 5) and maps["p6"].shape[2:] == (2, 3)
+    close(maps["p6"][0, :, 1, 2], maps["p5"][0, :, 2, 4])
+    assert not any(name.startswith("top_block") for name in backbone.state_dict())
+
+
 def test_the_pyramid_adds_the_doubled_coarser_map():
     """All weights of one output path known: p5 = 3·res5, p4 = 2·res4 + doubled 3·res5."""
     torch.manual_seed(0)

@@ -77,7 +77,6 @@ def test_a_wrong_type_in_a_file_names_the_file(tmp_path, line):
     [
         ("VERSION", "1", "2"),
         ("OUTPUT_DIR", "", "a folder"),
-        ("MODEL.META_ARCHITECTURE", "RetinaNet", "'OneNet'"),
         ("MODEL.DEVICE", "gpu", "'cuda:N'"),
         ("MODEL.PIXEL_MEAN", "[1.0, 2.0]", "three numbers"),
         ("MODEL.PIXEL_STD", "[1.0, 0.0, 1.0]", "above 0"),
@@ -108,6 +107,10 @@ def test_a_wrong_type_in_a_file_names_the_file(tmp_path, line):
         ("MODEL.OneNet.CLASS_COST", "-1", "from 0 on"),
         ("MODEL.OneNet.L1_WEIGHT", "1e999", "from 0 on"),
         ("MODEL.OneNet.PRIOR_PROB", "1", "between 0 and 1"),
+        ("MODEL.CenterNet.PEAK_KERNEL", "2", "an odd number"),
+        ("MODEL.CenterNet.CHANNELS", "0", "above 0"),
+        ("MODEL.CenterNet.SIZE_WEIGHT", "-0.1", "from 0 on"),
+        ("MODEL.TORCHVISION.NMS_THRESH", "1.5", "from 0 to 1"),
         ("INPUT.FORMAT", "rgb", "'RGB', 'BGR'"),
         ("INPUT.MIN_SIZE_TRAIN", "()", "above 0"),
         ("INPUT.MIN_SIZE_TRAIN", "(240.5,)", "whole numbers"),
@@ -142,11 +145,14 @@ def test_a_pyramid_stands_on_neighbouring_stages_that_are_there(value):
     assert message.startswith("MODEL.FPN.IN_FEATURES is ") and "['res3', 'res4', 'res5']" in message
 
 
-def test_a_pyramid_makes_the_levels_of_its_stages():
-    message = refused(
-        CONFIGS / "onenet.fcos.res50.yaml", "MODEL.FPN.IN_FEATURES", "['res4', 'res5']"
-    )
-    assert "some of ['p4', 'p5', 'p6', 'p7']" in message
+@pytest.mark.parametrize(
+    "name, above",
+    [("build_retinanet_resnet_fpn_backbone", ["p6", "p7"]), ("build_resnet_fpn_backbone", ["p6"])],
+)
+def test_a_pyramid_makes_the_levels_of_its_stages(name, above):
+    pyramid = ["MODEL.BACKBONE.NAME", name, "MODEL.FPN.IN_FEATURES", "['res4', 'res5']"]
+    message = refused(CONFIGS / "onenet.fcos.res50.yaml", *pyramid)
+    assert f"some of {['p4', 'p5', *above]}" in message
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,26 @@
-"""OneNet for Detectron2: importing this registers meta-architecture, heads and matchers.
+"""OneNet for Detectron2: importing this registers meta-architectures, heads and matchers.
 
 ``MODEL.META_ARCHITECTURE: "OneNet"`` then works in Detectron2's own tools, once
-``add_onenet_config(cfg)`` has added the keys.
+``add_onenet_config(cfg)`` has added the keys; "CenterNet" with ``add_centernet_config(cfg)`` after
+it.
 """
 
+from ..centernet_config import add_centernet_config
 from ..config import HEAD_REGISTRY, MATCHER_REGISTRY, add_onenet_config
+from .centernet import CenterNet
 from .dataset_mapper import OneNetDatasetMapper
 from .datasets import register_datasets
 from .meta_arch import OneNet
 from .trainer import Trainer
 
 __all__ = [
+    "CenterNet",
     "HEAD_REGISTRY",
     "MATCHER_REGISTRY",
     "OneNet",
     "OneNetDatasetMapper",
     "Trainer",
+    "add_centernet_config",
     "add_onenet_config",
     "register_datasets",
 ]

@@ -71,10 +71,12 @@ class ResidualBlock(nn.Module):
         self.bottleneck = bottleneck
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.conv2(F.relu(self.conv1(x)))
+        # In place wherever nothing else reads it: large maps cost as much as their arithmetic.
+        out = self.conv2(F.relu_(self.conv1(x)))
         if self.bottleneck:
-            out = self.conv3(F.relu(out))
-        return F.relu(out + (x if self.shortcut is None else self.shortcut(x)))
+            out = self.conv3(F.relu_(out))
+        out += x if self.shortcut is None else self.shortcut(x)
+        return F.relu_(out)
 
 
 class Stem(nn.Module):
@@ -85,7 +87,7 @@ class Stem(nn.Module):
         self.conv1 = ConvNorm(conv, norm, conv.stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(F.relu(self.conv1(x)), kernel_size=3, stride=2, padding=1)
+        return F.max_pool2d(F.relu_(self.conv1(x)), kernel_size=3, stride=2, padding=1)
 
 
 class ResNet(nn.Module):
@@ -168,19 +170,26 @@ class TopBlock(nn.Module):
 
 
 class FPN(nn.Module):
-    """Feature pyramid (arXiv 1612.03144) p3 … p7 on a ResNet.
+    """Feature pyramid (arXiv 1612.03144) on a ResNet: p3 … p7, or p2 … p6 with ``pooled_top``.
 
     Args:
         bottom_up: gives ``in_features`` and res5.
         in_features: stages with lateral connections: res5, and those before it without a gap.
         out_channels: of every map.
+        pooled_top: above p5 comes p6, every other point of it, as for Faster R-CNN; otherwise p6
+            and p7, made of res5 by convolutions.
 
     Raises:
         ValueError: other ``in_features``, or ones that ``bottom_up`` does not give.
     """
 
     def __init__(
-        self, bottom_up: ResNet, *, in_features: Sequence[str], out_channels: int = 256
+        self,
+        bottom_up: ResNet,
+        *,
+        in_features: Sequence[str],
+        out_channels: int = 256,
+        pooled_top: bool = False,
     ) -> None:
         super().__init__()
         missing = [name for name in (*in_features, "res5") if name not in bottom_up.shapes]
@@ -206,8 +215,10 @@ class FPN(nn.Module):
             self.shapes[f"p{level}"] = Shape(out_channels, shape.stride)
         last = self.levels[-1]
         coarsest = bottom_up.shapes[in_features[-1]].stride
-        self.top_block = TopBlock(bottom_up.shapes["res5"].channels, out_channels)
-        for i in (1, 2):
+        self.top_block = None
+        if not pooled_top:
+            self.top_block = TopBlock(bottom_up.shapes["res5"].channels, out_channels)
+        for i in (1,) if pooled_top else (1, 2):
             self.shapes[f"p{last + i}"] = Shape(out_channels, coarsest * 2**i)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -227,7 +238,10 @@ class FPN(nn.Module):
                 lateral = lateral + F.interpolate(above, scale_factor=2.0, mode="nearest")
             maps.insert(0, self.get_submodule(f"fpn_output{level}")(lateral))
             above = lateral
-        maps.extend(self.top_block(bottom_up["res5"]))
+        if self.top_block is None:
+            maps.append(maps[-1][..., ::2, ::2])
+        else:
+            maps.extend(self.top_block(bottom_up["res5"]))
         return dict(zip(self.shapes, maps, strict=True))
 
 
@@ -246,13 +260,17 @@ def freeze(module: nn.Module) -> None:
 
 
 def build_backbone(cfg: Any) -> ResNet | FPN:
-    """The backbone of a config: ``build_resnet_backbone``, plain, or
-    ``build_retinanet_resnet_fpn_backbone``.
+    """The backbone of a config: ``build_resnet_backbone``, plain, or a pyramid,
+    ``build_retinanet_resnet_fpn_backbone`` or ``build_resnet_fpn_backbone``.
 
     Returns:
         A module ``(B, 3, H, W) -> {name: map}`` with ``shapes``, :class:`Shape` by name.
     """
-    names = ("build_resnet_backbone", "build_retinanet_resnet_fpn_backbone")
+    names = (
+        "build_resnet_backbone",
+        "build_retinanet_resnet_fpn_backbone",
+        "build_resnet_fpn_backbone",
+    )
     if cfg.MODEL.BACKBONE.NAME not in names:
         raise ValueError(
             f"MODEL.BACKBONE.NAME must be one of {', '.join(names)}, "
@@ -271,4 +289,5 @@ def build_backbone(cfg: Any) -> ResNet | FPN:
         resnet,
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        pooled_top=cfg.MODEL.BACKBONE.NAME == names[2],
     )

@@ -15,6 +15,7 @@ from typing import Any
 
 import yacs.config
 
+from onenet.centernet_config import add_centernet_config
 from onenet.config import add_onenet_config
 from onenet.yaml_files import ConfigError, read_with_bases
 
@@ -119,14 +120,16 @@ def get_cfg() -> CfgNode:
     cfg.VERSION = 2  # of Detectron2's config format
 
     cfg.MODEL = node()
-    cfg.MODEL.META_ARCHITECTURE = "OneNet"  # the only one
+    # Or "CenterNet", or "torchvision." and RetinaNet, FCOS, FasterRCNN, SSD300 or SSDlite320.
+    cfg.MODEL.META_ARCHITECTURE = "OneNet"
     cfg.MODEL.DEVICE = "cuda"  # "cpu", "cuda" or "cuda:N"
     cfg.MODEL.WEIGHTS = ""  # file, torchvision://NAME or detectron2://...; "" starts at random
     cfg.MODEL.PIXEL_MEAN = [103.530, 116.280, 123.675]  # in INPUT.FORMAT's order, of 0..255
     cfg.MODEL.PIXEL_STD = [1.0, 1.0, 1.0]  # in INPUT.FORMAT's order, of 0..255
 
     cfg.MODEL.BACKBONE = node()
-    # Or "build_retinanet_resnet_fpn_backbone".
+    # Or a pyramid up to p7, "build_retinanet_resnet_fpn_backbone", or up to a pooled p6,
+    # "build_resnet_fpn_backbone".
     cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"
     cfg.MODEL.BACKBONE.FREEZE_AT = 2  # first stages that are not trained; the stem is the first
 
@@ -190,7 +193,7 @@ def get_cfg() -> CfgNode:
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 1.0  # the limit
     cfg.SOLVER.CLIP_GRADIENTS.NORM_TYPE = 2.0  # p of the norm
     cfg.SOLVER.AMP = node()
-    cfg.SOLVER.AMP.ENABLED = False  # train in bfloat16 where that is safe
+    cfg.SOLVER.AMP.ENABLED = False  # train in bfloat16 where that is safe; twice as fast
 
     cfg.TEST = node()
     cfg.TEST.EVAL_PERIOD = 0  # iterations; 0: at the end only
@@ -200,7 +203,13 @@ def get_cfg() -> CfgNode:
     cfg.SEED = -1  # negative: another one for each run
     cfg.CUDNN_BENCHMARK = False  # let cuDNN try its algorithms; pays for images of one size
 
+    # What torchvision's detectors do with their predictions.
+    cfg.MODEL.TORCHVISION = node()
+    cfg.MODEL.TORCHVISION.SCORE_THRESH = 0.05  # least score of a detection
+    cfg.MODEL.TORCHVISION.NMS_THRESH = 0.5  # IoU of NMS; 1.0 switches it off
+
     add_onenet_config(cfg)
+    add_centernet_config(cfg)
     return cfg
 
 

@@ -7,11 +7,18 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from onenet.config import check_evaluator
+from onenet.inference_config import check_inference
+from onenet.training_config import check_training
 from onenet.yaml_files import ConfigError
 
 STAGES = ("res2", "res3", "res4", "res5")
 PLAIN_BACKBONE = "build_resnet_backbone"
-FPN_BACKBONE = "build_retinanet_resnet_fpn_backbone"
+# The levels of each pyramid above those of the stages.
+FPN_BACKBONES = {
+    "build_retinanet_resnet_fpn_backbone": ["p6", "p7"],
+    "build_resnet_fpn_backbone": ["p6"],
+}
 
 
 def check_cfg(cfg: Any) -> None:
@@ -31,6 +38,15 @@ def check_cfg(cfg: Any) -> None:
     _check_input(cfg.INPUT)
     _check_backbone(cfg.MODEL)
     _check_features(cfg.MODEL)
+    _require(
+        cfg.SOLVER.ACCUMULATE == 1 or not cfg.MODEL.META_ARCHITECTURE.startswith("torchvision."),
+        "SOLVER.ACCUMULATE",
+        cfg.SOLVER.ACCUMULATE,
+        "1 for torchvision's detectors, which normalise the losses of every part for themselves",
+    )
+    check_evaluator(cfg)
+    check_inference(cfg)
+    check_training(cfg, processes=1)
 
 
 def _check_input(node: Any) -> None:
@@ -60,7 +76,7 @@ def _check_backbone(model: Any) -> None:
         model.RESNETS.RES2_OUT_CHANNELS,
         f"{width}, as MODEL.RESNETS.DEPTH is {depth}",
     )
-    if model.BACKBONE.NAME == FPN_BACKBONE:
+    if model.BACKBONE.NAME in FPN_BACKBONES:
         made, wanted = list(model.RESNETS.OUT_FEATURES), list(model.FPN.IN_FEATURES)
         _require(
             bool(wanted) and wanted == list(STAGES[-len(wanted) :]) and set(wanted) <= set(made),
@@ -72,8 +88,8 @@ def _check_backbone(model: Any) -> None:
 
 def _check_features(model: Any) -> None:
     made = sorted(model.RESNETS.OUT_FEATURES)
-    if model.BACKBONE.NAME == FPN_BACKBONE:
-        made = [f"p{stage[3:]}" for stage in model.FPN.IN_FEATURES] + ["p6", "p7"]
+    if above := FPN_BACKBONES.get(model.BACKBONE.NAME):
+        made = [f"p{stage[3:]}" for stage in model.FPN.IN_FEATURES] + above
     wanted = list(model.OneNet.IN_FEATURES)
     _require(
         bool(wanted) and wanted == [name for name in made if name in wanted],
@@ -161,7 +177,6 @@ _TEXTS = (_texts, "a list of names")
 _RULES: list[Rule] = [
     ("VERSION", lambda value: value == 2, "2, the version of Detectron2's config format"),
     ("OUTPUT_DIR", bool, "a folder"),
-    _one_of("MODEL.META_ARCHITECTURE", "OneNet"),
     (
         "MODEL.DEVICE",
         lambda value: re.fullmatch(r"cpu|cuda(:\d+)?", value) is not None,
@@ -169,7 +184,7 @@ _RULES: list[Rule] = [
     ),
     ("MODEL.PIXEL_MEAN", _numbers(3), "three numbers"),
     ("MODEL.PIXEL_STD", _numbers(3, low=0), "three numbers above 0"),
-    _one_of("MODEL.BACKBONE.NAME", PLAIN_BACKBONE, FPN_BACKBONE),
+    _one_of("MODEL.BACKBONE.NAME", PLAIN_BACKBONE, *FPN_BACKBONES),
     ("MODEL.BACKBONE.FREEZE_AT", lambda value: 0 <= value <= 5, "a whole number from 0 to 5"),
     _one_of("MODEL.RESNETS.DEPTH", 18, 34, 50, 101),
     _one_of("MODEL.RESNETS.NORM", "BN", "FrozenBN", "SyncBN"),
@@ -197,6 +212,10 @@ _RULES: list[Rule] = [
     ),
     ("MODEL.OneNet.ALPHA", *_SHARE),
     ("MODEL.OneNet.PRIOR_PROB", lambda value: 0 < value < 1, "a number between 0 and 1"),
+    ("MODEL.CenterNet.CHANNELS", *_POSITIVE),
+    ("MODEL.CenterNet.PEAK_KERNEL", lambda value: value > 0 and value % 2 == 1, "an odd number"),
+    *_each("MODEL.CenterNet", "SIZE_WEIGHT OFFSET_WEIGHT", *_NOT_NEGATIVE),
+    *_each("MODEL.TORCHVISION", "SCORE_THRESH NMS_THRESH", *_SHARE),
     ("INPUT.MIN_SIZE_TRAIN", _whole(1), "a list of whole numbers above 0"),
     _one_of("INPUT.MIN_SIZE_TRAIN_SAMPLING", "choice", "range"),
     *_each("INPUT", "MAX_SIZE_TRAIN MAX_SIZE_TEST", *_POSITIVE),

@@ -1,0 +1,16 @@
+"""CenterNet as a Detectron2 meta-architecture, which differs from OneNet's in its core alone."""
+
+from __future__ import annotations
+
+from detectron2.modeling import META_ARCH_REGISTRY
+
+from .. import centernet as core
+from ..centernet_config import centernet_options
+from .meta_arch import OneNet
+
+
+@META_ARCH_REGISTRY.register()
+class CenterNet(OneNet, core.CenterNet):
+    """:class:`onenet.centernet.CenterNet` on Detectron2's backbones, fed with its dicts."""
+
+    core_options = staticmethod(centernet_options)
