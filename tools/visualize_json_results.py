@@ -12,23 +12,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
+from examples import PICTURES, save
 from tqdm import tqdm
 
+from onenet.cli import run_program
 from onenet.datasets import DatasetError, find_dataset
 from onenet.engine.datasets import CocoDetection
-from onenet.engine.transforms import read_image
+from onenet.images import read_image
 from onenet.structures import Detections, Targets
 from onenet.visualize import contact_sheet, draw_comparison
-
-PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -106,11 +104,6 @@ def draw(dataset: CocoDetection, index: int, found: Detections | None, least: fl
     )
 
 
-def save(path: Path, picture: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(cv2.imencode(path.suffix, picture[..., ::-1])[1].tobytes())
-
-
 def run(args: argparse.Namespace) -> None:
     dataset = CocoDetection(find_dataset(args.dataset))
     results = read_results(Path(args.input), dataset)
@@ -133,12 +126,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = build_parser().parse_args(argv)
-    try:
-        run(args)
-    except DatasetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+    run_program(build_parser(), run, argv)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,14 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 import supervision as sv
-import torch
 
-from .structures import Detections, Targets
+if TYPE_CHECKING:
+    from .structures import Detections, Targets
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX  # supervision's
 _FINE_SIDE = 512  # px, a picture of this size has room for names
@@ -89,7 +89,7 @@ def draw_boxes(
     widest = max(cv2.getTextSize(n, _FONT, text_scale, text_thickness)[0][0] for n in names)
     text_scale *= min(1.0, max(1, width - 2 * padding - 1) / max(1, widest))
 
-    colors, inks = _palette(len(class_names))
+    colors, inks = class_palette(len(class_names))
     found = sv.Detections(xyxy=boxes, class_id=labels)
     scene = picture[..., ::-1].copy()  # supervision draws on BGR, and in place
     scene = sv.BoxAnnotator(color=colors, thickness=max(1, round(0.5 + side / 320))).annotate(
@@ -216,11 +216,12 @@ def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _to_numpy(values: Any) -> np.ndarray:
-    return torch.as_tensor(values).detach().cpu().numpy()
+    # Without importing torch, which pictures of onenet.runtime's detections do without.
+    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
 
 
 @lru_cache
-def _palette(classes: int) -> tuple[sv.ColorPalette, sv.ColorPalette]:
+def class_palette(classes: int) -> tuple[sv.ColorPalette, sv.ColorPalette]:
     """The colour of every class, which does not depend on their number, and of text on it."""
     colors, inks = [], []
     for k in range(classes):

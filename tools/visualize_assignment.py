@@ -1,0 +1,244 @@
+"""Draw which sample each object gets as its positive, and what the samples cost.
+
+    python tools/visualize_assignment.py \
+        --config-file projects/OneNet/configs/onenet.res50.dcn.yaml \
+        --dataset coco_2017_val --output assignment.png --opts MODEL.WEIGHTS path/to/model.pth
+
+Left: the objects, the positive sample of minimum cost, and the one that location alone would give.
+Right: the cost of all samples for one object, and the terms whose sum it is. With the checkpoints
+of a training (``--checkpoints model_*.pth --output training.gif``): how the positives move.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from examples import PICTURES, Example, add_image_flags, find_examples, open_dataset, save
+from PIL import Image
+from torchvision.ops import box_area
+from tqdm import tqdm
+
+from onenet.assignments import Assignment, assign
+from onenet.checkpoint import CheckpointError, load_weights, locate_weights, read_checkpoint
+from onenet.cli import run_program
+from onenet.config import PREDEFINED_COSTS
+from onenet.datasets import DatasetError, shortened
+from onenet.engine.config import ConfigError, load_cfg
+from onenet.engine.detector import build_detector, choose_device
+from onenet.engine.transforms import TrainTransform
+from onenet.figures import draw_assignments, draw_training
+from onenet.images import read_image
+from onenet.losses import Criterion
+from onenet.model import OneNet
+from onenet.structures import Targets
+
+FRAME, LAST_FRAME = 700, 2500  # ms
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Draw which sample each object gets as its positive, and what it costs."
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="the model's YAML")
+    add_image_flags(parser, count=2)
+    parser.add_argument(
+        "--box",
+        nargs=5,
+        action="append",
+        metavar=("CLASS", "X1", "Y1", "X2", "Y2"),
+        help="an object, in px, of the one --input image, which then need not be in a data set; "
+        "CLASS is a name or a number from 0 on; may be repeated",
+    )
+    parser.add_argument(
+        "--object",
+        type=int,
+        metavar="N",
+        help="whose costs are shown, by its number in the picture (default: the largest)",
+    )
+    parser.add_argument(
+        "--checkpoints",
+        nargs="+",
+        metavar="FILE",
+        help="of one training, in place of MODEL.WEIGHTS: an animation of them in this order",
+    )
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="a picture; with --checkpoints a .gif",
+    )
+    parser.add_argument(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="KEY VALUE",
+        help="config overrides, such as MODEL.WEIGHTS model.pth; must come last",
+    )
+    return parser
+
+
+def given_example(image_file: str, boxes: list[list[str]], class_names: list[str]) -> Example:
+    """An image with the objects of ``--box``.
+
+    Raises:
+        DatasetError: an unreadable image, or a box or class that cannot be.
+    """
+    image = read_image(image_file)
+    height, width = image.shape[:2]
+    labels, corners = [], []
+    for name, *numbers in boxes:
+        text = f"--box {name} {' '.join(numbers)}"
+        if name in class_names:
+            labels.append(class_names.index(name))
+        elif name.isdecimal() and int(name) < len(class_names):
+            labels.append(int(name))
+        else:
+            raise DatasetError(f"{text}: the classes are {shortened(class_names)}")
+        try:
+            x1, y1, x2, y2 = map(float, numbers)
+        except ValueError as error:
+            raise DatasetError(f"{text}: {error}") from error
+        if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
+            raise DatasetError(
+                f"{text}: expected X1 < X2 and Y1 < Y2 within {width} x {height} px, the image"
+            )
+        corners.append((x1, y1, x2, y2))
+    return Example(image, Targets(torch.tensor(corners), torch.tensor(labels), (height, width)))
+
+
+def classes_of(checkpoint: str, count: int) -> list[str]:
+    """The classes' names in a checkpoint, else their numbers."""
+    names = read_checkpoint(locate_weights(checkpoint)).get("class_names")
+    return names or [f"class {i}" for i in range(count)]
+
+
+def to_input(cfg: Any, example: Example) -> tuple[torch.Tensor, Targets]:
+    """What the model gets in testing, (3, h, w) uint8, with the objects that are seen in it.
+
+    Raises:
+        DatasetError: no object lies in the image.
+    """
+    # As in testing, and with boxes: no chance is left in it.
+    transform = TrainTransform(
+        min_sizes=[cfg.INPUT.MIN_SIZE_TEST], max_size=cfg.INPUT.MAX_SIZE_TEST, flip="none"
+    )
+    image = example.image if cfg.INPUT.FORMAT == "RGB" else example.image[..., ::-1]
+    boxes, labels = example.targets.boxes.numpy(), example.targets.labels.numpy()
+    image, boxes, labels = transform(image, boxes, labels, np.random.default_rng())
+    if len(labels) == 0:
+        raise DatasetError("an image has no object within its borders: choose another one")
+    targets = Targets(torch.from_numpy(boxes), torch.from_numpy(labels), image.shape[:2])
+    return torch.from_numpy(image.transpose(2, 0, 1).copy()), targets
+
+
+def assign_all(
+    cfg: Any, model: OneNet, inputs: list[tuple[torch.Tensor, Targets]]
+) -> list[Assignment]:
+    """The assignment of every input."""
+    predefined = PREDEFINED_COSTS[cfg.MODEL.OneNet.HEAD](cfg).to(model.pixel_mean.device)
+    matcher = model.criterion.matcher
+    with torch.inference_mode():
+        return [
+            assign(model.predict([image]), targets, matcher, predefined)
+            for image, targets in inputs
+        ]
+
+
+def build_onenet(cfg: Any) -> OneNet:
+    """The config's model, for evaluation, on its device.
+
+    Raises:
+        ConfigError: it assigns by no matcher, or nothing is known as its predefined location cost.
+    """
+    model = build_detector(cfg)
+    if not isinstance(getattr(model, "criterion", None), Criterion):
+        raise ConfigError(
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r} assigns no samples by "
+            "cost; expected 'OneNet'"
+        )
+    if cfg.MODEL.OneNet.HEAD not in PREDEFINED_COSTS:
+        raise ConfigError(
+            f"MODEL.OneNet.HEAD {cfg.MODEL.OneNet.HEAD!r} has no predefined location cost; add one "
+            f"to onenet.config.PREDEFINED_COSTS, which knows {', '.join(PREDEFINED_COSTS)}"
+        )
+    return model.to(choose_device(cfg)).eval()
+
+
+def choose_objects(inputs: list[tuple[torch.Tensor, Targets]], number: int | None) -> list[int]:
+    """The object of every image whose costs are shown, from 0 on; the largest, unless given.
+
+    Raises:
+        DatasetError: no such object.
+    """
+    if number is None:
+        return [int(box_area(targets.boxes).argmax()) for _, targets in inputs]
+    fewest = min(len(targets) for _, targets in inputs)
+    if not 1 <= number <= fewest:
+        raise DatasetError(f"--object {number}: the images have objects 1 to {fewest}")
+    return [number - 1] * len(inputs)
+
+
+def moment(checkpoint: str, extras: dict[str, Any]) -> str:
+    """What stands above a frame."""
+    iteration = extras.get("iteration")
+    return Path(checkpoint).stem if iteration is None else f"iteration {iteration + 1}"
+
+
+def run(args: argparse.Namespace) -> None:
+    suffixes = (".gif",) if args.checkpoints else PICTURES
+    if args.output.suffix.lower() not in suffixes:
+        raise DatasetError(f"--output {args.output}: expected a name in {', '.join(suffixes)}")
+    cfg = load_cfg(args.config_file, args.opts)
+    checkpoints = args.checkpoints or [cfg.MODEL.WEIGHTS]
+    if not checkpoints[0]:
+        raise CheckpointError("MODEL.WEIGHTS is empty: give --opts MODEL.WEIGHTS model.pth")
+    if args.box:
+        if args.dataset or not args.input or len(args.input) != 1:
+            raise DatasetError("--box goes with one --input image, and without --dataset")
+        class_names = classes_of(checkpoints[0], cfg.MODEL.OneNet.NUM_CLASSES)
+        examples = [given_example(args.input[0], args.box, class_names)]
+    else:
+        dataset = open_dataset(args.dataset, cfg.DATASETS.TEST)
+        dataset.check_num_classes(cfg.MODEL.OneNet.NUM_CLASSES)
+        class_names = dataset.class_names
+        examples = find_examples(dataset, args.input, args.count)
+    images = [example.image for example in examples]
+    inputs = [to_input(cfg, example) for example in examples]
+    chosen = choose_objects(inputs, args.object)
+
+    model = build_onenet(cfg)
+    history, frames = [], []
+    for checkpoint in tqdm(checkpoints, unit="checkpoint", disable=None):
+        extras = load_weights(model, checkpoint, detector=True)
+        history.append(assign_all(cfg, model, inputs))
+        if args.checkpoints:
+            title = moment(checkpoint, extras)
+            frames.append(draw_training(images, history, class_names, chosen, title))
+    if args.checkpoints:
+        save_animation(args.output, frames)
+    else:
+        save(args.output, draw_assignments(images, history[0], class_names, chosen))
+    print(f"{len(images)} images, {sum(len(t) for _, t in inputs)} objects: {args.output}")
+
+
+def save_animation(path: Path, frames: list[np.ndarray]) -> None:
+    # Of Pillow's ways to choose 256 colours, the one that keeps those of thin lines.
+    first, *others = (
+        Image.fromarray(frame).quantize(method=Image.Quantize.FASTOCTREE) for frame in frames
+    )
+    durations = [FRAME] * len(others) + [LAST_FRAME]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first.save(path, save_all=True, append_images=others, duration=durations, loop=0)
+
+
+def main(argv: list[str] | None = None) -> None:
+    run_program(build_parser(), run, argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Draw the detections of two models side by side, and mark duplicates.
+
+    python tools/visualize_scores.py \
+        --config-file projects/OneNet/configs/onenet.res50.dcn.yaml --dataset coco_2017_val \
+        --weights with/model_final.pth --other without/model_final.pth \
+        --names "with class cost" "without class cost" --output scores.png
+
+A model that was trained without classification cost finds many an object more than once. A
+duplicate is a detection of an object (its class, IoU of 0.5 or more) that a better one has found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+import torch
+from examples import PICTURES, add_image_flags, find_examples, open_dataset, save
+
+from onenet.cli import add_engine_flag, choose_engine, run_program
+from onenet.datasets import DatasetError
+from onenet.duplicates import find_duplicates, objects_of
+from onenet.figures import draw_duplicates
+from onenet.structures import Detections, Targets
+from onenet.yaml_files import ConfigError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Draw the detections of two models side by side, and mark duplicates."
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="the models' YAML")
+    parser.add_argument(
+        "--weights", required=True, metavar="FILE", help="checkpoint, such as with class cost"
+    )
+    parser.add_argument(
+        "--other", metavar="FILE", help="a second one of the same config, such as without it"
+    )
+    parser.add_argument(
+        "--names",
+        nargs="+",
+        metavar="NAME",
+        help="of the models, for the titles (default: their files)",
+    )
+    add_image_flags(parser, count=3)
+    parser.add_argument(
+        "--confidence-threshold",
+        type=float,
+        metavar="SCORE",
+        help="least score of a detection that is drawn (default: for each model the one from which "
+        "on it gives as many detections as the images have objects, so that a model that is less "
+        "sure of itself is not spared)",
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="a picture")
+    add_engine_flag(parser)
+    parser.add_argument(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="KEY VALUE",
+        help="config overrides; must come last",
+    )
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.output.suffix.lower() not in PICTURES:
+        raise DatasetError(f"--output {args.output}: expected a name in {', '.join(PICTURES)}")
+    checkpoints = [args.weights, args.other] if args.other else [args.weights]
+    names = args.names or ["/".join(Path(c).parts[-2:]) for c in checkpoints]
+    if len(names) != len(checkpoints):
+        raise ConfigError(f"--names: expected {len(checkpoints)}, one a model, got {len(names)}")
+    package, why = choose_engine(args.engine)
+    print(f"Engine: {package} ({why})", file=sys.stderr)
+    cfg = importlib.import_module(f"{package}.config").load_cfg(args.config_file, args.opts)
+    build_predictor = importlib.import_module(f"{package}.predictor").build_predictor
+    dataset = open_dataset(args.dataset, cfg.DATASETS.TEST)
+    dataset.check_num_classes(cfg.MODEL.OneNet.NUM_CLASSES)
+    examples = find_examples(dataset, args.input, args.count)
+    images = [example.image for example in examples]
+    targets = [example.targets for example in examples]
+    detections, titles = [], []
+    for checkpoint, name in zip(checkpoints, names, strict=True):
+        predictor = build_predictor(args.config_file, [*args.opts, "MODEL.WEIGHTS", checkpoint])
+        found = [predictor(image) for image in images]
+        least = args.confidence_threshold
+        if least is None:
+            least = threshold(found, sum(map(len, targets)))
+        found = [d[d.scores >= least] for d in found]
+        detections.append(found)
+        titles.append(f"{name}, scores from {100 * least:.0f}% on")
+        print(f"{titles[-1]}: {summary(found, targets)}")
+    save(args.output, draw_duplicates(images, detections, targets, dataset.class_names, titles))
+    print(f"{len(images)} images, side by side: {args.output}")
+
+
+def threshold(detections: list[Detections], count: int) -> float:
+    """The score from which on so many detections are left, ties apart; 0 if there are fewer."""
+    scores = torch.cat([d.scores for d in detections]).sort(descending=True).values
+    return float(scores[count - 1]) if len(scores) >= count else 0.0
+
+
+def summary(detections: list[Detections], targets: list[Targets]) -> str:
+    """What is found in the images, in figures."""
+    pairs = zip(detections, targets, strict=True)
+    objects = [objects_of(d.boxes, d.labels, t.boxes, t.labels) for d, t in pairs]
+    matching = sum(int((o >= 0).sum()) for o in objects)
+    duplicates = sum(int(find_duplicates(o).sum()) for o in objects)
+    matched = matching - duplicates
+    line = f"objects found {matched} of {sum(map(len, targets))}, duplicates {duplicates}"
+    return f"{line}, detections per object {matching / matched:.2f}" if matched else line
+
+
+def main(argv: list[str] | None = None) -> None:
+    run_program(build_parser(), run, argv)
+
+
+if __name__ == "__main__":
+    main()
