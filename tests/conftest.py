@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -36,3 +37,11 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     maker = load_script("tools/make_shapes_dataset.py")
     maker.make_dataset(folder, train=12, val=6, size=64, seed=3)
     return folder
+
+
+@pytest.fixture(scope="module")
+def tools() -> Iterator[None]:
+    """Makes the programs in ``tools/`` and their parts importable, as when one is run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "tools"))
+        yield
