@@ -12,9 +12,8 @@ import torch
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.logger import setup_logger
 from PIL import Image
-from runs import unchanged_process, write_config
+from runs import spread, trained, unchanged_process  # noqa: F401
 
-from onenet.checkpoint import save_checkpoint
 from onenet.cli import training_parser
 from onenet.d2.config import load_cfg
 from onenet.d2.main import run
@@ -30,7 +29,7 @@ COCO_PICTURES = ROOT.parent / "shared" / "data" / "coco" / "val2017"
 _R18 = ["MODEL.OneNet.DECONV_CHANNEL", "[512, 32, 32, 32]", "MODEL.OneNet.NUM_CLASSES", "5"]
 _PYRAMID = [
     "MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64",
-    "MODEL.FPN.OUT_CHANNELS", "32", "MODEL.OneNet.CONV_CHANNELS", "32",
+    "MODEL.FPN.OUT_CHANNELS", "32", "MODEL.OneNet.CONV_CHANNELS", "64",
     "MODEL.OneNet.NUM_CONV", "2", "MODEL.OneNet.NUM_CLASSES", "5",
 ]  # fmt: skip
 # A small model of every head: config file and overrides.
@@ -48,17 +47,6 @@ def embedded(name: str, *opts: str, seed: int = 0) -> EmbeddedOneNet:
     torch.manual_seed(seed)
     cfg = load_embedded(path, [*words, "MODEL.DEVICE", "cpu", *opts])
     return spread(build_detector(cfg)).eval()
-
-
-@torch.no_grad()
-def spread(model: EmbeddedOneNet) -> EmbeddedOneNet:
-    """The model with scores far enough from each other, and statistics as if trained."""
-    model.head.cls_score.weight.normal_(std=0.2)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(std=0.1)
-            module.running_var.uniform_(0.5, 1.5)
-    return model
 
 
 def small_cfg(name: str, *opts: str) -> Any:
@@ -134,13 +122,3 @@ def d2_process() -> Iterator[None]:
     setup_logger.cache_clear()
     with unchanged_process():
         yield
-
-
-def trained(folder: Path, shapes: Path, **changes: Any) -> tuple[Path, Path]:
-    """A config and a checkpoint of it that finds a hundred boxes in every image."""
-    weights = folder / "model.pth"
-    config = write_config(folder, shapes, MODEL__WEIGHTS=str(weights), **changes)
-    torch.manual_seed(0)
-    model = spread(build_detector(load_embedded(config)))
-    save_checkpoint(weights, {"model": model.state_dict()})
-    return config, weights

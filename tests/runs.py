@@ -18,8 +18,12 @@ from typing import Any
 import torch
 import yaml
 
+from onenet.checkpoint import save_checkpoint
 from onenet.cli import training_parser
+from onenet.engine.config import load_cfg
+from onenet.engine.detector import build_detector
 from onenet.engine.main import run
+from onenet.model import OneNet
 
 ROOT = Path(__file__).parents[1]
 TRAIN_NET = ROOT / "projects" / "OneNet" / "train_net.py"
@@ -97,6 +101,33 @@ def write_config(folder: Path, data: Path, **changes: Any) -> Path:
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(tree))
     return path
+
+
+@torch.no_grad()
+def spread(model: OneNet) -> OneNet:
+    """The model with scores far enough from each other, and statistics as if trained."""
+    model.head.cls_score.weight.normal_(std=0.2)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    return model
+
+
+def trained(
+    folder: Path, shapes: Path, extras: dict[str, Any] | None = None, **changes: Any
+) -> tuple[Path, Path]:
+    """A config and a checkpoint of it that finds a hundred boxes in every image.
+
+    Args:
+        extras: what else the checkpoint holds.
+    """
+    weights = folder / "model.pth"
+    config = write_config(folder, shapes, MODEL__WEIGHTS=str(weights), **changes)
+    torch.manual_seed(0)
+    model = spread(build_detector(load_cfg(config)))
+    save_checkpoint(weights, {"model": model.state_dict(), **(extras or {})})
+    return config, weights
 
 
 @contextmanager

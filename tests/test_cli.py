@@ -225,7 +225,7 @@ def test_terminal_shows_the_run_and_nothing_else(config, tmp_path):
     code, out, err = finish(start(config, "DATALOADER.NUM_WORKERS", 1, PYTHONWARNINGS=""))
     assert code == 0 and err == ""
     lines = out.splitlines()
-    assert all(line.startswith(("[", "|")) or not line for line in lines), out
+    assert all(line.startswith(("[", "|", "duplicates: ")) or not line for line in lines), out
     assert "arning" not in out
     assert "Embedded engine" in lines[0]
     assert "iteration 1/1" in out and "AP50" in out

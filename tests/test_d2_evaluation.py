@@ -17,6 +17,7 @@ from runs import edit_json, write_config
 from onenet.d2 import Trainer, register_datasets
 from onenet.d2.config import load_cfg
 from onenet.datasets import find_dataset
+from onenet.duplicates import detections_per_object
 from onenet.engine.datasets import CocoDetection
 from onenet.engine.evaluation import average_precision
 
@@ -55,6 +56,8 @@ def test_ap_equals_the_embedded_engines(cfg, tmp_path, most, false_alarms):
     found = shifted_truth(name, evaluator, false_alarms)
     results = json.loads((tmp_path / "run/inference/coco_instances_results.json").read_text())
     expected = average_precision(CocoDetection(find_dataset(name)), results, most)
+    truth = json.loads(find_dataset(name).json_file.read_text())["annotations"]
+    expected["bbox/duplicates"] = detections_per_object(truth, results)
     assert {f"bbox/{key}" for key in found} == set(expected)
     for key, value in found.items():
         assert value == pytest.approx(expected[f"bbox/{key}"], abs=1e-6, nan_ok=True), key

@@ -19,6 +19,7 @@ from d2_helpers import (
     embedded,
     pictures,
     small_cfg,
+    spread,
     truth,
 )
 from detectron2.checkpoint import DetectionCheckpointer
@@ -115,6 +116,33 @@ def test_instances_are_scaled_to_the_asked_size_and_clipped(models, shapes):
         assert (output.scores.diff() <= 0).all() and output.pred_classes.dtype == torch.int64
     stretched = own["instances"].pred_boxes.tensor * torch.tensor([2.0, 3, 2, 3])
     torch.testing.assert_close(stretched, asked["instances"].pred_boxes.tensor)
+
+
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [
+        ("plain", "BN"),
+        ("plain", "SyncBN"),
+        ("plain", "FrozenBN"),
+        ("dcn", "BN"),
+        ("fcos", "FrozenBN"),
+        ("retinanet", "FrozenBN"),
+    ],
+)
+def test_a_fused_model_predicts_the_same(shapes, name, norm):
+    """Detectron2's convolutions hold their norms, of classes of its own."""
+    torch.manual_seed(0)
+    model = spread(build_model(small_cfg(name, "MODEL.RESNETS.NORM", norm)).eval())
+    for module in model.modules():
+        if type(module).__name__ == "FrozenBatchNorm2d":
+            module.running_var.uniform_(0.5, 1.5)
+    images = pictures(shapes)
+    with torch.no_grad():
+        expected = model.predict(images)
+        assert not [m for m in model.fuse().modules() if hasattr(m, "running_var")]
+        found = model.predict(images)
+    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.boxes, expected.boxes, rtol=1e-5, atol=1e-2)
 
 
 @pytest.mark.parametrize("counts", [(0, 0), (0, 3)])

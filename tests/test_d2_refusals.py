@@ -47,12 +47,10 @@ def test_a_backbone_alone_is_not_evaluated(shapes, tmp_path, capsys):
     assert "holds a backbone only" in capsys.readouterr().err
 
 
-def test_a_missing_image_is_one_line_from_a_worker_too(shapes, tmp_path, capsys):
-    def lose(content):
-        for image in content["images"]:
-            image["file_name"] = "gone.png"
-
-    data = edit_json(shapes, tmp_path / "lost", "train", lose)
+def test_a_broken_image_is_one_line_from_a_worker_too(shapes, tmp_path, capsys):
+    data = edit_json(shapes, tmp_path / "broken", "train", lambda content: None)
+    for image in (data / "train").iterdir():
+        image.write_text("no image")
     config = write_config(
         tmp_path, shapes, DATASETS__TRAIN=[name_of(data, "train")], DATALOADER__NUM_WORKERS=1
     )
@@ -60,7 +58,7 @@ def test_a_missing_image_is_one_line_from_a_worker_too(shapes, tmp_path, capsys)
         train_d2(config)
     error = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
     assert stop.value.code == 2 and len(error) == 1
-    assert error[0].startswith("error: Image ") and "gone.png' does not exist" in error[0]
+    assert error[0].startswith("error: Image ") and ".jpg' cannot be read" in error[0]
 
 
 def test_divergence_ends_with_one_line_and_code_1(shapes, tmp_path, capsys):

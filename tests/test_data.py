@@ -63,9 +63,11 @@ def config(*train: str, workers: int = 0, group: bool = True, keep_empty: bool =
             "NUM_WORKERS": workers,
             "ASPECT_RATIO_GROUPING": group,
             "FILTER_EMPTY_ANNOTATIONS": not keep_empty,
+            "SKIP_UNREADABLE": False,
         }
     )
     cfg.SOLVER = CfgNode({"IMS_PER_BATCH": 4})
+    cfg.TEST = CfgNode({"IMS_PER_BATCH": 1})
     cfg.INPUT = CfgNode(
         {
             "FORMAT": "RGB",
@@ -228,6 +230,29 @@ def test_test_loaders_cover_every_image_once(tmp_path, workers, world_size):
     ]
     assert [s.image_id for s in shares[0]] == list(range(1, 7, world_size))
     assert sorted(s.image_id for share in shares for s in share) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("workers, world_size", [(0, 1), (0, 2), (2, 1)])
+def test_images_of_one_padded_shape_come_together(tmp_path, workers, world_size):
+    """30 × 40 and 31 × 40 px are padded to 32 × 64, 48 × 30 px to 64 × 32."""
+    data = load(make_dataset(tmp_path, count=9))
+    data.sizes[4] = 25, 32
+    image = Image.new("RGB", (32, 25))
+    image.save(tmp_path / "data" / "5.png")
+    cfg = config(workers=workers)
+    cfg.INPUT.MIN_SIZE_TEST, cfg.TEST.IMS_PER_BATCH = 30, 2
+    batches = [
+        [sample.image_id for sample in batch]
+        for rank in range(world_size)
+        for batch in build_test_loader(cfg, data, rank=rank, world_size=world_size)
+    ]
+    assert (
+        batches
+        == {
+            1: [[1, 2], [3, 6], [4, 5], [7, 8], [9]],
+            2: [[1, 5], [3, 9], [7], [2, 4], [6], [8]],
+        }[world_size]
+    )
 
 
 def test_test_samples_are_resized_and_know_the_original(tmp_path):

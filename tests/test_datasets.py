@@ -167,7 +167,8 @@ def test_broken_boxes_are_left_out_and_counted_once(tmp_path, caplog):
         read = CocoDetection(write(tmp_path, data), keep_empty=False)
     assert read.image_ids.tolist() == [3]
     assert len(caplog.records) == 1
-    assert "left out 5 of 8 annotations" in caplog.text and "data.json" in caplog.text
+    assert "left out: boxes without a finite, positive size (5)" in caplog.text
+    assert "data.json" in caplog.text and "annotation 100 of 'seven.jpg'" in caplog.text
 
 
 def test_no_object_left_is_an_error_without_empty_images_only(tmp_path):

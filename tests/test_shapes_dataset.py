@@ -194,12 +194,13 @@ def test_an_interrupted_run_is_made_again(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "dataset.json"])
-def test_a_foreign_folder_is_refused(tmp_path, name):
+def test_a_foreign_folder_is_refused(tmp_path, capsys, name):
     (tmp_path / name).write_text("{}")
     arguments = ("--output", tmp_path, "--train", 1, "--val", 1, "--size", 64)
     with pytest.raises(SystemExit) as stopped:
         run(*arguments)
-    assert str(tmp_path) in stopped.value.code and "--overwrite" in stopped.value.code
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and str(tmp_path) in error and "--overwrite" in error
     assert [p.name for p in tmp_path.iterdir()] == [name]
     run(*arguments, "--overwrite")
     assert (tmp_path / name).exists() and (tmp_path / "val/000000.jpg").exists()

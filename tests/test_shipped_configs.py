@@ -49,6 +49,7 @@ COCO = {
     "INPUT.CROP.ENABLED": True,
     "TEST.EVAL_PERIOD": 7330,
     "TEST.DETECTIONS_PER_IMAGE": 100,
+    "TEST.EVALUATOR": "coco",
 }
 CROWDHUMAN = {
     "DATASETS.TRAIN": ("CrowdHuman_train",),
@@ -61,6 +62,7 @@ CROWDHUMAN = {
     "INPUT.CROP.ENABLED": False,
     "TEST.EVAL_PERIOD": 5000,
     "TEST.DETECTIONS_PER_IMAGE": 500,
+    "TEST.EVALUATOR": "crowdhuman",
 }
 CENTERNET = {
     **COCO,

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from onenet.checkpoint import (
     read_checkpoint,
     to_detectron2_name,
 )
+from onenet.cli import run_program
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -62,22 +62,21 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"model": arrays, "__author__": "torchvision", "matching_heuristics": True}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    args = build_parser().parse_args(argv)
+def run(args: argparse.Namespace) -> None:
     output = Path(args.output).expanduser()
-    try:
-        if output.suffix != ".pkl":
-            raise CheckpointError(f"--output {output}: Detectron2 knows its pickles by .pkl")
-        source = locate_weights(args.input)
-        content = convert(read_checkpoint(source)["model"])
-        partial = output.with_name(f".{output.name}.partial")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(pickle.dumps(content))
-        os.replace(partial, output)
-    except (CheckpointError, OSError) as error:
-        print(f"convert_torchvision_to_d2.py: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+    if output.suffix != ".pkl":
+        raise CheckpointError(f"--output {output}: Detectron2 knows its pickles by .pkl")
+    source = locate_weights(args.input)
+    content = convert(read_checkpoint(source)["model"])
+    partial = output.with_name(f".{output.name}.partial")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_bytes(pickle.dumps(content))
+    os.replace(partial, output)
     print(f"{output}: {len(content['model'])} arrays of {source}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    run_program(build_parser(), run, argv)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import cv2
 from shapes import CLASSES, SPLITS, draw_image
 from tqdm import tqdm
+
+from onenet.cli import run_program
+from onenet.datasets import DatasetError
 
 RECORD = "dataset.json"  # says that this program made the folder, and with which arguments
 GENERATOR = "make_shapes_dataset/1"  # a new number whenever the same arguments draw other pixels
@@ -116,7 +118,7 @@ def make_dataset(
     return True
 
 
-def main(argv: list[str] | None = None) -> None:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Make a seeded COCO-format detection set of drawn shapes.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -131,16 +133,21 @@ def main(argv: list[str] | None = None) -> None:
         action="store_true",
         help="draw again, and write into a folder that this program did not make",
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    numbers = {name: getattr(args, name) for name in ("train", "val", "size", "seed")}
     for name, least in (("train", 1), ("val", 1), ("size", 64), ("seed", 0)):
-        if getattr(args, name) < least:
-            parser.error(f"--{name} must be {least} or more, got {getattr(args, name)}")
-    try:
-        drawn = make_dataset(**vars(args))
-    except OSError as error:
-        sys.exit(f"{parser.prog}: {error}")
+        if numbers[name] < least:
+            raise DatasetError(f"--{name} must be {least} or more, got {numbers[name]}")
+    drawn = make_dataset(args.output, **numbers, overwrite=args.overwrite)
     what = f"{args.train} training and {args.val} validation images of {args.size} px"
     print(f"{args.output}: {what}" + ("" if drawn else ", already there"))
+
+
+def main(argv: list[str] | None = None) -> None:
+    run_program(build_parser(), run, argv)
 
 
 if __name__ == "__main__":

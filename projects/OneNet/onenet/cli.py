@@ -1,17 +1,70 @@
-"""The command line that training shares between engines, and the choice of one."""
+"""What the programs share: flags, the choice of an engine, and how they end.
+
+Also the command line that training shares between engines.
+"""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.metadata
 import importlib.util
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn, TypeVar
 
-import torch
-
+from .errors import OneNetError
 from .yaml_files import ConfigError
+
+Result = TypeVar("Result")
 
 ENGINES = ("auto", "detectron2", "lightning")
 DETECTRON2, EMBEDDED = "onenet.d2", "onenet.engine"
+
+
+def run_program(
+    parser: argparse.ArgumentParser,
+    run: Callable[[argparse.Namespace], Result],
+    argv: Sequence[str] | None = None,
+    *,
+    interrupted: str = "interrupted",
+) -> Result:
+    """Parse the command line, ``--traceback`` included, and run; errors as in :func:`one_line`."""
+    add_traceback_flag(parser)
+    args = parser.parse_args(argv)
+    with one_line(args.traceback, interrupted):
+        return run(args)
+
+
+@contextmanager
+def one_line(show_traceback: bool, interrupted: str = "interrupted") -> Iterator[None]:
+    """What the user can mend ends the program in one line on stderr.
+
+    Args:
+        show_traceback: before the line.
+        interrupted: the line after Ctrl-C.
+
+    Raises:
+        SystemExit: an error's ``exit_status``; 2 after one of the operating system; 130 after
+            Ctrl-C.
+    """
+    try:
+        yield
+    except (OneNetError, OSError) as error:
+        end_with(error, show_traceback)
+    except KeyboardInterrupt as error:
+        print(interrupted, file=sys.stderr)
+        raise SystemExit(130) from error
+
+
+def end_with(error: Exception, show_traceback: bool, message: str | None = None) -> NoReturn:
+    """End the program with an error's line, ``message`` or its own; see :func:`one_line`."""
+    if show_traceback:
+        traceback.print_exception(error)
+    print(f"error: {message or error}", file=sys.stderr, flush=True)
+    raise SystemExit(getattr(error, "exit_status", 2)) from error
 
 
 def training_parser() -> argparse.ArgumentParser:
@@ -65,6 +118,7 @@ examples:
         help="where the processes meet, tcp://HOST:PORT (default: auto, on one machine)",
     )
     add_engine_flag(parser)
+    add_traceback_flag(parser)
     parser.add_argument(
         "opts",
         nargs=argparse.REMAINDER,
@@ -82,6 +136,13 @@ def add_engine_flag(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="detectron2, or lightning, which is embedded; auto (default): Detectron2 where it "
         "is installed",
+    )
+
+
+def add_traceback_flag(parser: argparse.ArgumentParser) -> None:
+    """``--traceback``, for every program."""
+    parser.add_argument(
+        "--traceback", action="store_true", help="show where in the code an error came up, too"
     )
 
 
@@ -120,8 +181,9 @@ def choose_engine(name: str) -> tuple[str, str]:
             return DETECTRON2, f"Detectron2 {version} is installed"
     if name == "auto":
         return EMBEDDED, trouble
+    torch = importlib.metadata.version("torch")
     raise ConfigError(
-        f"--engine detectron2: {trouble}. Build it against torch {torch.__version__} by its "
+        f"--engine detectron2: {trouble}. Build it against torch {torch} by its "
         "INSTALL.md (README.md names the tested commit), or leave --engine out: the embedded "
         "engine takes the same config and weights"
     )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
+
+from .errors import OneNetError
 
 ROOT_VARIABLE = "DETECTRON2_DATASETS"
 
@@ -20,15 +23,29 @@ KNOWN_DATASETS = {
 }
 
 
-class DatasetError(ValueError):
+# Control characters, and halves of characters, which UTF-8 cannot hold.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+class DatasetError(OneNetError, ValueError):
     """Something is wrong with the user's data; the message says what, where, and what to do."""
 
     def __init__(self, message: str) -> None:
         # A DataLoader re-raises a worker's error with the worker's traceback as its message; the
         # sentence that the user needs stands at the end of it.
-        if message.startswith("Caught DatasetError in DataLoader worker"):
-            message = message.rpartition("DatasetError: ")[2].rstrip("\n")
+        name = type(self).__name__
+        if message.startswith(f"Caught {name} in DataLoader worker"):
+            message = message.rpartition(f"{name}: ")[2].rstrip("\n")
         super().__init__(message)
+
+
+class UnreadableImageError(DatasetError):
+    """An image that is missing, cannot be decoded, or has another size than its JSON says."""
+
+
+def is_line(value: object) -> bool:
+    """Whether a value is text that any terminal or file can take: no control characters in it."""
+    return isinstance(value, str) and _UNPRINTABLE.search(value) is None
 
 
 def shortened(values: Sequence[object], limit: int = 6) -> str:

@@ -24,8 +24,16 @@ def load_arrays(content: bytes) -> Any:
 
     Raises:
         UnsafePickleError: it asks for anything else; the message names it.
+        pickle.UnpicklingError: it is broken.
     """
-    return _finish(_Unpickler(io.BytesIO(content), encoding="latin1").load())
+    try:
+        return _finish(_Unpickler(io.BytesIO(content), encoding="latin1").load(), {})
+    except UnsafePickleError:
+        raise
+    except Exception as error:  # of any kind: an opcode finds what it did not expect
+        raise pickle.UnpicklingError(
+            f"it is no pickle, or a broken one ({type(error).__name__}: {error})"
+        ) from error
 
 
 class _DType:
@@ -56,6 +64,8 @@ def _make_array(
     content: bytes | str, dtype: _DType, shape: tuple[int, ...], order: str = "C"
 ) -> np.ndarray:
     content = _encode(content) if isinstance(content, str) else content  # Python 2's bytes
+    if not isinstance(content, bytes | bytearray):
+        raise UnsafePickleError(f"an array made of {type(content).__name__}")
     array = np.ndarray(shape, dtype.dtype, content, order=order)
     return array.astype(dtype.dtype.newbyteorder("="))
 
@@ -79,7 +89,9 @@ _KNOWN = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    """The one in Python: C's would take any amount of memory that a file's memo asks for."""
+
     def find_class(self, module: str, name: str) -> Any:
         # numpy 2 has moved its parts.
         known = _KNOWN.get(f"{module}.{name}".replace("numpy._core.", "numpy.core."))
@@ -88,12 +100,19 @@ class _Unpickler(pickle.Unpickler):
         return known
 
 
-def _finish(value: Any) -> Any:
-    """Arrays in place of their stand-ins."""
+def _finish(value: Any, done: dict[int, Any]) -> Any:
+    """Arrays in place of their stand-ins; what is shared is visited once.
+
+    Args:
+        done: by its id, what has been finished.
+    """
     if isinstance(value, _Array):
         return value.array
-    if isinstance(value, dict):
-        return {_finish(key): _finish(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(_finish, value))
-    return value
+    if not isinstance(value, dict | list | tuple):
+        return value
+    if id(value) not in done:
+        if isinstance(value, dict):
+            done[id(value)] = {_finish(k, done): _finish(v, done) for k, v in value.items()}
+        else:
+            done[id(value)] = type(value)(_finish(item, done) for item in value)
+    return done[id(value)]

@@ -6,24 +6,41 @@ Python. That one expression is known here, as text, and stands for its numbers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from .errors import OneNetError
+
 BASE_KEY = "_BASE_"
+
+MOST_NODES = 10_000  # of a file, what aliases repeat counted each time
 
 _EVAL = "tag:yaml.org,2002:python/object/apply:eval"
 _ANCHORS = "[[x, x * 2**(1.0/3), x * 2**(2.0/3) ] for x in [32, 64, 128, 256, 512 ]]"
 
 
-class ConfigError(ValueError):
+class ConfigError(OneNetError, ValueError):
     """A config that can't be used; the message says where and what to write."""
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys, and a whole section is gone; refuse them."""
+    """PyYAML keeps the last of two equal keys, and a whole section is gone; refuse them.
+
+    So are a few lines of aliases that stand for more than any memory holds.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None and _count_nodes(node, {}) > MOST_NODES:
+            raise yaml.MarkedYAMLError(
+                problem=f"with its aliases it holds more than {MOST_NODES} values",
+                problem_mark=node.start_mark,
+            )
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -47,6 +64,17 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_constructor(_EVAL, _Loader.construct_anchors)
 
 
+def _count_nodes(node: yaml.Node, known: dict[int, float]) -> float:
+    """Nodes of a tree, shared ones each time; infinite where one lies within itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        children = node.value if isinstance(node, yaml.CollectionNode) else []
+        if isinstance(node, yaml.MappingNode):
+            children = [part for pair in children for part in pair]
+        known[id(node)] = 1 + sum(_count_nodes(child, known) for child in children)
+    return known[id(node)]
+
+
 def read_with_bases(
     path: Path, children: tuple[Path, ...] = ()
 ) -> Iterator[tuple[Path, dict[Any, Any]]]:
@@ -54,6 +82,9 @@ def read_with_bases(
     named_by = f", named by {BASE_KEY} in {children[-1]}," if children else ""
     if path.resolve() in [child.resolve() for child in children]:
         raise ConfigError(f"{children[-1]}: {BASE_KEY} {path} leads back to itself")
+    if children and path.exists() and not path.is_file():
+        # Such as /dev/zero, which has no end; the user's own word is taken for the first file.
+        raise ConfigError(f"config file {path}{named_by} can't be read: it is no regular file")
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -86,6 +117,9 @@ def _parse(text: str, path: Path) -> dict[Any, Any]:
                 f"never does; write the plain values{_advice(text, mark)}"
             ) from None
         raise ConfigError(f"{path}{line} is not YAML that can be used: {problem}") from None
+    except Exception as error:  # PyYAML's readers of dates and numbers check little
+        what = "it is nested too deep" if isinstance(error, RecursionError) else error
+        raise ConfigError(f"{path} is not YAML that can be used: {what}") from None
     if not isinstance(values, dict):
         what = "is empty" if values is None else f"holds {type(values).__name__}"
         raise ConfigError(

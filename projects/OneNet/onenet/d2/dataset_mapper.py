@@ -11,9 +11,9 @@ from detectron2.config import configurable
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
-from PIL import Image
 
-from ..datasets import DatasetError
+from ..datasets import UnreadableImageError
+from ..images import reading_errors
 
 PRE_CROP_SIZES = [400, 500, 600]
 
@@ -68,7 +68,8 @@ class OneNetDatasetMapper:
         Crowd regions are left out, as are boxes without a finite, positive size.
 
         Raises:
-            DatasetError: the image is missing, cannot be decoded, or has another size than said.
+            UnreadableImageError: the image is missing, cannot be decoded, or has another size than
+                said.
         """
         inputs = copy.deepcopy(dataset_dict)
         image = self._read(inputs)
@@ -96,19 +97,12 @@ class OneNetDatasetMapper:
 
     def _read(self, inputs: dict[str, Any]) -> np.ndarray:
         file = inputs["file_name"]
-        try:
+        with reading_errors(file):
             image = utils.read_image(file, format=self.image_format)
+        try:
             utils.check_image_size(inputs, image)
-        except FileNotFoundError as error:
-            raise DatasetError(
-                f"Image {file!r} does not exist; check the image folder of the data set and the "
-                "file_name entries of its JSON."
-            ) from error
         except utils.SizeMismatchError as error:
-            raise DatasetError(str(error)) from error
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            # SyntaxError is how Pillow reports some broken PNG files.
-            raise DatasetError(f"Image {file!r} cannot be read: {error}") from error
+            raise UnreadableImageError(str(error)) from error
         return image
 
 

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
+from detectron2.structures import BoxMode
 
+from ..annotations import read_annotations, sorted_categories
 from ..coco_json import read_coco_json
+from ..dataset_checks import (
+    MISSING,
+    OUTSIDE,
+    Verdict,
+    check_objects,
+    find_files,
+    refuse_missing,
+    refuse_outside,
+)
 from ..datasets import (
     KNOWN_DATASETS,
     ROOT_VARIABLE,
     DatasetError,
+    DatasetSource,
     check_num_classes,
     find_dataset,
 )
+
+logger = logging.getLogger(__name__)
+_SOURCES: dict[str, DatasetSource] = {}  # by name, of what register_datasets has found
 
 
 def register_datasets(names: Iterable[str]) -> None:
@@ -33,14 +49,54 @@ def register_datasets(names: Iterable[str]) -> None:
         if name in DatasetCatalog.list():
             # Detectron2 knows COCO whether it is on this machine or not.
             if name in KNOWN_DATASETS and "://" not in os.environ.get(ROOT_VARIABLE, ""):
-                find_dataset(name)
+                _SOURCES[name] = find_dataset(name)
             continue
-        source = find_dataset(name)
-        files = (str(source.json_file), str(source.image_root))
-        DatasetCatalog.register(name, partial(load_coco_json, *files, name))
+        source = _SOURCES[name] = find_dataset(name)
+        DatasetCatalog.register(name, partial(load_records, source))
         MetadataCatalog.get(name).set(
-            json_file=files[0], image_root=files[1], evaluator_type="coco"
+            json_file=str(source.json_file),
+            image_root=str(source.image_root),
+            evaluator_type="coco",
         )
+
+
+def load_records(source: DatasetSource) -> list[dict[str, Any]]:
+    """Detectron2's dicts of a COCO file's images, in the order of their ids; boxes only.
+
+    Raises:
+        DatasetError: the file is not COCO detection data (the message names the entry), or an
+            image lies outside of the folder.
+    """
+    content = read_coco_json(source.json_file)
+    refuse_outside(source, find_files(source, (i["file_name"] for i in content["images"]))[OUTSIDE])
+    for finding in check_objects(content, read_annotations(content)):
+        if finding.verdict in (Verdict.DROPPED, Verdict.DOUBTFUL):
+            logger.warning("%s: %s", source.json_file, finding)
+    categories = sorted_categories(content)
+    label_of = {category["id"]: label for label, category in enumerate(categories)}
+    metadata = MetadataCatalog.get(source.name)
+    metadata.thing_classes = [category["name"] for category in categories]
+    metadata.thing_dataset_id_to_contiguous_id = label_of
+    records = {
+        image["id"]: {
+            "file_name": os.path.join(source.image_root, image["file_name"]),
+            "image_id": image["id"],
+            "height": int(image["height"]),
+            "width": int(image["width"]),
+            "annotations": [],
+        }
+        for image in sorted(content["images"], key=lambda image: image["id"])
+    }
+    for annotation in content["annotations"]:
+        records[annotation["image_id"]]["annotations"].append(
+            {
+                "bbox": annotation["bbox"],
+                "bbox_mode": BoxMode.XYWH_ABS,
+                "category_id": label_of[annotation["category_id"]],
+                "iscrowd": int(annotation.get("iscrowd", 0)),
+            }
+        )
+    return list(records.values())
 
 
 def class_names(name: str) -> list[str]:
@@ -52,8 +108,7 @@ def class_names(name: str) -> list[str]:
     metadata = MetadataCatalog.get(name)
     if not metadata.get("thing_classes"):
         if metadata.get("evaluator_type") == "coco" and metadata.get("json_file"):
-            categories = read_coco_json(Path(metadata.json_file))["categories"]
-            metadata.thing_classes = [c["name"] for c in sorted(categories, key=lambda c: c["id"])]
+            metadata.thing_classes = _summary(metadata.json_file)[0]
         else:
             DatasetCatalog.get(name)  # may fill the metadata
     return list(metadata.get("thing_classes", ()))
@@ -80,3 +135,36 @@ def check_same_classes(names: Iterable[str]) -> None:
                 "The data sets of DATASETS.TRAIN must have the same classes: "
                 f"{first} has {class_names(first)}, {other} has {class_names(other)}."
             )
+
+
+def check_images(
+    names: Iterable[str], *, keep_empty: bool = True, skip_missing: bool = False
+) -> None:
+    """Look for the images of data sets that :func:`register_datasets` found, without opening them.
+
+    Args:
+        keep_empty: those without objects are used, too.
+        skip_missing: some may be missing.
+
+    Raises:
+        DatasetError: images are missing, or lie outside of their folder.
+    """
+    for name in names:
+        if name not in _SOURCES:
+            continue
+        source = _SOURCES[name]
+        images = _summary(str(source.json_file))[1]
+        files = [file for file, has_objects in images if has_objects or keep_empty]
+        found = find_files(source, files)
+        refuse_outside(source, found[OUTSIDE])
+        if not skip_missing or len(found[MISSING]) == len(files):
+            refuse_missing(source, found[MISSING], len(files))
+
+
+@cache
+def _summary(json_file: str) -> tuple[list[str], list[tuple[str, bool]]]:
+    """Of a COCO file, the classes by label; images, and whether they have objects."""
+    content = read_coco_json(Path(json_file))
+    taken = {a["image_id"] for a in content["annotations"] if not a.get("iscrowd", 0)}
+    images = [(image["file_name"], image["id"] in taken) for image in content["images"]]
+    return [category["name"] for category in sorted_categories(content)], images

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from pycocotools.coco import COCO
 
+from onenet.annotations import read_annotations, sorted_categories
 from onenet.coco_json import read_coco_json
+from onenet.dataset_checks import (
+    MISSING,
+    OUTSIDE,
+    Verdict,
+    check_objects,
+    find_files,
+    refuse_missing,
+    refuse_outside,
+)
 from onenet.datasets import DatasetError, DatasetSource, check_num_classes
 
 logger = logging.getLogger(__name__)
@@ -41,8 +47,9 @@ class ImageRecord:
 class CocoDetection:
     """The images and boxes of one COCO JSON, ordered by image id.
 
-    Crowd regions are left out, as are boxes without a finite, positive size (one warning counts
-    them). Everything per image lies in flat arrays: small, and shared with forked workers.
+    Crowd regions are left out, as are boxes without a finite, positive size; a warning counts
+    what is wrong or looks so. Everything per image lies in flat arrays: small, and shared with
+    forked workers.
 
     Args:
         source: the files; see ``find_dataset``.
@@ -56,63 +63,43 @@ class CocoDetection:
         sizes: (n, 2) int64, height and width of each image in px.
 
     Raises:
-        DatasetError: the file is not COCO detection data (the message names the entry), or no
-            image is left.
+        DatasetError: the file is not COCO detection data (the message names the entry), an image
+            lies outside of the folder, or no image is left.
     """
 
     def __init__(self, source: DatasetSource, *, keep_empty: bool = True) -> None:
         self.source = source
-        coco = COCO()
-        coco.dataset = read_coco_json(source.json_file)
-        with contextlib.redirect_stdout(io.StringIO()):
-            coco.createIndex()
-        self.category_ids: list[int] = sorted(coco.cats)
-        self.class_names: list[str] = [coco.cats[i]["name"] for i in self.category_ids]
-        label_of = {category: label for label, category in enumerate(self.category_ids)}
+        content = read_coco_json(source.json_file)
+        data = read_annotations(content)
+        for finding in check_objects(content, data):
+            if finding.verdict in (Verdict.DROPPED, Verdict.DOUBTFUL):
+                logger.warning("%s: %s", source.json_file, finding)
+        self.category_ids: list[int] = [category["id"] for category in sorted_categories(content)]
+        self.class_names = data.class_names
 
-        ids: list[int] = []
-        sizes: list[tuple[int, int]] = []
-        names: list[bytes] = []
-        boxes: list[np.ndarray] = []
-        labels: list[int] = []
-        ends: list[int] = []
-        broken = 0
-        for image_id in sorted(coco.imgs):
-            image = coco.imgs[image_id]
-            before = len(boxes)
-            for annotation in coco.imgToAnns.get(image_id, ()):
-                if annotation.get("iscrowd", 0):
-                    continue
-                box = _xyxy(annotation["bbox"])
-                if box is None:
-                    broken += 1
-                    continue
-                boxes.append(box)
-                labels.append(label_of[annotation["category_id"]])
-            if len(boxes) == before and not keep_empty:
-                continue
-            ids.append(image_id)
-            sizes.append((int(image["height"]), int(image["width"])))
-            names.append(image["file_name"].encode(errors="surrogatepass"))
-            ends.append(len(boxes))
-        if broken:
-            logger.warning(
-                "%s: left out %d of %d annotations, whose boxes have no finite, positive size",
-                source.json_file,
-                broken,
-                len(coco.anns),
-            )
-        if not ids:
+        objects = data.at(data.with_size & ~data.crowd)
+        counts = np.bincount(objects.images, minlength=len(data.sizes))
+        image_ids = np.array([image["id"] for image in content["images"]], dtype=np.int64)
+        order = np.argsort(image_ids)
+        kept = order if keep_empty else order[counts[order] > 0]
+        if len(kept) == 0:
             what = "no images" if keep_empty else "no image with an object"
             raise DatasetError(f"{source.json_file}: there is {what} in this file.")
+        rank = np.argsort(order)[objects.images]
+        objects = objects.at(np.argsort(rank, kind="stable"))
 
-        self.image_ids = np.array(ids, dtype=np.int64)
-        self.sizes = np.array(sizes, dtype=np.int64)
-        self._boxes = np.array(boxes, dtype=np.float32).reshape(-1, 4)
-        self._labels = np.array(labels, dtype=np.int64)
-        self._offsets = np.array([0, *ends], dtype=np.int64)
-        self._names = np.frombuffer(b"".join(names), dtype=np.uint8)
-        self._name_offsets = np.cumsum([0, *map(len, names)], dtype=np.int64)
+        self.image_ids = image_ids[kept]
+        self.sizes = data.sizes[kept, ::-1].astype(np.int64)
+        self._boxes = objects.xyxy
+        self._labels = objects.labels
+        self._offsets = np.concatenate(([0], np.cumsum(counts[kept])))
+        names = [content["images"][i]["file_name"] for i in kept]
+        encoded = [name.encode(errors="surrogatepass") for name in names]
+        self._names = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        self._name_offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+        found = find_files(source, names)
+        refuse_outside(source, found[OUTSIDE])
+        self._missing = found[MISSING]
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -120,6 +107,11 @@ class CocoDetection:
     def check_num_classes(self, num_classes: int) -> None:
         """Raise ``DatasetError`` unless the data set has as many classes as the model."""
         check_num_classes(self.source.json_file, self.class_names, num_classes)
+
+    def check_images(self, *, skip_missing: bool = False) -> None:
+        """Raise ``DatasetError`` where images are missing; ``skip_missing`` lets some be."""
+        if not skip_missing or len(self._missing) == len(self):
+            refuse_missing(self.source, self._missing, len(self))
 
     def record(self, index: int) -> ImageRecord:
         """The image at a position in [0, len(self)); its arrays are the caller's own."""
@@ -136,12 +128,3 @@ class CocoDetection:
             boxes=self._boxes[objects].copy(),
             labels=self._labels[objects].copy(),
         )
-
-
-def _xyxy(bbox: Sequence[float]) -> np.ndarray | None:
-    """(4,) float32 xyxy of a COCO box, or None where it has no finite, positive size."""
-    with np.errstate(over="ignore"):  # a number beyond float32 becomes inf, which is left out
-        box = np.array(bbox, dtype=np.float64).astype(np.float32)
-        box[2:] += box[:2]
-    width, height = bbox[2:]
-    return box if width > 0 and height > 0 and np.isfinite(box).all() else None

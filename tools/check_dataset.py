@@ -1,0 +1,206 @@
+"""Check COCO-format data sets before training: every annotation, and every image's pixels.
+
+    python tools/check_dataset.py my/train.json:my/images my/val.json:my/images
+    python tools/check_dataset.py --config-file my.yaml
+
+tells what training rejects, leaves out, or takes although it looks wrong, with counts and the
+first examples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from onenet.annotations import read_annotations, sorted_categories
+from onenet.cli import add_engine_flag, choose_engine, run_program
+from onenet.coco_json import find_problems, parse_coco_json
+from onenet.dataset_checks import (
+    EXAMPLES,
+    OUTSIDE,
+    Finding,
+    Verdict,
+    check_objects,
+    check_pixels,
+    find_files,
+    group_problems,
+    without_problems,
+)
+from onenet.datasets import DatasetError, DatasetSource, check_num_classes, find_dataset
+from onenet.yaml_files import ConfigError
+
+CONCLUSIONS = ("Training takes all of it.", "Training goes, but see above.", "Training stops.")
+STATUS = {Verdict.REJECTED: 2, Verdict.DROPPED: 1, Verdict.DOUBTFUL: 1, Verdict.TAKEN: 0}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Check COCO-format data sets before training: every annotation, and every "
+        "image's pixels.",
+        epilog="exit status: 0 if training takes everything; 1 if it leaves something out, or "
+        "something looks wrong; 2 if it stops",
+    )
+    parser.add_argument(
+        "datasets",
+        nargs="*",
+        metavar="NAME",
+        help="as in DATASETS.TRAIN: a name or ANNOTATIONS.json:FOLDER (default: those of "
+        "DATASETS.TRAIN and DATASETS.TEST in --config-file)",
+    )
+    parser.add_argument(
+        "--config-file",
+        metavar="FILE",
+        help="YAML config of the training, to compare the number of classes and follow its "
+        "DATALOADER section",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes that read images; 0: this one (default: %(default)s)",
+    )
+    add_engine_flag(parser)
+    parser.add_argument(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="KEY VALUE",
+        help="config overrides, such as MODEL.OneNet.NUM_CLASSES 3; must come last",
+    )
+    return parser
+
+
+def rejected(error: DatasetError) -> Finding:
+    return Finding(Verdict.REJECTED, "reasons to refuse the whole data set", 1, (str(error),))
+
+
+def check(
+    source: DatasetSource,
+    *,
+    workers: int,
+    num_classes: int | None = None,
+    keep_empty: bool = True,
+    skip_unreadable: bool = False,
+) -> list[Finding]:
+    """Everything there is to say of a data set, its images read by ``workers`` processes.
+
+    Args:
+        num_classes: of the model; None: not compared.
+        keep_empty: images without objects are used, too; or else they are not read.
+        skip_unreadable: training takes another image in place of one that cannot be read.
+    """
+    try:
+        data = parse_coco_json(source.json_file)
+    except DatasetError as error:
+        return [rejected(error)]
+    problems = list(find_problems(data))
+    found = group_problems(problems)
+    data = without_problems(data, problems)
+    annotations = read_annotations(data)
+    names = [category["name"] for category in sorted_categories(data)]
+    objects = annotations.at(annotations.with_size & ~annotations.crowd)
+    images = data["images"]
+    if not keep_empty:
+        images = [images[index] for index in np.unique(objects.images)]
+    try:
+        if num_classes is not None and not any(p.part == "categories" for p in problems):
+            check_num_classes(source.json_file, names, num_classes)
+        if not images:
+            what = "image" if keep_empty else "image with an object"
+            raise DatasetError(f"{source.json_file}: there is no {what} in this file.")
+    except DatasetError as error:
+        found.append(rejected(error))
+    found += check_objects(data, annotations)
+    return found + check_images(source, images, workers, skip_unreadable)
+
+
+def check_images(
+    source: DatasetSource, images: Sequence[dict[str, Any]], workers: int, skip: bool
+) -> list[Finding]:
+    """Files that are missing, lie elsewhere, cannot be read, or have another size."""
+    texts: dict[str, list[str]] = defaultdict(list)
+    for kind, names in find_files(source, (image["file_name"] for image in images)).items():
+        texts[kind] += map(repr, names)
+    gone = {text for kind in texts for text in texts[kind]}
+    there = [image for image in images if repr(image["file_name"]) not in gone]
+    results = check_pixels(source, there, workers)
+    for problem in tqdm(results, total=len(there), unit="image", disable=None):
+        if problem is not None:
+            kind, text = problem
+            texts[kind].append(text)
+    bad = sum(map(len, texts.values()))
+    passes_over = skip and bad < len(images) and not texts[OUTSIDE]
+    verdict = Verdict.DROPPED if passes_over else Verdict.REJECTED
+    return [
+        Finding(verdict, kind, len(found), tuple(found[:EXAMPLES]))
+        for kind, found in texts.items()
+        if found
+    ]
+
+
+def report(name: str, findings: Sequence[Finding]) -> str:
+    """A data set's findings as text, the gravest first."""
+    lines = [name]
+    for finding in sorted(findings, key=lambda f: list(Verdict).index(f.verdict)):
+        lines.append(f"  {finding.verdict.value}: {finding.count:,} {finding.kind}")
+        lines += [f"      {example}" for example in finding.examples]
+        if finding.count > len(finding.examples) > 0:
+            lines.append("      …")
+    return "\n".join(lines if findings else [*lines, "  nothing to say against it"])
+
+
+def chosen(args: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
+    """The data sets that the command line means, each with its arguments of :func:`check`."""
+    if not args.config_file:
+        if args.opts:
+            raise ConfigError("--opts changes the config of --config-file, which is missing")
+        return [(name, {}) for name in args.datasets]
+    package, why = choose_engine(args.engine)
+    print(f"Engine: {package} ({why})", file=sys.stderr)
+    cfg = importlib.import_module(f"{package}.config").load_cfg(args.config_file, args.opts)
+    classes = {"num_classes": cfg.MODEL.OneNet.NUM_CLASSES}
+    training = {
+        **classes,
+        "keep_empty": not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        "skip_unreadable": cfg.DATALOADER.SKIP_UNREADABLE,
+    }
+    evaluation = {**classes, "keep_empty": True}
+    if args.datasets:
+        return [(name, training) for name in args.datasets]
+    return [
+        *((name, training) for name in cfg.DATASETS.TRAIN),
+        *((name, evaluation) for name in cfg.DATASETS.TEST),
+    ]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Returns the exit status."""
+    if args.workers < 0:
+        raise ConfigError(f"--workers must be 0 or more, got {args.workers}")
+    datasets = chosen(args)
+    if not datasets:
+        raise ConfigError("give data sets, or a --config-file that names some")
+    worst = 0
+    for name, options in datasets:
+        findings = check(find_dataset(name), workers=args.workers, **options)
+        print(f"{report(name, findings)}\n", flush=True)
+        worst = max([worst, *(STATUS[finding.verdict] for finding in findings)])
+    print(CONCLUSIONS[worst])
+    return worst
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    sys.exit(run_program(build_parser(), run, argv))
+
+
+if __name__ == "__main__":
+    main()
