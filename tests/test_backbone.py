@@ -13,7 +13,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from onenet.checkpoint import to_detectron2_name
-from onenet.engine.backbone import FPN, ResNet, Shape, build_backbone, freeze
+from onenet.engine.backbone import FPN, ConvNorm, ResNet, Shape, build_backbone, freeze
 from onenet.engine.config import load_cfg
 from onenet.engine.detector import build_detector
 
@@ -201,6 +201,26 @@ def test_norms(norm, kind):
 def test_wrong_settings_of_the_resnet(settings, message):
     with torch.device("meta"), pytest.raises(ValueError, match=message):
         ResNet(**({"depth": 18} | settings))
+
+
+def test_a_frozen_norm_works_within_its_convolution():
+    torch.manual_seed(0)
+    norm = FrozenBatchNorm2d(4)
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        getattr(norm, name).uniform_(0.5, 2)
+    plain = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+    layer = ConvNorm(plain, norm, (1, 1))
+    x = torch.randn(2, 3, 5, 6)
+    expected = norm(plain(x))
+    close(layer(x), expected)
+    upstream = torch.randn_like(expected)
+    (found,) = torch.autograd.grad(layer(x), layer.weight, upstream)
+    close(found, torch.autograd.grad(expected, plain.weight, upstream)[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert norm(plain(x)).dtype == torch.float32  # so would the maps of the whole network be
+        found = layer(x)
+    assert found.dtype == torch.bfloat16
+    close(found.float(), expected, rtol=0.02, atol=0.05)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.evaluation import DatasetEvaluator
 from torch import nn
@@ -115,7 +116,7 @@ class Trainer(DefaultTrainer):
     def build_model(cls, cfg: Any) -> nn.Module:
         with config_errors():
             model = super().build_model(cfg)
-        return model.to(memory_format=memory_format(model.device))
+        return model.to(memory_format=memory_format(torch.device(cfg.MODEL.DEVICE)))
 
     @classmethod
     def build_evaluator(
