@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from config_helpers import CONFIGS, refused
 from torch import nn
 
 from onenet.ema import ModelEMA
@@ -105,5 +106,7 @@ def test_the_memory_format_makes_no_difference():
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0])
 def test_a_decay_that_is_none_is_refused(decay):
+    message = refused(CONFIGS / "onenet.res18.nodcn.yaml", "MODEL_EMA.DECAY", str(decay))
+    assert message == f"MODEL_EMA.DECAY is {decay}; expected a number from 0 to below 1"
     with pytest.raises(ValueError, match="decay must be from 0 to below 1"):
         ModelEMA(Tiny(), decay)
