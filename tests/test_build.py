@@ -14,13 +14,14 @@ from onenet import (
     build_head,
     build_matcher,
 )
-from onenet.config import HEAD_REGISTRY, MATCHER_REGISTRY, model_options
+from onenet.config import model_options
 from onenet.costs import PredefinedAnchor, PredefinedPoint, PredictedLocation
 from onenet.engine.backbone import Shape
 from onenet.engine.config import load_cfg
 from onenet.engine.detector import build_detector
 from onenet.heads import CenterNetHead, FCOSHead, RetinaNetHead
 from onenet.model import memory_format
+from onenet.registries import HEAD_REGISTRY, MATCHER_REGISTRY
 
 R18, FCOS, RETINANET = (
     CONFIGS / f"onenet.{name}.yaml" for name in ("res18.dcn", "fcos.res50", "retinanet.res50")

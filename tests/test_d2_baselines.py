@@ -25,7 +25,7 @@ from detectron2.modeling import build_backbone, build_model
 from runs import load, train, write_config
 
 from onenet import centernet as core
-from onenet.d2 import CenterNet, add_centernet_config, add_onenet_config
+from onenet.d2 import CenterNet, add_onenet_config
 from onenet.d2.config import load_cfg
 from onenet.engine.backbone import build_backbone as build_embedded_backbone
 from onenet.engine.config import load_cfg as load_embedded
@@ -98,7 +98,6 @@ def test_it_trains_and_its_checkpoint_is_the_embedded_engines(shapes, tmp_path):
 def test_keys_for_detectron2s_own_tools():
     cfg = get_cfg()
     add_onenet_config(cfg)
-    add_centernet_config(cfg)
     assert cfg.MODEL.CenterNet.PEAK_KERNEL == 3
 
 

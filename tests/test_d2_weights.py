@@ -23,7 +23,7 @@ from detectron2.utils.file_io import PathHandler, PathManager
 
 from onenet import checkpoint
 from onenet.checkpoint import CheckpointError, save_checkpoint
-from onenet.d2 import add_centernet_config, add_onenet_config
+from onenet.d2 import add_onenet_config
 from onenet.d2.weights import fetch_weights, load_weights
 
 converter = load_script("tools/convert_torchvision_to_d2.py")
@@ -111,7 +111,6 @@ def test_a_training_loop_of_the_users_own(shapes):
     """As in Detectron2's plain_train_net.py: its config, model builder and optimiser."""
     cfg = get_cfg()
     add_onenet_config(cfg)
-    add_centernet_config(cfg)
     cfg.merge_from_other_cfg(small_cfg("plain"))
     model = build_model(cfg).train()
     optimizer = build_optimizer(cfg, model)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from onenet.config import MATCHER_REGISTRY
+from onenet.registries import MATCHER_REGISTRY
 
 ROOT = Path(__file__).parents[1]
 READMES = [ROOT / "README.md", ROOT / "projects" / "OneNet" / "README.md"]

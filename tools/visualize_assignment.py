@@ -25,7 +25,6 @@ from tqdm import tqdm
 from onenet.assignments import Assignment, assign
 from onenet.checkpoint import CheckpointError, load_weights, locate_weights, read_checkpoint
 from onenet.cli import run_program
-from onenet.config import PREDEFINED_COSTS
 from onenet.datasets import DatasetError, shortened
 from onenet.engine.config import ConfigError, load_cfg
 from onenet.engine.detector import build_detector, choose_device
@@ -34,6 +33,7 @@ from onenet.figures import draw_assignments, draw_training
 from onenet.images import read_image
 from onenet.losses import Criterion
 from onenet.model import OneNet
+from onenet.registries import PREDEFINED_COSTS
 from onenet.structures import Targets
 
 FRAME, LAST_FRAME = 700, 2500  # ms
@@ -164,7 +164,7 @@ def build_onenet(cfg: Any) -> OneNet:
     if cfg.MODEL.OneNet.HEAD not in PREDEFINED_COSTS:
         raise ConfigError(
             f"MODEL.OneNet.HEAD {cfg.MODEL.OneNet.HEAD!r} has no predefined location cost; add one "
-            f"to onenet.config.PREDEFINED_COSTS, which knows {', '.join(PREDEFINED_COSTS)}"
+            f"to onenet.registries.PREDEFINED_COSTS, which knows {', '.join(PREDEFINED_COSTS)}"
         )
     return model.to(choose_device(cfg)).eval()
 

@@ -1,37 +1,26 @@
 """Every ``MODEL.OneNet`` key, and the one place that turns a config into core objects.
 
 Works on Detectron2's ``CfgNode`` and on the embedded engine's alike: both descend from yacs.
-
-Heads and matchers are looked up in registries, so that a new one needs no change here::
-
-    @HEAD_REGISTRY.register()
-    def MyHead(cfg, shapes):  # MODEL.OneNet.HEAD "MyHead"
-        return ...
+Heads and matchers are looked up in :mod:`onenet.registries`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from fvcore.common.registry import Registry
 from torch import nn
 
-from .costs import PredefinedAnchor, PredefinedPoint, PredictedLocation
-from .heads import CenterNetHead, FCOSHead, Head, RetinaNetHead
+from .centernet import CenterCriterion, CenterHead
+from .costs import PredictedLocation
+from .heads import Head
 from .inference_config import add_inference_config
 from .losses import Criterion
-from .matcher import HungarianMatcher, Matcher, MinCostMatcher
+from .matcher import Matcher
+from .registries import HEAD_REGISTRY, MATCHER_REGISTRY, PREDEFINED_COSTS, look_up
 from .training_config import add_training_config
 from .yaml_files import ConfigError
 
-# Values of MODEL.OneNet.HEAD: ``(cfg, shapes) -> Head``, where ``shapes`` are those of the maps in
-# MODEL.OneNet.IN_FEATURES, each with ``channels`` and ``stride``.
-HEAD_REGISTRY = Registry("ONENET_HEAD")
-# What LOCATION_COST "predefined" means for a head, under the head's name: ``cfg -> module``.
-PREDEFINED_COSTS: dict[str, Callable[[Any], nn.Module]] = {}
-# Values of MODEL.OneNet.MATCHER: called with the keywords of Matcher.
-MATCHER_REGISTRY = Registry("ONENET_MATCHER")
 # Values of TEST.EVALUATOR.
 EVALUATORS = ("coco", "crowdhuman")
 
@@ -41,9 +30,9 @@ def add_onenet_config(cfg: Any) -> None:
 
     Args:
         cfg: a yacs ``CfgNode`` (Detectron2's, or ``onenet.engine.config.get_cfg()``'s); changed
-            in place. ``SOLVER.OPTIMIZER``, ``SOLVER.BACKBONE_MULTIPLIER``, ``TEST.EVALUATOR``,
-            ``DATALOADER.SKIP_UNREADABLE`` and the keys of :mod:`onenet.inference_config` and
-            :mod:`onenet.training_config` are added too.
+            in place. ``MODEL.CenterNet``, ``SOLVER.OPTIMIZER``, ``SOLVER.BACKBONE_MULTIPLIER``,
+            ``TEST.EVALUATOR``, ``DATALOADER.SKIP_UNREADABLE`` and the keys of
+            :mod:`onenet.inference_config` and :mod:`onenet.training_config` are added too.
     """
     node = type(cfg)
     c = cfg.MODEL.OneNet = node()
@@ -102,6 +91,17 @@ def add_onenet_config(cfg: Any) -> None:
     c.GAMMA = 2.0
     c.PRIOR_PROB = 0.01
 
+    # The meta-architecture CenterNet. Of MODEL.OneNet it has NUM_CLASSES, IN_FEATURES,
+    # DECONV_CHANNEL, DECONV_KERNEL, DCN, MODULATE_DEFORM, PRIOR_PROB and NMS.
+    c = cfg.MODEL.CenterNet = node()
+    # Channels between the two convolutions of each branch.
+    c.CHANNELS = 64
+    # Side of the neighbourhood, in cells, in which only the best score is kept; 1 keeps all.
+    c.PEAK_KERNEL = 3
+    # Loss weights; the heat map's is 1.
+    c.SIZE_WEIGHT = 0.1
+    c.OFFSET_WEIGHT = 1.0
+
     # Train on the next image in place of one that cannot be read, and list those at the end.
     cfg.DATALOADER.SKIP_UNREADABLE = False
     # "ADAMW" or "SGD".
@@ -138,6 +138,35 @@ def model_options(cfg: Any, backbone: nn.Module, shapes: Mapping[str, Any]) -> d
     }
 
 
+def centernet_options(cfg: Any, backbone: nn.Module, shapes: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of :class:`~onenet.centernet.CenterNet` around an engine's backbone.
+
+    Args:
+        shapes: as for :func:`model_options`.
+
+    Raises:
+        ValueError: a value that does not fit, with its key.
+    """
+    neck, c = cfg.MODEL.OneNet, cfg.MODEL.CenterNet
+    inputs = head_shapes(cfg, shapes)
+    return {
+        **frame_options(cfg, backbone),
+        "head": CenterHead(
+            in_channels=[shape.channels for shape in inputs],
+            stride=inputs[0].stride,
+            num_classes=neck.NUM_CLASSES,
+            deconv_channels=neck.DECONV_CHANNEL,
+            deconv_kernels=neck.DECONV_KERNEL,
+            dcn=neck.DCN,
+            modulated=neck.MODULATE_DEFORM,
+            channels=c.CHANNELS,
+            prior_prob=neck.PRIOR_PROB,
+        ),
+        "criterion": CenterCriterion(size_weight=c.SIZE_WEIGHT, offset_weight=c.OFFSET_WEIGHT),
+        "peak_kernel": c.PEAK_KERNEL,
+    }
+
+
 def frame_options(cfg: Any, backbone: nn.Module) -> dict[str, Any]:
     """Those arguments that stay the same whatever the head and its criterion."""
     return {
@@ -165,7 +194,7 @@ def check_evaluator(cfg: Any) -> None:
 def build_head(cfg: Any, shapes: Mapping[str, Any]) -> Head:
     """The head that ``MODEL.OneNet.HEAD`` names; ``shapes`` as in :func:`model_options`."""
     inputs = head_shapes(cfg, shapes)
-    build = _look_up(HEAD_REGISTRY, "MODEL.OneNet.HEAD", cfg.MODEL.OneNet.HEAD)
+    build = look_up(HEAD_REGISTRY, "MODEL.OneNet.HEAD", cfg.MODEL.OneNet.HEAD)
     return build(cfg, inputs)
 
 
@@ -191,7 +220,7 @@ def build_matcher(cfg: Any) -> Matcher:
             raise ValueError(
                 "MODEL.OneNet.LOCATION_COST 'predefined' is known for the heads "
                 f"{', '.join(PREDEFINED_COSTS)}, not for {c.HEAD!r}; add one of "
-                "onenet.costs to onenet.config.PREDEFINED_COSTS"
+                "onenet.costs to onenet.registries.PREDEFINED_COSTS"
             )
         location = PREDEFINED_COSTS[c.HEAD](cfg)
     else:
@@ -201,7 +230,7 @@ def build_matcher(cfg: Any) -> Matcher:
         )
     if not (c.CLASS_COST or c.L1_COST or c.GIOU_COST):
         raise ValueError("MODEL.OneNet: CLASS_COST, L1_COST and GIOU_COST cannot all be 0")
-    matcher = _look_up(MATCHER_REGISTRY, "MODEL.OneNet.MATCHER", c.MATCHER)
+    matcher = look_up(MATCHER_REGISTRY, "MODEL.OneNet.MATCHER", c.MATCHER)
     return matcher(location=location, class_weight=c.CLASS_COST, alpha=c.ALPHA, gamma=c.GAMMA)
 
 
@@ -216,113 +245,3 @@ def build_criterion(cfg: Any) -> Criterion:
         alpha=c.ALPHA,
         gamma=c.GAMMA,
     )
-
-
-def _look_up(registry: Registry, key: str, name: str) -> Any:
-    if name not in registry:
-        choices = ", ".join(choice for choice, _ in registry)
-        raise ValueError(f"{key} must be one of {choices}, got {name!r}")
-    return registry.get(name)
-
-
-def _shared_channels(shapes: list[Any]) -> int:
-    channels = {shape.channels for shape in shapes}
-    if len(channels) != 1:
-        raise ValueError(
-            "heads with shared towers need maps of equal channels (an FPN backbone), "
-            f"got {[shape.channels for shape in shapes]}"
-        )
-    return channels.pop()
-
-
-@HEAD_REGISTRY.register()
-def CenterNet(cfg: Any, shapes: list[Any]) -> Head:
-    """Deconvolution head on res2…res5."""
-    c = cfg.MODEL.OneNet
-    return CenterNetHead(
-        in_channels=[shape.channels for shape in shapes],
-        stride=shapes[0].stride,
-        num_classes=c.NUM_CLASSES,
-        deconv_channels=c.DECONV_CHANNEL,
-        deconv_kernels=c.DECONV_KERNEL,
-        dcn=c.DCN,
-        modulated=c.MODULATE_DEFORM,
-        activation=c.ACTIVATION,
-        prior_prob=c.PRIOR_PROB,
-    )
-
-
-@HEAD_REGISTRY.register()
-def FCOS(cfg: Any, shapes: list[Any]) -> Head:
-    """Shared towers, grid points."""
-    c = cfg.MODEL.OneNet
-    return FCOSHead(
-        in_channels=_shared_channels(shapes),
-        strides=[shape.stride for shape in shapes],
-        num_classes=c.NUM_CLASSES,
-        num_convs=c.NUM_CONV,
-        channels=c.CONV_CHANNELS,
-        norm=c.CONV_NORM,
-        prior_prob=c.PRIOR_PROB,
-    )
-
-
-@HEAD_REGISTRY.register()
-def RetinaNet(cfg: Any, shapes: list[Any]) -> Head:
-    """Shared towers, anchors."""
-    c = cfg.MODEL.OneNet
-    anchors = cfg.MODEL.ANCHOR_GENERATOR
-    if len(anchors.ASPECT_RATIOS) != 1:
-        raise ValueError(
-            "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS must hold one list, shared by all levels, "
-            f"got {len(anchors.ASPECT_RATIOS)}"
-        )
-    # One list of sizes stands for all levels, as in Detectron2.
-    sizes = list(anchors.SIZES) * (len(shapes) if len(anchors.SIZES) == 1 else 1)
-    return RetinaNetHead(
-        in_channels=_shared_channels(shapes),
-        strides=[shape.stride for shape in shapes],
-        num_classes=c.NUM_CLASSES,
-        anchor_sizes=sizes,
-        aspect_ratios=anchors.ASPECT_RATIOS[0],
-        anchor_offset=anchors.OFFSET,
-        num_convs=c.NUM_CONV,
-        channels=c.CONV_CHANNELS,
-        prior_prob=c.PRIOR_PROB,
-    )
-
-
-def _centre_distance(cfg: Any) -> nn.Module:
-    return PredefinedPoint(l1_weight=cfg.MODEL.OneNet.L1_COST)
-
-
-def _centre_distance_by_level(cfg: Any) -> nn.Module:
-    c = cfg.MODEL.OneNet
-    if len(c.OBJECT_SIZES_OF_INTEREST) != len(c.IN_FEATURES):
-        raise ValueError(
-            "MODEL.OneNet.OBJECT_SIZES_OF_INTEREST must hold a range for each of the "
-            f"{len(c.IN_FEATURES)} maps in IN_FEATURES, got {len(c.OBJECT_SIZES_OF_INTEREST)}"
-        )
-    return PredefinedPoint(l1_weight=c.L1_COST, level_sizes=c.OBJECT_SIZES_OF_INTEREST)
-
-
-def _anchor_overlap(cfg: Any) -> nn.Module:
-    c = cfg.MODEL.OneNet
-    return PredefinedAnchor(l1_weight=c.L1_COST, giou_weight=c.GIOU_COST)
-
-
-PREDEFINED_COSTS.update(
-    CenterNet=_centre_distance, FCOS=_centre_distance_by_level, RetinaNet=_anchor_overlap
-)
-
-
-@MATCHER_REGISTRY.register()
-def minimum(**keywords: Any) -> Matcher:
-    """The cheapest sample of every target."""
-    return MinCostMatcher(**keywords)
-
-
-@MATCHER_REGISTRY.register()
-def hungarian(**keywords: Any) -> Matcher:
-    """One-to-one assignment of least total cost."""
-    return HungarianMatcher(**keywords)

@@ -1,12 +1,11 @@
 """OneNet for Detectron2: importing this registers meta-architectures, heads and matchers.
 
-``MODEL.META_ARCHITECTURE: "OneNet"`` then works in Detectron2's own tools, once
-``add_onenet_config(cfg)`` has added the keys; "CenterNet" with ``add_centernet_config(cfg)`` after
-it.
+``MODEL.META_ARCHITECTURE: "OneNet"``, or "CenterNet", then works in Detectron2's own tools, once
+``add_onenet_config(cfg)`` has added the keys.
 """
 
-from ..centernet_config import add_centernet_config
-from ..config import HEAD_REGISTRY, MATCHER_REGISTRY, add_onenet_config
+from ..config import add_onenet_config
+from ..registries import HEAD_REGISTRY, MATCHER_REGISTRY
 from .centernet import CenterNet
 from .dataset_mapper import OneNetDatasetMapper
 from .datasets import register_datasets
@@ -20,7 +19,6 @@ __all__ = [
     "OneNet",
     "OneNetDatasetMapper",
     "Trainer",
-    "add_centernet_config",
     "add_onenet_config",
     "register_datasets",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from .. import centernet as core
-from ..centernet_config import centernet_options
+from ..config import centernet_options
 from .meta_arch import OneNet
 
 

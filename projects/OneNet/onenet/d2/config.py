@@ -12,7 +12,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as detectron2_cfg
 
-from ..centernet_config import add_centernet_config
 from ..config import add_onenet_config
 from ..errors import OneNetError
 from ..yaml_files import ConfigError, read_with_bases
@@ -21,10 +20,9 @@ logger = logging.getLogger(__name__)
 
 
 def get_cfg() -> CfgNode:
-    """Detectron2's defaults, ``MODEL.OneNet``, the meta-architecture, and ``MODEL.CenterNet``."""
+    """Detectron2's defaults, OneNet's keys and its meta-architecture."""
     cfg = detectron2_cfg()
     add_onenet_config(cfg)
-    add_centernet_config(cfg)
     cfg.MODEL.META_ARCHITECTURE = "OneNet"
     return cfg
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import yacs.config
 
-from onenet.centernet_config import add_centernet_config
 from onenet.config import add_onenet_config
 from onenet.yaml_files import ConfigError, read_with_bases
 
@@ -209,7 +208,6 @@ def get_cfg() -> CfgNode:
     cfg.MODEL.TORCHVISION.NMS_THRESH = 0.5  # IoU of NMS; 1.0 switches it off
 
     add_onenet_config(cfg)
-    add_centernet_config(cfg)
     return cfg
 
 

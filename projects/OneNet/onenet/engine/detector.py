@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from onenet.centernet import CenterNet
-from onenet.centernet_config import centernet_options
-from onenet.config import model_options
+from onenet.config import centernet_options, model_options
 from onenet.model import OneNet, memory_format
 
 from .backbone import build_backbone
