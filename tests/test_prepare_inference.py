@@ -157,6 +157,24 @@ def test_a_compiled_model_is_one_graph_for_each_shape(monkeypatch):
     assert len(graphs) == 1
 
 
+def test_ten_sizes_are_compiled_in_one_process(monkeypatch):
+    """torch's own limit is eight, for all models together."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    whole = partial(torch.compile, backend=backend)
+    monkeypatch.setattr(torch, "compile", lambda find, mode, dynamic: whole(find, dynamic=dynamic))
+    model = detector().prepare_inference(compile=True)
+    for number in range(10):
+        model([torch.zeros(3, 32, 32 * (number + 1), dtype=torch.uint8)])
+    assert len(graphs) == 10
+    torch._dynamo.reset()
+
+
 def test_what_comes_out_of_a_compiled_model_stays(monkeypatch):
     """A CUDA graph writes the next results over the last ones."""
     static = [torch.zeros(1, 5, 4), torch.zeros(1, 5), torch.zeros(1, 5, dtype=torch.int64)]

@@ -34,6 +34,7 @@ from benchmarks.options import SETTINGS, Options, why_not
 from benchmarks.timing import Comparison
 
 from onenet.cli import run_program
+from onenet.compilation import allow_many_sizes
 from onenet.errors import OneNetError
 
 PROGRAM = "benchmark.py"
@@ -194,10 +195,7 @@ def run(args: argparse.Namespace, command: str) -> dict[str, list[Comparison]]:
     # The inputs have one size, for which cuDNN may look for its best.
     torch.backends.cudnn.benchmark = True
     if any(setting.startswith("compiled") for setting in options.settings):
-        from torch._dynamo import config as dynamo
-
-        # All models and batch sizes share code, which torch compiles eight times, then no more.
-        dynamo.cache_size_limit = dynamo.accumulated_cache_size_limit
+        allow_many_sizes()
     machine = describe_machine(options.device, command)
     print(summary(machine), "\n")
     results: dict[str, list[Comparison]] = {}

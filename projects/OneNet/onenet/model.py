@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .batching import DIVISIBILITY, group_by_shape, pad_to
+from .compilation import compile_for_each_size
 from .fuse import fold_batch_norms
 from .heads import Head
 from .heads.deform import DeformConv
@@ -127,8 +128,7 @@ class OneNet(nn.Module):
             self.precision = PRECISIONS[precision]
             _convert_weights(self, self.precision)
         if compile:
-            mode = "reduce-overhead" if device.type == "cuda" else None
-            self.find = _compiled(self.find, mode)
+            self.find = compile_for_each_size(self.find, device)
         logger.info(
             "Inference on %s: %s, %s%s",
             device,
@@ -235,16 +235,6 @@ class OneNet(nn.Module):
             best = self.find(self.batch([images[i] for i in group]))
             found |= zip(group, per_image(*best, self.nms_iou), strict=True)
         return [found[i] for i in range(len(images))]
-
-
-def _compiled(find: Callable[[Tensor], tuple[Tensor, ...]], mode: str | None) -> Callable:
-    run = torch.compile(find, dynamic=False, mode=mode)
-
-    def copy(batch: Tensor) -> list[Tensor]:
-        # A CUDA graph writes where it wrote before.
-        return [tensor.clone() for tensor in run(batch)]
-
-    return copy
 
 
 @torch.no_grad()
