@@ -33,7 +33,11 @@ _PYRAMID = {
     "MODEL__OneNet__NUM_CONV": 1,
 }
 HEADS = {
-    "plain": {"MODEL__OneNet__NUM_CLASSES": 1},
+    "stages": {
+        "MODEL__OneNet__NUM_CLASSES": 1,
+        "MODEL__OneNet__NUM_HEADS": 3,
+        "MODEL__OneNet__INFERENCE_HEADS": 2,
+    },
     "dcn": {"MODEL__OneNet__DCN": True, "INPUT__FORMAT": "BGR"},
     "fcos": {"MODEL__OneNet__HEAD": "FCOS", **_PYRAMID},
     "retinanet": {

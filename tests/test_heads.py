@@ -214,6 +214,18 @@ def test_heads_run_under_bfloat16_autocast(name, training):
     assert predictions.boxes.dtype == predictions.samples.dtype == torch.float32
 
 
+@pytest.mark.parametrize("stride", [1.0, 8.0])
+def test_box_sides_are_not_rounded_to_bfloat16(stride):
+    """257.3 px would be 258."""
+    head = fcos(strides=[8, 16]) if stride > 1 else centernet()
+    nn.init.zeros_(head.ltrb_pred.weight)
+    nn.init.constant_(head.ltrb_pred.bias, 257.3 / stride)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = head(maps_for(head))
+    sides = (found.boxes - found.samples)[0, 0].abs()
+    close(sides, torch.full((4,), 257.3), rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("make", "changes", "message"),
     [

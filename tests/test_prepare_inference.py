@@ -12,7 +12,8 @@ from test_model import image, model
 from torch import nn
 
 from onenet import Predictions
-from onenet.checkpoint import CheckpointError, load_weights
+from onenet.checkpoint import load_weights
+from onenet.checkpoint_files import CheckpointError
 from onenet.heads import CenterNetHead
 from onenet.inference import best_detections, top_k
 
@@ -74,6 +75,7 @@ def test_bfloat16_detects_nearly_the_same(dcn, fuse):
     plain = detector(dcn)
     half = copy.deepcopy(plain).prepare_inference(fuse=fuse, precision="bfloat16")
     assert half.head.feat1.weight.dtype == torch.bfloat16
+    assert half.head.ltrb_pred.weight.dtype == torch.float32
     assert_alike(detections(half), detections(plain), px=1.0, score=0.03)
     with torch.inference_mode():
         predictions = half.predict(IMAGES[:1])

@@ -246,10 +246,9 @@ class CenterNet(OneNet):
             )
         self.peak_kernel = peak_kernel
 
-    def network(self, batch: Tensor) -> CenterMaps | Predictions:
-        """The head's maps in training, their :func:`peaks` otherwise; see OneNet's."""
-        maps = super().network(batch)
-        return maps if self.training else peaks(maps, self.peak_kernel)
+    def network(self, batch: Tensor) -> Predictions:
+        """The :func:`peaks` of the head's maps; see OneNet's."""
+        return peaks(super().network(batch), self.peak_kernel)
 
     def forward(
         self, images: Sequence[Tensor], targets: Sequence[Targets] | None = None

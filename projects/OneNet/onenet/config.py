@@ -56,6 +56,11 @@ def add_onenet_config(cfg: Any) -> None:
     c.DCN = True
     # Deformable convolution v2 (with a mask) instead of v1.
     c.MODULATE_DEFORM = True
+    # Multi-head training (section 4.1 of the paper's first version; 3 there): stages one behind
+    # the other, all trained, with shared class and box convolutions.
+    c.NUM_HEADS = 1
+    # How many of them run at inference, 1 to NUM_HEADS; the last of these gives the detections.
+    c.INFERENCE_HEADS = 1
 
     # FCOS and RetinaNet heads.
     # Convolutions in each of the two towers, and their channels.
@@ -194,8 +199,16 @@ def check_evaluator(cfg: Any) -> None:
 def build_head(cfg: Any, shapes: Mapping[str, Any]) -> Head:
     """The head that ``MODEL.OneNet.HEAD`` names; ``shapes`` as in :func:`model_options`."""
     inputs = head_shapes(cfg, shapes)
-    build = look_up(HEAD_REGISTRY, "MODEL.OneNet.HEAD", cfg.MODEL.OneNet.HEAD)
-    return build(cfg, inputs)
+    c = cfg.MODEL.OneNet
+    head = look_up(HEAD_REGISTRY, "MODEL.OneNet.HEAD", c.HEAD)(cfg, inputs)
+    built = {"NUM_HEADS": head.num_stages, "INFERENCE_HEADS": head.inference_stages}
+    for key, count in built.items():
+        if c[key] != count:
+            raise ValueError(
+                f"MODEL.OneNet.{key} is {c[key]}, but the head {c.HEAD!r} has {count}; expected "
+                f"{count}, or MODEL.OneNet.HEAD 'CenterNet', which has as many as NUM_HEADS says"
+            )
+    return head
 
 
 def head_shapes(cfg: Any, shapes: Mapping[str, Any]) -> list[Any]:

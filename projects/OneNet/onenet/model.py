@@ -14,6 +14,7 @@ from .batching import DIVISIBILITY, group_by_shape, pad_to
 from .compilation import compile_for_each_size
 from .fuse import fold_batch_norms
 from .heads import Head
+from .heads.base import BoxConv
 from .heads.deform import DeformConv
 from .inference import best_detections, per_image
 from .losses import Criterion
@@ -187,8 +188,11 @@ class OneNet(nn.Module):
         """What the head says of normalised images (B, 3, H, W), H and W of the right multiples."""
         half = self.precision is not None
         with torch.autocast(batch.device.type, self.precision) if half else nullcontext():
-            features = self.backbone(batch)
-            return self.head([features[name] for name in self.in_features])
+            return self.head(self._features(batch))
+
+    def _features(self, batch: Tensor) -> list[Tensor]:
+        maps = self.backbone(batch)
+        return [maps[name] for name in self.in_features]
 
     def find(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes, scores and labels of the best in normalised images, before NMS, if any.
@@ -212,10 +216,11 @@ class OneNet(nn.Module):
             targets: B, in training only; boxes in px of these images.
 
         Returns:
-            In training a dict of the weighted ``loss_ce``, ``loss_giou`` and ``loss_bbox``;
-            otherwise B :class:`~onenet.structures.Detections` in px of these images, boxes
-            unclipped. Only images that are padded to one size go through the network together:
-            what is found in an image does not depend on the others.
+            In training a dict of the weighted ``loss_ce``, ``loss_giou`` and ``loss_bbox``, and of
+            ``loss_ce_2`` … for the head's further stages, each matched for itself; otherwise B
+            :class:`~onenet.structures.Detections` in px of these images, boxes unclipped. Only
+            images that are padded to one size go through the network together: what is found in
+            an image does not depend on the others.
 
         Raises:
             ValueError: training without targets, or with another number of them than images.
@@ -226,7 +231,13 @@ class OneNet(nn.Module):
             given = "none" if targets is None else len(targets)
             raise ValueError(f"training needs targets for all {len(images)} images, got {given}")
         batch = TargetBatch.of(targets, self.pixel_mean.device)
-        return self.criterion(self.predict(images), batch)
+        losses: dict[str, Tensor] = {}
+        stages = self.head.stages(self._features(self.batch(images)))
+        for number, predictions in enumerate(stages, start=1):
+            ending = f"_{number}" if number > 1 else ""
+            found = self.criterion(predictions, batch)
+            losses |= {name + ending: loss for name, loss in found.items()}
+        return losses
 
     def _detect(self, images: Sequence[Tensor]) -> list[Detections]:
         sizes = (tuple(image.shape[-2:]) for image in images)
@@ -241,6 +252,8 @@ class OneNet(nn.Module):
 def _convert_weights(model: nn.Module, dtype: torch.dtype) -> None:
     """Convert once what autocast would convert in every call."""
     for layer in model.modules():
+        if isinstance(layer, BoxConv):
+            continue
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | DeformConv):
             for parameter in layer.parameters(recurse=False):
                 parameter.data = parameter.data.to(dtype)

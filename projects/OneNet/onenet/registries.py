@@ -59,6 +59,8 @@ def CenterNet(cfg: Any, shapes: list[Any]) -> Head:
         dcn=c.DCN,
         modulated=c.MODULATE_DEFORM,
         activation=c.ACTIVATION,
+        num_stages=c.NUM_HEADS,
+        inference_stages=c.INFERENCE_HEADS,
         prior_prob=c.PRIOR_PROB,
     )
 

@@ -121,9 +121,9 @@ def _above(low: float) -> Test:
     return lambda value: _number(value) and value > low
 
 
-def _whole(low: int) -> Test:
-    """A list of whole numbers from ``low`` on, not empty."""
-    return lambda values: bool(values) and all(type(v) is int and v >= low for v in values)
+def _whole(low: int, high: float = math.inf) -> Test:
+    """A list of whole numbers from ``low`` to ``high``, not empty."""
+    return lambda values: bool(values) and all(type(v) is int and low <= v <= high for v in values)
 
 
 def _numbers(count: int, low: float = -math.inf) -> Test:
@@ -131,10 +131,15 @@ def _numbers(count: int, low: float = -math.inf) -> Test:
     return lambda values: len(values) == count and all(map(_above(low), values))
 
 
+def _up_to(most: int) -> tuple[Test, str]:
+    return lambda value: 1 <= value <= most, f"a whole number above 0, {most} at most"
+
+
 def _rows(values: Any) -> bool:
     """Lists of positive numbers, in a list; none empty."""
     return bool(values) and all(
-        isinstance(row, Sequence) and bool(row) and all(map(_above(0), row)) for row in values
+        isinstance(row, Sequence) and bool(row) and all(_above(0)(v) and v <= _MOST for v in row)
+        for row in values
     )
 
 
@@ -169,6 +174,9 @@ def _each(section: str, keys: str, test: Test, expected: str) -> list[Rule]:
 
 
 _POSITIVE = (lambda value: value >= 1, "a whole number above 0")
+_MOST = 1_000_000  # beyond any network that was trained; far larger numbers overflow
+_SIZE, _LAYERS = _up_to(_MOST), _up_to(1000)
+_ROWS = (_rows, f"lists of numbers above 0, {_MOST} at most")
 _NATURAL = (lambda value: value >= 0, "a whole number from 0 on")
 _NOT_NEGATIVE = (_at_least(0), "a number from 0 on")
 _SHARE = (lambda value: 0 <= value <= 1, "a number from 0 to 1")
@@ -190,13 +198,18 @@ _RULES: list[Rule] = [
     _one_of("MODEL.RESNETS.NORM", "BN", "FrozenBN", "SyncBN"),
     ("MODEL.RESNETS.OUT_FEATURES", _stages, f"some of {', '.join(STAGES)}"),
     ("MODEL.FPN.IN_FEATURES", *_TEXTS),
-    ("MODEL.FPN.OUT_CHANNELS", *_POSITIVE),
-    *_each("MODEL.ANCHOR_GENERATOR", "SIZES ASPECT_RATIOS", _rows, "lists of numbers above 0"),
+    ("MODEL.FPN.OUT_CHANNELS", *_SIZE),
+    *_each("MODEL.ANCHOR_GENERATOR", "SIZES ASPECT_RATIOS", *_ROWS),
     ("MODEL.ANCHOR_GENERATOR.OFFSET", lambda value: 0 <= value < 1, "a number from 0 to below 1"),
-    *_each("MODEL.OneNet", "NUM_CLASSES NUM_CONV CONV_CHANNELS", *_POSITIVE),
+    *_each("MODEL.OneNet", "NUM_CLASSES CONV_CHANNELS", *_SIZE),
+    *_each("MODEL.OneNet", "NUM_CONV NUM_HEADS INFERENCE_HEADS", *_LAYERS),
     ("MODEL.OneNet.IN_FEATURES", *_TEXTS),
     _one_of("MODEL.OneNet.ACTIVATION", "relu", "gelu"),
-    ("MODEL.OneNet.DECONV_CHANNEL", _whole(1), "a list of whole numbers above 0"),
+    (
+        "MODEL.OneNet.DECONV_CHANNEL",
+        _whole(1, _MOST),
+        f"a list of whole numbers above 0, {_MOST} at most",
+    ),
     (
         "MODEL.OneNet.DECONV_KERNEL",
         lambda values: _whole(2)(values) and max(values) <= 4,
@@ -212,7 +225,7 @@ _RULES: list[Rule] = [
     ),
     ("MODEL.OneNet.ALPHA", *_SHARE),
     ("MODEL.OneNet.PRIOR_PROB", lambda value: 0 < value < 1, "a number between 0 and 1"),
-    ("MODEL.CenterNet.CHANNELS", *_POSITIVE),
+    ("MODEL.CenterNet.CHANNELS", *_SIZE),
     ("MODEL.CenterNet.PEAK_KERNEL", lambda value: value > 0 and value % 2 == 1, "an odd number"),
     *_each("MODEL.CenterNet", "SIZE_WEIGHT OFFSET_WEIGHT", *_NOT_NEGATIVE),
     *_each("MODEL.TORCHVISION", "SCORE_THRESH NMS_THRESH", *_SHARE),

@@ -19,7 +19,13 @@ class Head(nn.Module, ABC):
     Args:
         num_classes: K, the foreground classes.
         prior_prob: class probability that an untrained head starts from (arXiv 1708.02002, 4.1).
+
+    Attributes:
+        num_stages: how many :meth:`stages` are trained.
+        inference_stages: the one of them, from 1 on, whose predictions :meth:`forward` gives.
     """
+
+    num_stages = inference_stages = 1
 
     def __init__(self, *, num_classes: int, prior_prob: float = 0.01) -> None:
         super().__init__()
@@ -33,6 +39,10 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def forward(self, features: list[Tensor]) -> Predictions:
         """Predictions from feature maps (B, C_l, H_l, W_l), finest first."""
+
+    def stages(self, features: list[Tensor]) -> list[Predictions]:
+        """What is trained: the predictions of every stage, each to be matched for itself."""
+        return [self(features)]
 
     def logits(self, maps: Tensor) -> Tensor:
         """(B, A · K, H, W) to (B, H · W · A, K).
@@ -58,6 +68,22 @@ class Head(nn.Module, ABC):
 def conv3x3(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv2d:
     """3×3 convolution that keeps the map's size."""
     return nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=bias)
+
+
+class BoxConv(nn.Conv2d):
+    """3×3 convolution to the boxes' sides: in float32 under autocast, too.
+
+    bfloat16 rounds 100 px to half a pixel; these channels are few.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_autocast_enabled(x.device.type):
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
 
 
 def per_sample(maps: Tensor, width: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..boxes import decode_ltrb, point_grid
 from ..structures import Predictions
-from .base import Head, conv3x3, per_sample
+from .base import BoxConv, Head, conv3x3, per_sample
 from .deform import DeformConv
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu}
@@ -123,8 +123,26 @@ class CenterNetDeconv(nn.Module):
         return self.output_conv(x)
 
 
+class PairConv(nn.Conv2d):
+    """3×3 convolution of two maps, one behind the other, that keeps their size."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(2 * channels, channels, kernel_size=3, padding=1)
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) from two of that shape; ``x`` alone counts twice, for the cost of once."""
+        if other is not None:
+            return super().forward(torch.cat((x, other), dim=1))
+        first, second = self.weight.chunk(2, dim=1)
+        return F.conv2d(x, first + second, self.bias, padding=1)
+
+
 class CenterNetHead(Head):
     """One sample for every 4×4 px of the image: OneNet as the paper draws it.
+
+    With several stages, multi-head training (arXiv 2012.05780v1, section 4.1): the first stage
+    sees the neck's map twice, each further one that map and what the stage before made of it. The
+    class and the box convolution are shared by all. With one stage, the map is seen once.
 
     Args:
         in_channels: C of the four maps, finest first.
@@ -132,6 +150,8 @@ class CenterNetHead(Head):
         num_classes: K.
         deconv_channels, deconv_kernels, dcn, modulated: see :class:`CenterNetDeconv`.
         activation: "relu" or "gelu".
+        num_stages, inference_stages: see :class:`~onenet.heads.Head`; inference runs no more
+            stages than it needs.
         prior_prob: see :class:`~onenet.heads.Head`.
 
     Example:
@@ -153,12 +173,23 @@ class CenterNetHead(Head):
         dcn: bool = True,
         modulated: bool = True,
         activation: str = "relu",
+        num_stages: int = 1,
+        inference_stages: int = 1,
         prior_prob: float = 0.01,
     ) -> None:
         super().__init__(num_classes=num_classes, prior_prob=prior_prob)
         if activation not in ACTIVATIONS:
             choices = ", ".join(sorted(ACTIVATIONS))
             raise ValueError(f"activation must be one of {choices}, got {activation!r}")
+        if num_stages < 1:
+            raise ValueError(
+                f"the stages (MODEL.OneNet.NUM_HEADS) must be 1 or more, got {num_stages}"
+            )
+        if not 1 <= inference_stages <= num_stages:
+            raise ValueError(
+                "the stages of inference (MODEL.OneNet.INFERENCE_HEADS) must be from 1 to "
+                f"{num_stages} (MODEL.OneNet.NUM_HEADS), got {inference_stages}"
+            )
         self.stride = stride
         self.activation = ACTIVATIONS[activation]
         self.deconv = CenterNetDeconv(
@@ -169,14 +200,32 @@ class CenterNetHead(Head):
             modulated=modulated,
         )
         channels = deconv_channels[-1]
-        self.feat1 = conv3x3(channels, channels)
+        self.num_stages, self.inference_stages = num_stages, inference_stages
+        for number in range(1, num_stages + 1):
+            conv = conv3x3(channels, channels) if num_stages == 1 else PairConv(channels)
+            self.add_module(f"feat{number}", conv)
         self.cls_score = conv3x3(channels, num_classes)
-        self.ltrb_pred = conv3x3(channels, 4)
+        self.ltrb_pred = BoxConv(channels, 4)
         self.reset_parameters(self.cls_score)
 
     def forward(self, features: list[Tensor]) -> Predictions:
         """Predictions from four maps (B, C_l, H_l, W_l), each half the size of the one before."""
-        x = self.activation(self.feat1(self.deconv(features)))
+        return self._predict(self._maps(features, self.inference_stages)[-1])
+
+    def stages(self, features: list[Tensor]) -> list[Predictions]:
+        """Predictions of every stage from the same maps."""
+        return [self._predict(x) for x in self._maps(features, self.num_stages)]
+
+    def _maps(self, features: list[Tensor], stages: int) -> list[Tensor]:
+        """What each of the first stages makes of the neck's map, (B, C, H, W)."""
+        x = self.deconv(features)
+        maps = [self.activation(self.feat1(x))]
+        for number in range(2, stages + 1):
+            conv = self.get_submodule(f"feat{number}")
+            maps.append(self.activation(conv(x, maps[-1])))
+        return maps
+
+    def _predict(self, x: Tensor) -> Predictions:
         points = point_grid(*x.shape[-2:], self.stride, x.device)
         distances = F.relu(per_sample(self.ltrb_pred(x), 4).float())
         return Predictions(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..boxes import decode_ltrb, point_grid
 from ..structures import Predictions
-from .base import Head, conv3x3, join_levels, make_tower, per_sample
+from .base import BoxConv, Head, conv3x3, join_levels, make_tower, per_sample
 
 
 class Scale(nn.Module):
@@ -57,7 +57,7 @@ class FCOSHead(Head):
         self.cls_conv_module = make_tower(in_channels, channels, num_convs, norm)
         self.reg_conv_module = make_tower(in_channels, channels, num_convs, norm)
         self.cls_score = conv3x3(channels, num_classes)
-        self.ltrb_pred = conv3x3(channels, 4)
+        self.ltrb_pred = BoxConv(channels, 4)
         self.reset_parameters(self.cls_score)
 
     def forward(self, features: list[Tensor]) -> Predictions:

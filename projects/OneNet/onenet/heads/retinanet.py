@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..boxes import anchor_grid, cell_anchors, decode_deltas
 from ..structures import Predictions
-from .base import Head, conv3x3, join_levels, make_tower, per_sample
+from .base import BoxConv, Head, conv3x3, join_levels, make_tower, per_sample
 
 
 class RetinaNetHead(Head):
@@ -56,7 +56,7 @@ class RetinaNetHead(Head):
         self.cls_conv_module = make_tower(in_channels, channels, num_convs, norm="")
         self.reg_conv_module = make_tower(in_channels, channels, num_convs, norm="")
         self.cls_score = conv3x3(channels, num_anchors * num_classes)
-        self.bbox_pred = conv3x3(channels, num_anchors * 4)
+        self.bbox_pred = BoxConv(channels, num_anchors * 4)
         self.reset_parameters(self.cls_score)
 
     def forward(self, features: list[Tensor]) -> Predictions:
