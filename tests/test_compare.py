@@ -17,7 +17,7 @@ from runs import write_config
 from torch import nn
 from torchvision.ops import deform_conv2d
 
-from onenet.checkpoint import save_checkpoint
+from onenet.checkpoint_files import save_checkpoint
 from onenet.cli import training_parser
 from onenet.engine.config import ConfigError, load_cfg
 from onenet.engine.detector import build_detector
@@ -33,7 +33,7 @@ def commands(monkeypatch):
     """train_net.py is played: trained models find everything, other evaluations nothing."""
     given = []
 
-    def play(command):
+    def play(_, command):
         assert Path(command[1]).is_file()
         given.append(command[2:])
         args = training_parser().parse_args(command[2:])
@@ -48,9 +48,9 @@ def commands(monkeypatch):
             keys = ("image_id", "category_id", "bbox")
             found = [{**{k: a[k] for k in keys}, "score": 1.0} for a in truth["annotations"]]
         (folder / "inference" / "coco_instances_results.json").write_text(json.dumps(found))
-        return SimpleNamespace(returncode=0)
+        return 0
 
-    monkeypatch.setattr(training_runs, "subprocess", SimpleNamespace(run=play))
+    monkeypatch.setattr(training_runs.Children, "call", play)
     return given
 
 
@@ -132,19 +132,19 @@ def test_another_config_in_the_same_folder_is_refused(commands, tiny):
 def test_a_run_of_another_version_is_refused(tmp_path, tiny):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("MODEL: {OLD: 1}\n")
-    with pytest.raises(training_runs.RunError, match="another version"):
+    with pytest.raises(training_runs.RunError, match="another engine or version"):
         tiny()
 
 
 def test_infinite_sizes_do_not_make_a_config_another(shapes, tmp_path):
     cfg = load_cfg(write_config(tmp_path, shapes))
     (tmp_path / "config.yaml").write_text(dump(cfg))
-    training_runs.check_same_config(tmp_path, cfg)
+    training_runs.check_same_config(tmp_path, cfg, load_cfg)
 
 
 def test_a_failed_run_is_told_and_not_kept(tmp_path, monkeypatch, tiny):
-    failing = SimpleNamespace(run=lambda command: SimpleNamespace(returncode=3))
-    monkeypatch.setattr(training_runs, "subprocess", failing)
+    failing = SimpleNamespace(call=lambda command: 3)
+    monkeypatch.setattr(training_runs, "Children", lambda: failing)
     with pytest.raises(training_runs.RunError, match="exit code 3"):
         tiny()
     assert not (tmp_path / "run" / "result.json").exists()

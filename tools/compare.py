@@ -29,7 +29,7 @@ from detector_costs import POST, Candidate, gflops, load, time_all
 from tabulate import tabulate
 from training_runs import flat, run_once
 
-from onenet.cli import run_program
+from onenet.cli import add_import_flag, run_program
 from onenet.datasets import find_dataset
 from onenet.engine.config import load_cfg
 from onenet.engine.datasets import CocoDetection
@@ -120,6 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="known names or ANNOTATIONS.json:FOLDER",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for runs and tables")
+    add_import_flag(parser)
     parser.add_argument(
         "--num-gpus", default="1", metavar="N", help="processes of a training (default: 1)"
     )
@@ -147,9 +148,12 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def evaluate(config: Path, folder: Path, opts: list[str], gpus: str) -> dict[str, dict[str, float]]:
+def evaluate(
+    config: Path, folder: Path, opts: list[str], gpus: str, imports: Sequence[str] = ()
+) -> dict[str, dict[str, float]]:
     """Metrics of a trained config: ``as it is``, ``without`` its remedy and with ``nms``."""
-    found = {"as it is": run_once(folder, config, opts, flags=("--num-gpus", gpus))}
+    flags = [word for file in imports for word in ("--import", file)]
+    found = {"as it is": run_once(folder, config, opts, flags=(*flags, "--num-gpus", gpus))}
     cfg = load_cfg(config, opts)
     duplicates = duplicates_of(cfg)
     weights = ["MODEL.WEIGHTS", str(folder / "model_final.pth")]
@@ -159,7 +163,7 @@ def evaluate(config: Path, folder: Path, opts: list[str], gpus: str) -> dict[str
             found[name] = found["as it is"]
             continue
         found[name] = run_once(
-            folder / name, config, [*opts, *change, *weights], flags=("--eval-only",)
+            folder / name, config, [*opts, *change, *weights], flags=(*flags, "--eval-only")
         )
     return found
 
@@ -272,7 +276,9 @@ def run(args: argparse.Namespace) -> None:
     ]
     remedies = {n: duplicates_of(load_cfg(c, opts)).remedy for n, c in configs.items()}
     output = Path(args.output)
-    metrics = {n: evaluate(c, output / n, opts, args.num_gpus) for n, c in configs.items()}
+    metrics = {
+        n: evaluate(c, output / n, opts, args.num_gpus, args.imports) for n, c in configs.items()
+    }
     candidates = {
         n: load(c, output / n / "model_final.pth", opts, args.images) for n, c in configs.items()
     }

@@ -1,0 +1,1 @@
+"""The parts of tools/ablate.py: what is asked for, the runs, and the tables."""
