@@ -23,7 +23,7 @@ import numpy as np
 from inputs import UserError, find_images, picture_paths, video_path
 from tqdm import tqdm
 
-from onenet.cli import add_engine_flag, choose_engine, run_program
+from onenet.cli import add_engine_flag, add_import_flag, choose_engine, run_program
 from onenet.images import read_image
 from onenet.runtime import OnnxPredictor
 from onenet.visualize import draw_boxes, enlargement
@@ -65,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SCORE",
         help="least score of a detection that is drawn or written (default: %(default)s)",
     )
+    add_import_flag(parser)
     add_engine_flag(parser)
     parser.add_argument(
         "--opts",
@@ -78,8 +79,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def check_args(args: argparse.Namespace) -> None:
     """Refuse what cannot work before a model is loaded."""
-    if args.onnx and (args.opts or args.engine != "auto"):
-        raise UserError("--onnx is a whole model; --engine and --opts do not go with it")
+    if args.onnx and (args.opts or args.imports or args.engine != "auto"):
+        raise UserError("--onnx is a whole model; --engine, --import and --opts do not go with it")
     kinds = [bool(args.input), bool(args.video_input), args.webcam]
     if sum(kinds) != 1:
         raise UserError("give one of --input, --video-input and --webcam")

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import yaml
 
-from onenet.checkpoint import save_checkpoint
+from onenet.checkpoint_files import save_checkpoint
 from onenet.cli import training_parser
 from onenet.engine.config import load_cfg
 from onenet.engine.detector import build_detector

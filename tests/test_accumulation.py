@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -92,6 +93,21 @@ def test_losses_are_detached(model):
         model, [0], [1], lambda _: {"loss": next(model.parameters()).sum()}, torch.Tensor.backward
     )
     assert not losses["loss"].requires_grad
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_shows_in_every_gradient(wrong):
+    layer = nn.Linear(2, 2)
+
+    def losses(part: int) -> dict[str, torch.Tensor]:
+        # Its own gradient is 1.
+        return {"loss": layer.weight.sum() + (wrong if part == 0 else 0.0) + layer.bias.sum()}
+
+    forward_backward(layer, [0, 1], [1, 1], losses, torch.Tensor.backward)
+    assert all(p.grad.isnan().all() for p in layer.parameters())
+    layer.zero_grad()
+    forward_backward(layer, [1], [1], losses, torch.Tensor.backward)
+    assert all((p.grad == 1).all() for p in layer.parameters())
 
 
 @pytest.mark.parametrize(("parts", "images", "processes"), [(3, 4, 1), (0, 4, 1), (4, 4, 2)])

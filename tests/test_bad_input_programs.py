@@ -9,7 +9,7 @@ import pytest
 from conftest import load_script
 from demo_run import demo, fails, fakes, write_image  # noqa: F401
 
-from onenet.checkpoint import CheckpointError
+from onenet.checkpoint_files import CheckpointError
 from onenet.cli import run_program
 from onenet.datasets import DatasetError, UnreadableImageError
 from onenet.errors import OneNetError
@@ -73,6 +73,7 @@ def test_a_program_without_faults_returns_what_it_did():
 
 # A wrong command line for every program.
 PROGRAMS = {
+    "tools/ablate.py": ["gone.yaml", "--dataset", "gone.json:a", "gone.json:b", "--output", "o"],
     "tools/benchmark.py": ["--configs", "gone.yaml", "--parts", "inference", "--quick"],
     "tools/check_dataset.py": ["gone.json:here"],
     "tools/compare.py": ["gone.yaml", "--dataset", "gone.json:a", "gone.json:b", "--output", "o"],

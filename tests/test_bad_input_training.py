@@ -14,7 +14,7 @@ import torch
 import torchvision
 from runs import edit_json, load, metrics, train, trained, write_config
 
-from onenet.checkpoint import save_checkpoint
+from onenet.checkpoint_files import save_checkpoint
 
 Content = dict[str, Any]
 

@@ -13,14 +13,8 @@ import torch
 import torchvision
 from torch import nn
 
-from onenet.checkpoint import (
-    CheckpointError,
-    load_weights,
-    locate_weights,
-    read_checkpoint,
-    save_checkpoint,
-    to_detectron2_name,
-)
+from onenet.checkpoint import load_weights, locate_weights, to_detectron2_name
+from onenet.checkpoint_files import CheckpointError, read_checkpoint, save_checkpoint
 from onenet.engine.backbone import FPN, ResNet
 from onenet.heads import RetinaNetHead
 

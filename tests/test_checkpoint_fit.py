@@ -1,4 +1,4 @@
-"""Checkpoints of other models, and runs that end in the middle of writing."""
+"""Checkpoints of other models."""
 
 from __future__ import annotations
 
@@ -8,14 +8,7 @@ from test_checkpoint import Detector, Small, refused, same, saved
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from onenet.checkpoint import (
-    CheckpointError,
-    find_last_checkpoint,
-    load_weights,
-    read_checkpoint,
-    save_checkpoint,
-    tag_last_checkpoint,
-)
+from onenet.checkpoint import load_weights
 
 
 @pytest.mark.parametrize("make", [Small, lambda classes: Detector(classes=classes)])
@@ -70,39 +63,3 @@ def test_batch_norms_load_into_frozen_ones_and_back(tmp_path, source, goal):
     models[0].backbone[1].running_mean.fill_(3.0)
     load_weights(models[1], saved(tmp_path / "m.pth", {"model": models[0].state_dict()}))
     assert models[1].backbone[1].running_mean.tolist() == [3.0, 3.0]
-
-
-def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "m.pth"
-    save_checkpoint(path, {"model": {"a": torch.ones(2)}})
-
-    def crash(content, file):
-        file.write(b"half")
-        raise OSError("No space left on device")
-
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
-        patch.setattr(torch, "save", crash)
-        save_checkpoint(path, {"model": {"a": torch.zeros(2)}})
-    assert read_checkpoint(path)["model"]["a"].tolist() == [1, 1]
-    save_checkpoint(path, {"model": {"a": torch.zeros(2)}})
-    assert read_checkpoint(path)["model"]["a"].tolist() == [0, 0]
-    assert [p.name for p in tmp_path.iterdir()] == ["m.pth"]
-
-
-def test_the_last_checkpoint(tmp_path):
-    assert find_last_checkpoint(tmp_path) is None
-    assert find_last_checkpoint(tmp_path / "nowhere") is None
-    for name in ("model_0000001.pth", "model_0000003.pth"):
-        (tmp_path / name).touch()
-        tag_last_checkpoint(tmp_path / name)
-        assert find_last_checkpoint(tmp_path) == tmp_path / name
-    assert (tmp_path / "last_checkpoint").read_text() == "model_0000003.pth"
-    (tmp_path / "last_checkpoint").write_text("model_0000001.pth\n")
-    assert find_last_checkpoint(tmp_path) == tmp_path / "model_0000001.pth"
-
-
-@pytest.mark.parametrize("name", ["model_0000009.pth", ""])
-def test_a_last_checkpoint_that_is_gone(tmp_path, name):
-    (tmp_path / "last_checkpoint").write_text(name)
-    with pytest.raises(CheckpointError, match=f"names '{name}', which is not there.*--resume"):
-        find_last_checkpoint(tmp_path)

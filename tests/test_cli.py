@@ -14,10 +14,12 @@ import pytest
 import torch
 from runs import TRAIN_NET, edit_json, finish, start, train, unchanged_process, write_config
 
-from onenet.checkpoint import save_checkpoint
+from onenet.checkpoint_files import save_checkpoint
 from onenet.cli import ENGINES, choose_engine, training_parser
 from onenet.engine import main
 from onenet.engine.config import load_cfg
+from onenet.engine.processes import check_processes, join
+from onenet.yaml_files import ConfigError
 
 
 def refused(capsys: pytest.CaptureFixture, config: Path, *words: Any) -> str:
@@ -208,7 +210,7 @@ def test_a_slurm_job_without_srun_is_no_hindrance(config, monkeypatch):
         monkeypatch.setenv("SLURM_NTASKS", "1")
         monkeypatch.setenv("SLURM_JOB_NAME", "train")
         monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "4")
-        fabric = main.launch(load_cfg(config), arguments(config))
+        fabric = join(load_cfg(config), arguments(config))
     assert fabric.world_size == 1 and fabric.global_rank == 0
 
 
@@ -216,8 +218,8 @@ def test_more_gpus_than_there_are(config, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     cfg = load_cfg(config, ["MODEL.DEVICE", "cuda"])
-    with pytest.raises(main.ConfigError, match=r"--num-gpus 2: this machine has 1 CUDA device"):
-        main.launch(cfg, arguments(config, num_gpus=2))
+    with pytest.raises(ConfigError, match=r"--num-gpus 2: this machine has 1 CUDA device"):
+        check_processes(cfg, arguments(config, num_gpus=2))
 
 
 def test_terminal_shows_the_run_and_nothing_else(config, tmp_path):

@@ -11,7 +11,8 @@ import torchvision
 from config_helpers import CONFIGS
 from conftest import load_script
 
-from onenet.checkpoint import load_weights, read_checkpoint
+from onenet.checkpoint import load_weights
+from onenet.checkpoint_files import read_checkpoint
 from onenet.engine.config import load_cfg
 from onenet.engine.detector import build_detector
 

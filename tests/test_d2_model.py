@@ -28,7 +28,8 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.utils.events import EventStorage
 from golden import FOLDER
 
-from onenet.checkpoint import load_weights, save_checkpoint
+from onenet.checkpoint import load_weights
+from onenet.checkpoint_files import save_checkpoint
 from onenet.d2 import HEAD_REGISTRY, MATCHER_REGISTRY, OneNet, OneNetDatasetMapper
 from onenet.d2.config import get_cfg, load_cfg
 from onenet.inference import to_image

@@ -16,9 +16,12 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from runs import load, metrics, train, write_config
 from test_train import assert_same
+from test_train_waits import nan_loss
 
 from onenet.d2 import Trainer
-from onenet.d2.steps import in_parts
+from onenet.d2.steps import guarded
+from onenet.losses import Criterion
+from onenet.replay import Dump, replay
 
 
 def trainers(shapes: Path, kind: type, **options) -> list[SimpleTrainer]:
@@ -27,13 +30,14 @@ def trainers(shapes: Path, kind: type, **options) -> list[SimpleTrainer]:
     mirrored = image.flip(2)
     data = [as_input(image, truth(image, 3)), as_input(mirrored, truth(mirrored, 1, seed=1))]
     found = []
-    for parts in (1, 2):
+    for parts in ("1", "2"):
         torch.manual_seed(0)
         wide = ["MODEL.RESNETS.NORM", "FrozenBN", "MODEL.OneNet.CONV_CHANNELS", "64"]
-        model = build_model(small_cfg("fcos", *wide))
-        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        cfg = small_cfg("fcos", *wide, "SOLVER.ACCUMULATE", parts)
+        model = build_model(cfg)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=kind is SimpleTrainer)
         trainer = kind(model, [data], optimizer, **options)
-        found.append(in_parts(trainer, parts) if parts > 1 else trainer)
+        found.append(trainer if parts == "1" else guarded(trainer, cfg))
     return found
 
 
@@ -134,3 +138,54 @@ def test_an_average_cannot_come_on_the_way(averaged, tmp_path, capsys):
         train_d2(averaged.parent / "tiny.yaml", *words)
     assert stop.value.code == 2
     assert "cannot be resumed with MODEL_EMA.ENABLED False" in capsys.readouterr().err
+
+
+def break_at(monkeypatch, iterations: set[int]) -> None:
+    """Have the losses of some iterations go wrong."""
+    forward, calls = Criterion.forward, []
+
+    def spoilt(self, *args):
+        calls.append(0)
+        losses = forward(self, *args)
+        return losses if len(calls) not in iterations else nan_loss(losses)
+
+    monkeypatch.setattr(Criterion, "forward", spoilt)
+
+
+def test_as_many_in_a_row_as_tolerated_are_skipped(shapes, tmp_path, monkeypatch, capsys):
+    break_at(monkeypatch, {2, 4, 5})
+    config = write_config(
+        tmp_path, shapes, SOLVER__SKIP_NONFINITE=1, SOLVER__CHECKPOINT_PERIOD=1,
+        MODEL_EMA__ENABLED=True, DATASETS__TEST=[],
+    )  # fmt: skip
+    with pytest.raises(SystemExit) as stop:
+        train_d2(config)
+    assert stop.value.code == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "error: iteration 5: loss_giou = nan, gradient norm = nan, on " in error
+    run = tmp_path / "run"
+    assert "iteration 2 is skipped, number 1 since the start" in (run / "log.txt").read_text()
+    states = [load(run / f"model_{i:07d}.pth") for i in range(4)]
+    for before, after in ((0, 1), (2, 3)):
+        assert_same(states[before]["model"], states[after]["model"])
+        assert_same(states[before]["ema"]["model"], states[after]["ema"]["model"])
+    assert not torch.equal(*(s["model"]["head.cls_score.bias"] for s in states[1:3]))
+    # The dump is that of the iteration that was one too many.
+    path = run / "nonfinite_0000005.pt"
+    assert str(path) in error
+    dump = Dump.read(path)
+    assert_same(dump.model, states[3]["model"])
+    assert len(dump.images) == len(dump.files) == 4 and dump.engine == "detectron2"
+    with d2_process():
+        assert not replay(str(path))  # five calls later
+        break_at(monkeypatch, {1})
+        assert replay(str(path))
+    assert "loss_giou = nan" in capsys.readouterr().out
+
+
+def test_deterministic_algorithms_are_chosen(shapes, tmp_path, monkeypatch):
+    chosen = []
+    monkeypatch.setattr("onenet.d2.main.make_deterministic", chosen.append)
+    monkeypatch.setattr(Trainer, "train", lambda self: None)
+    train_d2(write_config(tmp_path, shapes), "CUDNN_DETERMINISTIC", True)
+    assert [cfg.CUDNN_DETERMINISTIC for cfg in chosen] == [True]

@@ -22,7 +22,7 @@ from detectron2.utils.events import EventStorage
 from detectron2.utils.file_io import PathHandler, PathManager
 
 from onenet import checkpoint
-from onenet.checkpoint import CheckpointError, save_checkpoint
+from onenet.checkpoint_files import CheckpointError, save_checkpoint
 from onenet.d2 import add_onenet_config
 from onenet.d2.weights import fetch_weights, load_weights
 

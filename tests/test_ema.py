@@ -49,6 +49,17 @@ def test_the_decay_ends_at_what_it_should_be():
     assert ema.model.weight.tolist() == pytest.approx([0.75 * 1 + 1.25, 0.75 * -2 + 1.25])
 
 
+def test_an_iteration_that_was_skipped_leaves_the_average_alone():
+    model = Tiny()
+    ema = ModelEMA(model, decay=0.75)
+    ema.updates = 1000
+    ema.update(model.becomes(5.0), torch.tensor(True))
+    before = ema.model.weight.tolist()
+    assert before == [2.0, -0.25]
+    ema.update(model.becomes(9.0), torch.tensor(False))
+    assert ema.model.weight.tolist() == before
+
+
 def test_statistics_are_averaged_and_counters_copied():
     model = Tiny()
     ema = ModelEMA(model, decay=0.5)

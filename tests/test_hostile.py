@@ -19,7 +19,7 @@ from coco_example import GOOD, write
 from config_helpers import refused
 from runs import ROOT, train, trained, write_config
 
-from onenet.checkpoint import CheckpointError, read_checkpoint
+from onenet.checkpoint_files import CheckpointError, read_checkpoint
 from onenet.dataset_checks import LINKS_VARIABLE
 from onenet.datasets import DatasetError
 from onenet.engine.datasets import CocoDetection

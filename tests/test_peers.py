@@ -13,7 +13,8 @@ from torchvision.models.detection import ssd
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.models.vgg import cfgs, make_layers
 
-from onenet.checkpoint import CheckpointError, load_weights, save_checkpoint
+from onenet.checkpoint import load_weights
+from onenet.checkpoint_files import CheckpointError, save_checkpoint
 from onenet.engine.config import ConfigError, load_cfg
 from onenet.engine.detector import build_detector
 from onenet.engine.peers import PEERS

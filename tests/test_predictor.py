@@ -10,7 +10,7 @@ import pytest
 import torch
 from runs import write_config
 
-from onenet.checkpoint import CheckpointError, save_checkpoint
+from onenet.checkpoint_files import CheckpointError, save_checkpoint
 from onenet.engine.config import load_cfg
 from onenet.engine.detector import build_detector
 from onenet.engine.predictor import Predictor

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from onenet.registries import MATCHER_REGISTRY
-
 ROOT = Path(__file__).parents[1]
 READMES = [ROOT / "README.md", ROOT / "projects" / "OneNet" / "README.md"]
 
@@ -16,11 +14,8 @@ READMES = [ROOT / "README.md", ROOT / "projects" / "OneNet" / "README.md"]
 def test_python_examples_run():
     text = READMES[1].read_text(encoding="utf-8")
     scope: dict = {}
-    try:
-        for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-            exec(block, scope)
-    finally:
-        MATCHER_REGISTRY._obj_map.pop("second_best", None)
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(block, scope)
     assert set(scope["losses"]) == {"loss_ce", "loss_giou", "loss_bbox"}
     assert len(scope["detections"]) == 100
 

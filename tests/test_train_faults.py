@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,10 @@ from runs import (
     write_config,
 )
 
-from onenet.checkpoint import save_checkpoint
+from onenet.checkpoint_files import save_checkpoint
 from onenet.engine.config import load_cfg
 from onenet.engine.detector import build_detector
+from onenet.replay import replay
 
 
 def test_batches_without_objects_train(shapes, tmp_path):
@@ -55,9 +57,14 @@ def test_nan_stops_naming_term_iteration_and_images(shapes, tmp_path, capsys, ma
     error = capsys.readouterr().err
     assert error.startswith("error: ") and len(error.splitlines()) == 1
     assert "iteration 1" in error and "nan" in error.lower()
-    assert ("loss_ce = nan" if matcher == "minimum" else "cost") in error
+    assert ("1: loss_ce = nan" if matcher == "minimum" else "1: cost = nan") in error
     assert sum(f"{i:06d}.jpg" in error for i in range(12)) == 4
     assert "iteration 1" in (tmp_path / "run" / "log.txt").read_text()
+    dump = re.search(r"train_net.py --replay (\S+)\. ", error)[1]
+    assert dump == str(tmp_path / "run" / "nonfinite_0000001.pt")
+    assert replay(dump)
+    told = capsys.readouterr().out
+    assert "values of head.cls_score.bias were not finite" in told and "loss_ce = nan\n" in told
     assert not (tmp_path / "run" / "last_checkpoint").exists()
 
 

@@ -5,20 +5,21 @@ from __future__ import annotations
 import math
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from runs import load, metrics, train, write_config
+from test_train import assert_same
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from onenet.engine.history import History
 from onenet.engine.train import Trainer
+from onenet.history import History
 from onenet.losses import Criterion
 from onenet.matcher import NonFiniteError
+from onenet.replay import Dump
 
-CPU = SimpleNamespace(device=torch.device("cpu"), world_size=1)
+CPU = torch.device("cpu")
 
 
 def values(*numbers: float) -> dict[str, torch.Tensor]:
@@ -50,7 +51,7 @@ def test_the_first_iteration_that_went_wrong_is_named_with_its_images():
 
 
 def test_elsewhere_than_on_the_cpu_reading_waits_for_a_reason():
-    assert not History(SimpleNamespace(device=torch.device("cuda"), world_size=1), 0).immediate
+    assert not History(torch.device("cuda"), 0).immediate
 
 
 class Waits(TorchDispatchMode):
@@ -119,8 +120,8 @@ def test_a_step_on_cuda_does_not_synchronise(shapes, tmp_path, monkeypatch):
 class Later(History):
     """As on a device that the host does not wait for."""
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         self.immediate = False
 
 
@@ -153,28 +154,41 @@ def test_what_goes_wrong_between_two_looks_is_told_before_anything_is_saved(
 ):
     monkeypatch.setattr("onenet.engine.train.History", Later)
     break_at(monkeypatch, 3, spoil)
-    trainers, step = [], Trainer.step
-    monkeypatch.setattr(
-        Trainer, "step", lambda self, batch: trainers.append(self) or step(self, batch)
-    )
+    seen, step = [], Trainer.step
+
+    def noted(self, batch):
+        state = {name: value.clone() for name, value in self.model.state_dict().items()}
+        seen.append((self, batch, state))
+        return step(self, batch)
+
+    monkeypatch.setattr(Trainer, "step", noted)
     config = write_config(
-        tmp_path, shapes, SOLVER__CHECKPOINT_PERIOD=2, MODEL_EMA__ENABLED=True,
-        MODEL__RESNETS__NORM="FrozenBN", DATASETS__TEST=[],
+        tmp_path, shapes, SOLVER__CHECKPOINT_PERIOD=2, MODEL_EMA__ENABLED=True, DATASETS__TEST=[],
     )  # fmt: skip
     with pytest.raises(SystemExit) as stop:
         train(config)
-    assert stop.value.code == 1 and len(trainers) == 4  # one went on before the look
+    assert stop.value.code == 1 and len(seen) == 4  # one went on before the look
     error = capsys.readouterr().err
     assert "iteration 3: " in error and told in error
     assert sum(f"{i:06d}.jpg" in error for i in range(12)) == 4
     run: Path = tmp_path / "run"
     assert (run / "last_checkpoint").read_text() == "model_0000001.pth"
     assert not (run / "model_0000003.pth").exists() and not (run / "model_final.pth").exists()
-    # The weights were never touched by it.
-    trainer = trainers[0]
-    for model in (trainer.model, trainer.ema.model):
-        assert all(p.isfinite().all() for p in model.parameters())
+    # Nothing was touched by it, nor by what came after it.
+    trainer, batch, state = seen[2]
+    assert_same(dict(trainer.model.state_dict()), state)
+    assert all(p.isfinite().all() for p in trainer.ema.model.parameters())
     assert all(v.isfinite().all() for v in load(run / "model_0000001.pth")["model"].values())
+    # And it can be looked at again.
+    assert f"train_net.py --replay {run / 'nonfinite_0000003.pt'}." in error
+    dump = Dump.read(run / "nonfinite_0000003.pt")
+    assert (dump.iteration, dump.seed, dump.precision) == (3, 11, "float32")
+    assert told in dump.what and dump.torch == str(torch.__version__)
+    assert_same(dump.model, state)
+    assert dump.files == [sample.file_name for sample in batch]
+    for name in ("boxes", "labels"):
+        assert_same(getattr(dump, name), [getattr(sample.targets, name) for sample in batch])
+    assert_same(dump.images, [sample.image for sample in batch])
 
 
 def test_statistics_that_are_not_finite_are_not_saved(shapes, tmp_path, monkeypatch, capsys):

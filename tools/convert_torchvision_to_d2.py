@@ -19,12 +19,8 @@ from typing import Any
 
 from torch import Tensor
 
-from onenet.checkpoint import (
-    CheckpointError,
-    locate_weights,
-    read_checkpoint,
-    to_detectron2_name,
-)
+from onenet.checkpoint import locate_weights, to_detectron2_name
+from onenet.checkpoint_files import CheckpointError, read_checkpoint
 from onenet.cli import run_program
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ def read_odgt(file: Path, images: Path) -> dict[str, Any]:
 def _parse(line: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"not a JSON object: {error}") from error
     if not isinstance(record, dict):
         raise ValueError(f"expected a JSON object with ID and gtboxes, got {record!r:.60}")
@@ -96,6 +95,7 @@ def _annotation(box: Any, where: str) -> dict[str, Any]:
 
 def _box(value: Any, where: str) -> list[float]:
     good = isinstance(value, list) and len(value) == 4
-    if not good or not all(type(v) in (int, float) and math.isfinite(v) for v in value):
+    # JSON's integers have no limit; those of arrays do.
+    if not good or not all(type(v) in (int, float) and abs(v) < 2**63 for v in value):
         raise ValueError(f"{where} must be [x, y, width, height] in pixels, got {value!r:.60}")
     return value

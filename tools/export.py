@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 import onenet
-from onenet.cli import add_engine_flag, choose_engine, run_program
+from onenet.cli import add_engine_flag, add_import_flag, choose_engine, run_program
 from onenet.export import (
     BOX_TOLERANCE,
     OPSET,
@@ -57,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config-file", required=True, metavar="FILE", help="the model's YAML")
     parser.add_argument("--format", choices=SUFFIXES, default="onnx", help="(default: %(default)s)")
     parser.add_argument("--output", required=True, metavar="FILE", help="to write, *.onnx or *.pt2")
+    add_import_flag(parser)
     add_engine_flag(parser)
     parser.add_argument(
         "--opts",

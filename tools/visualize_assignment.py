@@ -23,8 +23,9 @@ from torchvision.ops import box_area
 from tqdm import tqdm
 
 from onenet.assignments import Assignment, assign
-from onenet.checkpoint import CheckpointError, load_weights, locate_weights, read_checkpoint
-from onenet.cli import run_program
+from onenet.checkpoint import load_weights, locate_weights
+from onenet.checkpoint_files import CheckpointError, read_checkpoint
+from onenet.cli import add_import_flag, run_program
 from onenet.datasets import DatasetError, shortened
 from onenet.engine.config import ConfigError, load_cfg
 from onenet.engine.detector import build_detector, choose_device
@@ -72,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="a picture; with --checkpoints a .gif",
     )
+    add_import_flag(parser)
     parser.add_argument(
         "--opts",
         nargs=argparse.REMAINDER,

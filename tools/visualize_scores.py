@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from examples import PICTURES, add_image_flags, find_examples, open_dataset, save
 
-from onenet.cli import add_engine_flag, choose_engine, run_program
+from onenet.cli import add_engine_flag, add_import_flag, choose_engine, run_program
 from onenet.datasets import DatasetError
 from onenet.duplicates import find_duplicates, objects_of
 from onenet.figures import draw_duplicates
@@ -54,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         "sure of itself is not spared)",
     )
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="a picture")
+    add_import_flag(parser)
     add_engine_flag(parser)
     parser.add_argument(
         "--opts",

@@ -4,12 +4,17 @@
 import importlib
 import sys
 
-from onenet.cli import choose_engine, training_parser
+from onenet.cli import choose_engine, import_files, one_line, training_parser
 from onenet.yaml_files import ConfigError
 
 
 def main() -> None:
     args = training_parser().parse_args()
+    if args.replay is not None:
+        with one_line(args.traceback):
+            import_files(args.imports)
+            wrong = importlib.import_module("onenet.replay").replay(args.replay, args.opts)
+        raise SystemExit(int(wrong))
     try:
         package, why = choose_engine(args.engine)
     except ConfigError as error:

@@ -58,6 +58,7 @@ def forward_backward(
 
     Equal to a single pass but for rounding where the network treats each image for itself: batch
     norms in training see a part at a time, and images are padded to the largest of their part.
+    Where a loss is NaN or infinite, every gradient becomes NaN, on all processes.
 
     Args:
         model: what ``forward`` runs; wrapped for several processes, its gradients are exchanged
@@ -78,7 +79,8 @@ def forward_backward(
             losses = forward(part)
             if weights is not None:
                 losses = {name: weights[i] * loss for name, loss in losses.items()}
-            backward(sum(losses.values()))
+            total = sum(losses.values())
+            backward(total * (1 + 0 * total.detach()))
         for name, loss in losses.items():
             totals[name] = totals[name] + loss.detach() if name in totals else loss.detach()
     return totals

@@ -1,27 +1,18 @@
-"""Weights in and out: safe loading, names of three worlds, files that are never half written.
-
-Nothing in a file is executed: ``.pth`` is read with ``weights_only=True``, ``.safetensors`` as it
-is, and Detectron2's ``.pkl`` by :mod:`onenet.pickles`, which knows arrays and containers only.
-"""
+"""Weights into models: where they lie, names of three worlds, and whether they fit."""
 
 from __future__ import annotations
 
 import logging
 import os
-import pickle
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .datasets import is_line
-from .errors import OneNetError
-from .pickles import UnsafePickleError, load_arrays
+from .checkpoint_files import CheckpointError, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +26,6 @@ _TORCHVISION = re.compile(r"torchvision://(?P<model>resnet(18|34|50|101))$")
 _DETECTRON2 = re.compile(
     r"detectron2://ImageNetPretrained/torchvision/R-(?P<depth>18|34|50|101)\.pkl$"
 )
-
-
-class CheckpointError(OneNetError, ValueError):
-    """A weights file that is missing, unsafe, broken, or of another model."""
 
 
 def torchvision_model(weights: str) -> str | None:
@@ -68,8 +55,8 @@ def locate_weights(weights: str) -> Path:
             "101 and detectron2://ImageNetPretrained/torchvision/R-50.pkl; for anything else, "
             "download the file and give its path"
         )
-    path = Path(weights).expanduser()
-    if not path.is_file():
+    path = Path(os.path.expanduser(weights))
+    if not os.path.isfile(path):  # not Path's, which fails where a name is too long for one
         raise CheckpointError(f"MODEL.WEIGHTS {weights}: there is no such file")
     return path
 
@@ -93,70 +80,6 @@ def _torchvision_file(model: str) -> Path:
                 "train from scratch with MODEL.WEIGHTS ''"
             ) from error
     return path
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint as ``{"model": {name: tensor}, …}``, on the CPU.
-
-    Reads ``.pth``/``.pt``, ``.safetensors`` and Detectron2's ``.pkl``; a bare state dict becomes
-    the value of "model".
-
-    Raises:
-        CheckpointError: the file is broken, or wants code to run.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content: Any = load_file(path)
-        elif path.suffix == ".pkl":
-            content = load_arrays(path.read_bytes())
-        else:
-            content = _load_torch_file(path)
-    except UnsafePickleError as error:
-        raise CheckpointError(
-            f"{path} is refused: loading it could run code ({error}). If you "
-            "trust it, load it where it was made and save its weights alone: "
-            "torch.save({'model': model.state_dict()}, 'weights.pth')"
-        ) from error
-    except Exception as error:
-        raise CheckpointError(
-            f"{path} cannot be read as a checkpoint, it may be cut short: {error}"
-        ) from error
-    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
-        content = dict(content)
-    else:
-        content = {"model": content}
-    model = content["model"]
-    if not isinstance(model, Mapping) or not all(
-        isinstance(name, str) and isinstance(value, Tensor | np.ndarray | np.generic)
-        for name, value in model.items()
-    ):
-        raise CheckpointError(
-            f"{path} holds no state dict (names and arrays), neither as such nor as 'model'"
-        )
-    names = content.get("class_names", [])
-    if not isinstance(names, list) or not all(is_line(name) for name in names):
-        raise CheckpointError(f"{path} holds class names that are none: {names!r:.60}")
-    content["model"] = {
-        name.removeprefix("module."): torch.as_tensor(v) for name, v in model.items()
-    }
-    return content
-
-
-def _load_torch_file(path: Path) -> Any:
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
-                raise ValueError("it unpacks to more than it holds, as torch.save never writes")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch words both the same, and its advice is the one not to follow.
-        wanted = re.search(r"GLOBAL (\S+)", str(error))
-        if wanted is None:
-            raise ValueError("it is not what torch.save writes") from error
-        raise UnsafePickleError(f"it asks for {wanted[1]}") from error
 
 
 def to_detectron2_name(name: str) -> str | None:
@@ -196,7 +119,7 @@ def load_weights(
     content = read_checkpoint(path)
     state: dict[str, Tensor] = content.pop("model")
     if isinstance(content.get("ema"), Mapping) and "model" in content["ema"]:
-        state, content["weights"] = dict(content.pop("ema")["model"]), AVERAGED
+        state, content["weights"] = content.pop("ema")["model"], AVERAGED
     if any(name.startswith(("backbone.", "head.")) for name in state):
         own, prefix = model.state_dict(), ""
     elif detector:
@@ -229,7 +152,8 @@ def load_weights(
     model.load_state_dict(state, strict=False)
     if fresh:
         logger.info("%s: the class layer starts anew, the number of classes differs", path)
-    averaged = ", a moving average (EMA)," * (content.get("weights") == AVERAGED)
+    kind = content.get("weights")  # which may be an array of somebody else's
+    averaged = ", a moving average (EMA)," * (isinstance(kind, str) and kind == AVERAGED)
     what = " of the backbone" if prefix else averaged
     logger.info("Loaded %d arrays%s from %s", len(state), what, path)
     return content
@@ -259,7 +183,7 @@ def _check_fit(
     ]
     if not (missing or unexpected or shapes):
         return
-    hint = "Does the config belong to the checkpoint (head, DCN, depth)?"
+    hint = "Does the config belong to the checkpoint (head, NUM_HEADS, DCN, depth)?"
     if not (missing or unexpected) and all(line.startswith(class_layers) for line in shapes):
         hint = "It was trained on another number of classes: set MODEL.OneNet.NUM_CLASSES to match"
     problems = {"missing": missing, "not in the model": unexpected, "of another shape": shapes}
@@ -269,50 +193,3 @@ def _check_fit(
         if names
     ]
     raise CheckpointError("\n".join([f"{path} does not fit the model. {hint}", *lines]))
-
-
-def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a checkpoint so that it is there whole or, after any interruption, not at all.
-
-    Tensors are laid out in the ordinary way, whatever a model's memory format.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        torch.save(_contiguous(content), file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def _contiguous(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _contiguous(below) for key, below in value.items()}
-    return value.contiguous() if isinstance(value, Tensor) else value
-
-
-def tag_last_checkpoint(path: Path) -> None:
-    """Name ``path`` in the file ``last_checkpoint`` beside it, where ``--resume`` looks."""
-    tag = path.with_name("last_checkpoint")
-    partial = tag.with_name(".last_checkpoint.partial")
-    partial.write_text(path.name)
-    os.replace(partial, tag)
-
-
-def find_last_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint that ``last_checkpoint`` in a run's folder names; ``None`` before the first.
-
-    Raises:
-        CheckpointError: it names a file that is gone.
-    """
-    tag = folder / "last_checkpoint"
-    if not tag.is_file():
-        return None
-    name = tag.read_text().strip()
-    path = folder / name
-    if not path.is_file():
-        raise CheckpointError(
-            f"{tag} names {name!r}, which is not there. Write the name of another checkpoint "
-            "of that folder into it, or start without --resume"
-        )
-    return path

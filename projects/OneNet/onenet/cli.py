@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from .errors import OneNetError
@@ -31,10 +32,14 @@ def run_program(
     *,
     interrupted: str = "interrupted",
 ) -> Result:
-    """Parse the command line, ``--traceback`` included, and run; errors as in :func:`one_line`."""
+    """Parse the command line, ``--traceback`` included, and run; errors as in :func:`one_line`.
+
+    Files of ``--import`` (:func:`add_import_flag`) are run before.
+    """
     add_traceback_flag(parser)
     args = parser.parse_args(argv)
     with one_line(args.traceback, interrupted):
+        import_files(getattr(args, "imports", ()))
         return run(args)
 
 
@@ -85,7 +90,14 @@ examples:
 """,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML config")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config-file", metavar="FILE", help="YAML config")
+    what.add_argument(
+        "--replay",
+        metavar="DUMP",
+        help="compute again, by the engine that did it, the batch of a nonfinite_NNNNNNN.pt that "
+        "training stopped on, and say where NaN or infinity comes from; status 1 if it does",
+    )
     parser.add_argument(
         "--resume",
         action="store_true",
@@ -117,6 +129,7 @@ examples:
         metavar="URL",
         help="where the processes meet, tcp://HOST:PORT (default: auto, on one machine)",
     )
+    add_import_flag(parser)
     add_engine_flag(parser)
     add_traceback_flag(parser)
     parser.add_argument(
@@ -126,6 +139,41 @@ examples:
         help="config values to change, such as SOLVER.IMS_PER_BATCH 16",
     )
     return parser
+
+
+def add_import_flag(parser: argparse.ArgumentParser) -> None:
+    """``--import``, for every program that builds a model; see :func:`import_files`."""
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="FILE.py",
+        help="Python file of yours to run first, which registers a matcher or head that the config "
+        "names (docs/custom_assignment.md); may be repeated",
+    )
+
+
+def import_files(files: Sequence[str]) -> None:
+    """Run Python files, each once a process; they can import their neighbours.
+
+    Raises:
+        ConfigError: no such file, or its name is that of another module.
+    """
+    for file in files:
+        path = Path(file).expanduser().resolve()
+        if path.suffix != ".py" or not path.stem.isidentifier() or not path.is_file():
+            raise ConfigError(
+                f"--import {file}: expected a Python file that is there, named like my_rule.py"
+            )
+        if path.stem not in sys.modules:
+            sys.path.append(str(path.parent))
+        origin = getattr(importlib.import_module(path.stem), "__file__", None)
+        if origin is None or Path(origin).resolve() != path:
+            raise ConfigError(
+                f"--import {file}: there is another module {path.stem} ({origin or 'built in'}); "
+                "give the file another name"
+            )
 
 
 def add_engine_flag(parser: argparse.ArgumentParser) -> None:

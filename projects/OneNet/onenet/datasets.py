@@ -79,7 +79,7 @@ def find_dataset(name: str) -> DatasetSource:
         DatasetError: the name is neither, or a file or folder is missing.
     """
     if name in KNOWN_DATASETS:
-        root = Path(os.environ.get(ROOT_VARIABLE) or "datasets").expanduser()
+        root = Path(os.path.expanduser(os.environ.get(ROOT_VARIABLE) or "datasets"))
         json_file, image_root = (root / part for part in KNOWN_DATASETS[name])
         advice = f"put the data there, or set {ROOT_VARIABLE} to the folder that holds it."
         if ROOT_VARIABLE not in os.environ:
@@ -88,15 +88,15 @@ def find_dataset(name: str) -> DatasetSource:
         split = name.lower().rfind(".json:")
         if split < 0 or split + len(".json:") == len(name):
             _fail_unknown(name)
-        json_file = Path(name[: split + len(".json")]).expanduser()
-        image_root = Path(name[split + len(".json:") :]).expanduser()
+        json_file = Path(os.path.expanduser(name[: split + len(".json")]))
+        image_root = Path(os.path.expanduser(name[split + len(".json:") :]))
         advice = "an entry of your own is written ANNOTATIONS.json:IMAGE_FOLDER."
-    if not json_file.is_file():
+    if not os.path.isfile(json_file):  # not Path's, which fails where a name is too long for one
         raise DatasetError(
             f"Data set {name!r}: no annotation file {str(json_file)!r} "
             f"(looked for {str(json_file.absolute())!r}); {advice}"
         )
-    if not image_root.is_dir():
+    if not os.path.isdir(image_root):
         raise DatasetError(
             f"Data set {name!r}: no image folder {str(image_root)!r} "
             f"(looked for {str(image_root.absolute())!r}); {advice}"

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from .checkpoint import CheckpointError
+from .checkpoint_files import CheckpointError
 
 
 class ModelEMA:
@@ -40,8 +39,12 @@ class ModelEMA:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Take in the weights of another iteration; counters of batch norms are copied."""
+    def update(self, model: nn.Module, good: Tensor | None = None) -> None:
+        """Take in the weights of another iteration; counters of batch norms are copied.
+
+        Args:
+            good: scalar bool; False leaves the average as it is, see :mod:`onenet.guard`.
+        """
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         averages, currents = [], []
         for average, current in zip(_tensors(self.model), _tensors(model), strict=True):
@@ -50,7 +53,9 @@ class ModelEMA:
                 currents.append(current)
             else:
                 average.copy_(current)
-        get_ema_multi_avg_fn(decay)(averages, currents, None)
+        differences = torch._foreach_sub(currents, averages)
+        torch._foreach_mul_(differences, 1 - decay if good is None else (1 - decay) * good)
+        torch._foreach_add_(averages, differences)
         self.updates += 1
 
     def restart(self, model: nn.Module) -> None:

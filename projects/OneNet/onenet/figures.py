@@ -60,7 +60,7 @@ def draw_assignments(
         left, right = row.subfigures(1, 2, width_ratios=(1.15, 1))
         _draw_objects(left.subplots(), image, assignment, class_names)
         terms = {"total": assignment.cost, **assignment.terms}
-        axes = right.subplots(2, 2).flatten()
+        axes = right.subplots(2, max(2, (len(terms) + 1) // 2)).flatten()
         for axis in axes[len(terms) :]:
             axis.remove()
         for axis, (name, term) in zip(axes, terms.items(), strict=False):

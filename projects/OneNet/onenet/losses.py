@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 
 from .boxes import giou
 from .chunks import chunks
-from .matcher import Matcher
+from .matcher import Matcher, NonFiniteError
 from .structures import Matches, Predictions, TargetBatch, Targets
 
+logger = logging.getLogger(__name__)
 # With AVX-512 torch's log1p reads a constant under a mask, and as long as the constant's page is
 # not mapped, the processor needs ten times as long for that. The mask selects a -0.0: here is one.
 torch.full((64,), -0.0).log1p_()
@@ -191,14 +193,22 @@ class Criterion(nn.Module):
 
         Returns:
             ``loss_ce`` (focal, all samples and classes), ``loss_giou`` and ``loss_bbox`` (L1 in
-            parts of the image's size), both over the matched pairs.
+            parts of the image's size), both over the matched pairs. Where the matcher
+            can't choose from the cost, all are NaN, and with them a ``cost``; a warning says why.
         """
         device = predictions.logits.device
         targets = TargetBatch.of(targets, device)
-        matches = self.matcher(predictions, targets)
-        losses = self.losses(predictions, targets, matches)
+        try:
+            losses = self.losses(predictions, targets, self.matcher(predictions, targets))
+        except NonFiniteError as error:
+            # Not raised: other processes, whose costs are finite, wait for this one below.
+            logger.warning("%s", error)
+            nan = torch.nan * (predictions.logits.sum() + predictions.boxes.sum())
+            losses = dict.fromkeys([*self.weights, "cost"], nan)
         normaliser = mean_targets(len(targets), device)
-        return {name: self.weights[name] * loss / normaliser for name, loss in losses.items()}
+        return {
+            name: self.weights.get(name, 1.0) * loss / normaliser for name, loss in losses.items()
+        }
 
     def losses(
         self, predictions: Predictions, targets: Sequence[Targets] | TargetBatch, matches: Matches

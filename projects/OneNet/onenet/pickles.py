@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 import re
+import struct
 from collections import OrderedDict
 from typing import Any
 
@@ -91,6 +92,18 @@ _KNOWN = {
 
 class _Unpickler(pickle._Unpickler):
     """The one in Python: C's would take any amount of memory that a file's memo asks for."""
+
+    dispatch = dict(pickle._Unpickler.dispatch)
+
+    def load_bytearray8(self) -> None:
+        """As many bytes as are there: Python's own takes memory for as many as a file says."""
+        (size,) = struct.unpack("<Q", self.read(8))
+        content = self.read(size)
+        if len(content) < size:
+            raise pickle.UnpicklingError(f"{size} bytes are announced, {len(content)} are there")
+        self.append(bytearray(content))
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
     def find_class(self, module: str, name: str) -> Any:
         # numpy 2 has moved its parts.

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .batching import group_by_shape
-from .checkpoint import AVERAGED, CheckpointError
+from .checkpoint import AVERAGED
+from .checkpoint_files import CheckpointError
 from .datasets import DatasetError
 from .inference_config import images_per_batch, prepare_inference
 from .structures import Detections

@@ -19,7 +19,7 @@ def build_optimizer(cfg: Any, model: nn.Module, *, fused: bool = False) -> Optim
     Gradients are clipped as ``SOLVER.CLIP_GRADIENTS`` says before every step.
 
     Args:
-        fused: one kernel for the whole step, see :func:`guarded_step`. Not with a gradient scaler,
+        fused: one kernel for the whole step, see :mod:`onenet.guard`. Not with a gradient scaler,
             which leaves its scale in the gradients of a fused optimiser, where clipping would see
             it.
     """
@@ -41,6 +41,11 @@ def build_optimizer(cfg: Any, model: nn.Module, *, fused: bool = False) -> Optim
         optimizer = AdamW(groups, weight_decay=s.WEIGHT_DECAY, fused=fused)
     else:
         raise ValueError(f"SOLVER.OPTIMIZER must be ADAMW or SGD, got {s.OPTIMIZER!r}")
+    if fused and s.OPTIMIZER == "SGD" and s.MOMENTUM:
+        # It would leave them uninitialised in a first step that is skipped.
+        for group in groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     if s.CLIP_GRADIENTS.ENABLED:
         optimizer.register_step_pre_hook(lambda *_: clip_gradients(s.CLIP_GRADIENTS, model))
     optimizer.register_load_state_dict_post_hook(_match_layout)
@@ -53,22 +58,6 @@ def _match_layout(optimizer: Optimizer) -> None:
         for name, value in state.items():
             if torch.is_tensor(value) and value.shape == parameter.shape:
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
-def guarded_step(optimizer: Optimizer, model: nn.Module) -> Tensor:
-    """A step of a fused optimiser that a NaN or infinite gradient keeps from happening.
-
-    The device decides; the host does not wait for it.
-
-    Returns:
-        Scalar float32: the norm of all gradients before clipping, NaN or infinite where the
-        weights were left alone.
-    """
-    norm = gradient_norm(model)
-    # What a gradient scaler tells fused optimisers, too.
-    optimizer.found_inf = (~norm.isfinite()).float()
-    optimizer.step()
-    return norm
 
 
 def gradient_norm(model: nn.Module) -> Tensor:

@@ -7,7 +7,9 @@ Python. That one expression is known here, as text, and stands for its numbers.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,9 @@ from .errors import OneNetError
 BASE_KEY = "_BASE_"
 
 MOST_NODES = 10_000  # of a file, what aliases repeat counted each time
+MOST_LEVELS = 50  # of lists and mappings within each other; PyYAML takes their number squared
+MOST_CHARACTERS = 200_000  # of a file; PyYAML reads about as many in a second
+MOST_FILES = 100  # that one builds on
 
 _EVAL = "tag:yaml.org,2002:python/object/apply:eval"
 _ANCHORS = "[[x, x * 2**(1.0/3), x * 2**(2.0/3) ] for x in [32, 64, 128, 256, 512 ]]"
@@ -27,11 +32,25 @@ class ConfigError(OneNetError, ValueError):
     """A config that can't be used; the message says where and what to write."""
 
 
+def fits_64_bits(value: Any) -> bool:
+    """Whether the whole numbers in a value, which may be a list of lists, are ordinary ones."""
+    if isinstance(value, list | tuple | set):
+        return all(map(fits_64_bits, value))
+    return not isinstance(value, int) or abs(value) < 2**63
+
+
 class _Loader(yaml.SafeLoader):
     """PyYAML keeps the last of two equal keys, and a whole section is gone; refuse them.
 
     So are a few lines of aliases that stand for more than any memory holds.
     """
+
+    def fetch_flow_collection_start(self, token: type) -> None:
+        if self.flow_level >= MOST_LEVELS:
+            raise yaml.MarkedYAMLError(
+                problem="it is nested too deep", problem_mark=self.get_mark()
+            )
+        super().fetch_flow_collection_start(token)
 
     def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()
@@ -53,6 +72,15 @@ class _Loader(yaml.SafeLoader):
                 seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """Python would take thousands of digits, and then refuse to show them in an error."""
+        number = super().construct_yaml_int(node)
+        if not fits_64_bits(number):
+            raise yaml.MarkedYAMLError(
+                problem=f"{node.value:.20}… has more than 64 bits", problem_mark=node.start_mark
+            )
+        return number
+
     def construct_anchors(self, node: yaml.Node) -> list[list[float]]:
         """The numbers that the known expression stands for; any other is refused."""
         words = node.value if isinstance(node, yaml.SequenceNode) else []
@@ -62,6 +90,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_constructor(_EVAL, _Loader.construct_anchors)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def _count_nodes(node: yaml.Node, known: dict[int, float]) -> float:
@@ -75,31 +104,51 @@ def _count_nodes(node: yaml.Node, known: dict[int, float]) -> float:
     return known[id(node)]
 
 
-def read_with_bases(
-    path: Path, children: tuple[Path, ...] = ()
+def read_with_bases(path: Path) -> Iterator[tuple[Path, dict[Any, Any]]]:
+    """Yield (file, its values) for ``path`` and its bases, those that others build on first.
+
+    Raises:
+        ConfigError: a file that cannot be read or is no YAML, bases without an end or too many.
+    """
+    yield from _read(Path(os.path.expanduser(path)), (), count(1))
+
+
+def _read(
+    path: Path, children: tuple[Path, ...], number: Iterator[int]
 ) -> Iterator[tuple[Path, dict[Any, Any]]]:
-    """Yield (file, its values) for ``path`` and its bases, those that others build on first."""
     named_by = f", named by {BASE_KEY} in {children[-1]}," if children else ""
-    if path.resolve() in [child.resolve() for child in children]:
-        raise ConfigError(f"{children[-1]}: {BASE_KEY} {path} leads back to itself")
-    if children and path.exists() and not path.is_file():
-        # Such as /dev/zero, which has no end; the user's own word is taken for the first file.
-        raise ConfigError(f"config file {path}{named_by} can't be read: it is no regular file")
+    if next(number) > MOST_FILES:
+        raise ConfigError(f"config file {path}{named_by} is one of more than {MOST_FILES}")
     try:
-        text = path.read_text(encoding="utf-8")
+        if path.resolve() in [child.resolve() for child in children]:
+            raise ConfigError(f"{children[-1]}: {BASE_KEY} {path} leads back to itself")
+        if children and path.exists() and not path.is_file():
+            # Such as /dev/zero, which has no end; the user's own word is taken for the first file.
+            raise ConfigError(f"config file {path}{named_by} can't be read: it is no regular file")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MOST_CHARACTERS + 1)
+    except ConfigError:
+        raise
     except FileNotFoundError:
         raise ConfigError(f"config file {path}{named_by} does not exist") from None
-    except OSError as error:
-        raise ConfigError(f"config file {path}{named_by} can't be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"config file {path}{named_by} is not YAML: it is not text") from None
+    except (OSError, RuntimeError, ValueError) as error:  # the last two: what is no path at all
+        what = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"config file {str(path)!r:.200}{named_by} can't be read: {what}"
+        ) from None
+    if len(text) > MOST_CHARACTERS:
+        raise ConfigError(
+            f"config file {path}{named_by} has more than {MOST_CHARACTERS} characters; is it one?"
+        )
     values = _parse(text, path)
     bases = values.pop(BASE_KEY, [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise ConfigError(f"{path}: {BASE_KEY} is {bases!r}; expected a path or a list of paths")
     for base in bases:
-        yield from read_with_bases(path.parent / Path(base).expanduser(), (*children, path))
+        yield from _read(path.parent / os.path.expanduser(base), (*children, path), number)
     yield path, values
 
 

@@ -38,7 +38,7 @@ def load_cfg(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     cfg = get_cfg()
     source = str(config_file)
     try:
-        for path, values in read_with_bases(Path(config_file).expanduser()):
+        for path, values in read_with_bases(Path(config_file)):
             source = str(path)
             _refuse_peer(_meta_architecture(values), source)
             cfg.merge_from_other_cfg(CfgNode(values))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from detectron2.data import (
@@ -12,10 +13,12 @@ from detectron2.data import (
     get_detection_dataset_dicts,
 )
 from detectron2.data.samplers import InferenceSampler
+from torch.utils.data import DataLoader
 
 from ..batching import group_by_shape, resized_shape
 from ..inference_config import images_per_batch
 from ..skipping import SkippedImages, read_next
+from ..stopping import leave_signals_to_the_first
 from .dataset_mapper import OneNetDatasetMapper
 
 
@@ -23,13 +26,27 @@ def build_train_loader(cfg: Any) -> Any:
     """Detectron2's loader with OneNet's mapper; a :class:`SkippingLoader` where it is asked for."""
     mapper = OneNetDatasetMapper(cfg, is_train=True)
     if not cfg.DATALOADER.SKIP_UNREADABLE:
-        return build_detection_train_loader(cfg, mapper=mapper)
+        return _undisturbed(build_detection_train_loader(cfg, mapper=mapper))
     records = get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     )
     records = [{**record, "index": index} for index, record in enumerate(records)]
     skipping = _SkippingMapper(records, mapper)
-    return SkippingLoader(build_detection_train_loader(cfg, dataset=records, mapper=skipping))
+    loader = build_detection_train_loader(cfg, dataset=records, mapper=skipping)
+    return SkippingLoader(_undisturbed(loader))
+
+
+def _undisturbed(loader: Any) -> Any:
+    """One of Detectron2's loaders, whose workers leave signals to the first process."""
+    inner = loader if isinstance(loader, DataLoader) else loader.dataset
+    inner.worker_init_fn = partial(_init_worker, inner.worker_init_fn)
+    return loader
+
+
+def _init_worker(also: Callable[[int], None] | None, worker: int) -> None:
+    leave_signals_to_the_first()
+    if also is not None:
+        also(worker)
 
 
 class SkippingLoader:
@@ -68,10 +85,12 @@ def build_test_loader(cfg: Any, dataset_name: str) -> Any:
     sizes = ((records[i]["height"], records[i]["width"]) for i in share)
     limits = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
     groups = group_by_shape(resized_shape(*size, *limits) for size in sizes)
-    return build_detection_test_loader(
-        records,
-        mapper=OneNetDatasetMapper(cfg, is_train=False),
-        sampler=[share[i] for group in groups for i in group],
-        batch_size=images_per_batch(cfg),
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    return _undisturbed(
+        build_detection_test_loader(
+            records,
+            mapper=OneNetDatasetMapper(cfg, is_train=False),
+            sampler=[share[i] for group in groups for i in group],
+            batch_size=images_per_batch(cfg),
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
     )

@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,15 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
-from ..checkpoint import find_last_checkpoint
-from ..cli import end_with
+from ..checkpoint_files import find_checkpoints
+from ..cli import end_with, import_files
 from ..config import check_evaluator
 from ..errors import OneNetError
 from ..inference_config import check_inference, prepare_inference
 from ..matcher import NonFiniteError
-from ..training_config import check_training
+from ..stopping import end_stopped, hand_on, stop_at_once
+from ..training_config import check_training, make_deterministic
+from ..whole_files import remove_partial_files
 from ..yaml_files import ConfigError
 from .config import load_cfg
 from .datasets import check_classes, check_images, check_same_classes, register_datasets
@@ -42,8 +44,8 @@ def run(args: argparse.Namespace, why: str) -> None:
 
     Raises:
         SystemExit: 2, after one line that says what to mend, where the user's files, values or
-            weights are at fault; 1 where training diverged, or where TEST.EXPECTED_RESULTS are
-            missed; 130 after Ctrl-C.
+            weights are at fault; 1 where training diverged, its result cannot be written, or
+            TEST.EXPECTED_RESULTS are missed; 130 after Ctrl-C, 143 after SIGTERM.
     """
     with _exit_codes(args.traceback):
         if not logger.handlers:  # until Detectron2's log is set up
@@ -59,24 +61,26 @@ def run(args: argparse.Namespace, why: str) -> None:
                 skip_missing=cfg.DATALOADER.SKIP_UNREADABLE,
             )
         check_images(cfg.DATASETS.TEST)
-        last = find_last_checkpoint(Path(cfg.OUTPUT_DIR)) if args.resume else None
-        if cfg.MODEL.WEIGHTS and (last is None or args.eval_only):
+        resumed = args.resume and not args.eval_only and find_checkpoints(Path(cfg.OUTPUT_DIR))
+        if cfg.MODEL.WEIGHTS and not resumed:
             fetch_weights(cfg.MODEL.WEIGHTS)  # once, not by every process
         cfg.freeze()
-        launch(
-            work,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(cfg, args, why),
-        )
+        with hand_on() if args.num_gpus * args.num_machines > 1 else nullcontext():
+            launch(
+                work,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(cfg, args, why),
+            )
 
 
 @contextmanager
 def _exit_codes(show_traceback: bool) -> Iterator[None]:
     try:
-        yield
+        with stop_at_once():
+            yield
     except OneNetError as error:
         end_with(error, show_traceback)
     except FloatingPointError as error:  # Detectron2's own
@@ -85,17 +89,17 @@ def _exit_codes(show_traceback: bool) -> Iterator[None]:
     except ProcessExitedException as error:  # which has told why
         raise SystemExit(error.exit_code or 1) from error
     except KeyboardInterrupt as error:
-        print("interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
-        raise SystemExit(130) from error
+        end_stopped(error, logger.warning if comm.is_main_process() else None)
 
 
 def prepare(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Make the data sets known, and refuse what cannot work; for every process.
 
     Raises:
-        ConfigError: values that Detectron2 cannot honour here.
+        ConfigError: values that Detectron2 cannot honour here, or a file to import that is missing.
         DatasetError: missing data, or another number of classes.
     """
+    import_files(args.imports)
     _check_processes(cfg, args)
     check_evaluator(cfg)
     check_inference(cfg)
@@ -151,8 +155,11 @@ def work(cfg: CfgNode, args: argparse.Namespace, why: str) -> Any:
         prepare(cfg, args)
         try:
             default_setup(cfg, args)
+            if comm.is_main_process() and not args.eval_only:
+                remove_partial_files(Path(cfg.OUTPUT_DIR))
         except OSError as error:
             raise ConfigError(f"OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be written: {error}") from error
+        make_deterministic(cfg)
         share_log()
         logger.info("Detectron2's engine (%s), torch %s", why, torch.__version__)
         if not args.eval_only:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from .. import model as core
 from ..config import model_options
+from ..history import diverged
 from ..inference import to_image
-from ..matcher import NonFiniteError
 from ..structures import Detections, Targets
 
 _DIVISIBILITY = 32  # px, of the paper's backbones
@@ -34,6 +34,9 @@ class OneNet(core.OneNet):
         input_format: "RGB" or "BGR", the channels' order in the images.
         vis_period: iterations between pictures of training; 0: none.
         options: of :class:`onenet.model.OneNet`.
+
+    Attributes:
+        stop_at_nonfinite: look at the losses and raise; False: hand them back as they are.
     """
 
     # From a config to the core's arguments; another model of the core has others.
@@ -44,6 +47,7 @@ class OneNet(core.OneNet):
         super().__init__(**options)
         self.input_format = input_format
         self.vis_period = vis_period
+        self.stop_at_nonfinite = True
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
@@ -75,8 +79,8 @@ class OneNet(core.OneNet):
 
         Raises:
             ValueError: training without ``instances``; names the image.
-            NonFiniteError: a cost or loss is NaN or infinite; names it, the iteration and the
-                images.
+            NonFiniteError: a loss is NaN or infinite; names it, the iteration and the images. Not
+                unless ``stop_at_nonfinite``.
         """
         images = [inputs["image"] for inputs in batched_inputs]
         if not self.training:
@@ -85,18 +89,18 @@ class OneNet(core.OneNet):
                 {"instances": _to_instances(detections, inputs)}
                 for detections, inputs in zip(found, batched_inputs, strict=True)
             ]
-        targets = [_to_targets(inputs) for inputs in batched_inputs]
+        targets = [to_targets(inputs) for inputs in batched_inputs]
         if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
             self.visualize_training(batched_inputs)
-        try:
-            losses = super().forward(images, targets)
-        except NonFiniteError as error:
-            raise NonFiniteError(_explain(str(error), batched_inputs)) from error
+        losses = super().forward(images, targets)
+        if not self.stop_at_nonfinite:
+            return losses
         # One look at the device for all: Detectron2's trainer takes another after this.
         values = torch.stack([loss.detach() for loss in losses.values()]).tolist()
         wrong = [f"{k} = {v}" for k, v in zip(losses, values, strict=True) if not math.isfinite(v)]
         if wrong:
-            raise NonFiniteError(_explain(", ".join(wrong), batched_inputs))
+            iteration = get_event_storage().iter + 1 if has_event_storage() else None
+            raise diverged(iteration, ", ".join(wrong), list(map(name_of, batched_inputs)))
         return losses
 
     @torch.no_grad()
@@ -126,25 +130,17 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _explain(what: str, batched_inputs: list[dict[str, Any]]) -> str:
-    iteration = f"iteration {get_event_storage().iter + 1}: " if has_event_storage() else ""
-    files = ", ".join(map(_name, batched_inputs))
-    return (
-        f"{iteration}{what}, on {files}. Training stopped; the last checkpoint is as it was. "
-        "A lower SOLVER.BASE_LR, a longer SOLVER.WARMUP_ITERS or SOLVER.CLIP_GRADIENTS.ENABLED "
-        "True (CLIP_TYPE full_model) is the usual cure"
-    )
-
-
-def _name(inputs: dict[str, Any]) -> str:
+def name_of(inputs: dict[str, Any]) -> str:
+    """The file of a mapper's dict."""
     return str(inputs.get("file_name", "an image without file_name"))
 
 
-def _to_targets(inputs: dict[str, Any]) -> Targets:
+def to_targets(inputs: dict[str, Any]) -> Targets:
+    """The targets of a mapper's dict; ``ValueError`` if it has no ``instances``."""
     if "instances" not in inputs:
         raise ValueError(
             "training needs 'instances' in every input, as OneNetDatasetMapper gives them; "
-            f"missing for {_name(inputs)}"
+            f"missing for {name_of(inputs)}"
         )
     instances = inputs["instances"]
     return Targets(instances.gt_boxes.tensor, instances.gt_classes, tuple(instances.image_size))

@@ -1,39 +1,74 @@
-"""Detectron2's training steps on a batch in parts, for ``SOLVER.ACCUMULATE``."""
+"""Detectron2's training steps, in parts, and guarded against NaN and infinity."""
 
 from __future__ import annotations
 
 import time
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.engine import AMPTrainer, SimpleTrainer
-from torch import Tensor
+from detectron2.utils import comm
+from torch import Tensor, nn
 
 from ..accumulation import forward_backward, split
+from ..guard import Guard, ScaledGuard
+from ..history import GRADIENT, History
+from ..memory import memory_errors, training_advice
+from ..replay import Dump
+from .meta_arch import name_of, to_targets
 
 
-class _InParts:
-    """Mixed into one of Detectron2's trainers, computes each batch in ``parts`` parts."""
+class _Guarded:
+    """Mixed into one of Detectron2's trainers, honours ``SOLVER.ACCUMULATE`` and more.
 
-    parts: int
+    Attributes:
+        cfg: of the run.
+        guard: of the optimiser.
+        history: of the iterations since the start.
+    """
+
+    cfg: Any
+    guard: Guard
+    history: History | None = None
 
     def run_step(self) -> None:
-        """One iteration."""
+        """One iteration.
+
+        Raises:
+            NonFiniteError: of :meth:`History.read`.
+            OutOfMemoryError: names the settings that need less.
+        """
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
-        parts = split(data, self.parts)
-        self.optimizer.zero_grad()
-        losses = forward_backward(
-            self.model,
-            parts,
-            [sum(len(inputs.get("instances", ())) for inputs in part) for part in parts],
-            forward=self.forward,
-            backward=self.backward,
-        )
-        self.after_backward()
-        self._write_metrics(losses, data_time)
-        self.step()
+        if self.history is None:
+            self.bare_model.stop_at_nonfinite = False
+            device = next(self.model.parameters()).device
+            self.history = History(device, self.iter, tolerated=self.cfg.SOLVER.SKIP_NONFINITE)
+        parts = split(data, self.cfg.SOLVER.ACCUMULATE)
+        with memory_errors(self.bare_model, lambda: training_advice(self.cfg)):
+            self.guard.keep()
+            self.optimizer.zero_grad()
+            losses = forward_backward(
+                self.model,
+                parts,
+                [sum(len(inputs.get("instances", ())) for inputs in part) for part in parts],
+                forward=self.forward,
+                backward=self.backward,
+            )
+            self.after_backward()
+            values = {**losses, GRADIENT: self.guard.step()}
+        self.history.dump = partial(self._dump, data)
+        self.history.add(values, list(map(name_of, data)))
+        if self.history.read():
+            self._write_metrics(losses, data_time)
+
+    @property
+    def bare_model(self) -> nn.Module:
+        """The model without what several processes wrap around it."""
+        return getattr(self.model, "module", self.model)
 
     def forward(self, data: list[dict[str, Any]]) -> dict[str, Tensor]:
         return self.model(data)
@@ -41,15 +76,31 @@ class _InParts:
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
-    def step(self) -> None:
-        self.optimizer.step()
+    def _dump(self, data: list[dict[str, Any]], iteration: int, what: str) -> Path:
+        targets = [to_targets(inputs) for inputs in data]
+        content = Dump(
+            iteration=iteration,
+            what=what,
+            engine="detectron2",
+            config=self.cfg.dump(),
+            seed=self.cfg.SEED,
+            precision="float16" if isinstance(self, AMPTrainer) else "float32",
+            torch=str(torch.__version__),
+            model={name: value.cpu() for name, value in self.bare_model.state_dict().items()},
+            images=[inputs["image"] for inputs in data],
+            boxes=[one.boxes for one in targets],
+            labels=[one.labels for one in targets],
+            files=list(map(name_of, data)),
+        )
+        rank = comm.get_rank() if comm.get_world_size() > 1 else None
+        return content.save(Path(self.cfg.OUTPUT_DIR), rank)
 
 
-class SimpleTrainerInParts(_InParts, SimpleTrainer):
+class GuardedTrainer(_Guarded, SimpleTrainer):
     """In float32."""
 
 
-class AMPTrainerInParts(_InParts, AMPTrainer):
+class GuardedAMPTrainer(_Guarded, AMPTrainer):
     """In mixed precision, with a gradient scaler."""
 
     def forward(self, data: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -60,19 +111,19 @@ class AMPTrainerInParts(_InParts, AMPTrainer):
     def backward(self, loss: Tensor) -> None:
         self.grad_scaler.scale(loss).backward()
 
-    def step(self) -> None:
-        self.grad_scaler.step(self.optimizer)
-        self.grad_scaler.update()
 
+def guarded(trainer: SimpleTrainer, cfg: Any) -> SimpleTrainer:
+    """A trainer like the one given, with the keys of ``SOLVER`` that Detectron2 has not.
 
-def in_parts(trainer: SimpleTrainer, parts: int) -> SimpleTrainer:
-    """A trainer like the one given that computes each batch in parts."""
+    Its optimiser must be fused, unless there is a gradient scaler.
+    """
     given = trainer.model, trainer.data_loader, trainer.optimizer
     if isinstance(trainer, AMPTrainer):
-        new: Any = AMPTrainerInParts(
-            *given, grad_scaler=trainer.grad_scaler, precision=trainer.precision
-        )
+        scaler = trainer.grad_scaler
+        new: Any = GuardedAMPTrainer(*given, grad_scaler=scaler, precision=trainer.precision)
+        new.guard = ScaledGuard(trainer.optimizer, trainer.model, scaler)
     else:
-        new = SimpleTrainerInParts(*given)
-    new.parts = parts
+        new = GuardedTrainer(*given)
+        new.guard = Guard(trainer.optimizer, trainer.model, cfg.SOLVER.SKIP_NONFINITE)
+    new.cfg = cfg
     return new

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import logging
 import os
+import weakref
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from torch import nn
 from torch.optim import Optimizer
 
-from ..checkpoint import CheckpointError, find_last_checkpoint, read_checkpoint
+from ..checkpoint_files import CheckpointError, read_last_checkpoint
 from ..ema import ModelEMA, check_same
+from ..memory import memory_errors, testing_advice
 from ..model import memory_format
 from ..solver import build_optimizer
+from ..stopping import Stopped, stop_at_once
+from ..whole_files import WriteError
 from .config import config_errors
 from .datasets import class_names
 from .evaluation import build_evaluator
 from .loader import SkippingLoader, build_test_loader, build_train_loader
-from .steps import in_parts
+from .saving import GoingOn, StopHook, WholeCheckpointer, stop
+from .steps import guarded
 from .weights import load_weights
 
 logger = logging.getLogger(__name__)
@@ -43,8 +51,7 @@ class Trainer(DefaultTrainer):
         with config_errors():
             super().__init__(cfg)
         share_log()
-        if cfg.SOLVER.ACCUMULATE > 1:
-            self._trainer = in_parts(self._trainer, cfg.SOLVER.ACCUMULATE)
+        self._trainer = guarded(self._trainer, cfg)
         if self.ema is not None:
             self.checkpointer.add_checkpointable("ema", self.ema)
         names = class_names(cfg.DATASETS.TRAIN[0])
@@ -60,8 +67,8 @@ class Trainer(DefaultTrainer):
             CheckpointError: the weights are not this model's, or another engine's to resume.
         """
         model = self.bare_model
-        last = find_last_checkpoint(Path(self.cfg.OUTPUT_DIR)) if resume else None
-        if last is None:
+        found = read_last_checkpoint(Path(self.cfg.OUTPUT_DIR)) if resume else None
+        if found is None:
             if resume:
                 logger.info("%s holds no checkpoint: starting anew", self.cfg.OUTPUT_DIR)
             if self.cfg.MODEL.WEIGHTS:
@@ -69,7 +76,7 @@ class Trainer(DefaultTrainer):
             if self.ema is not None:
                 self.ema.restart(model)
             return
-        content = read_checkpoint(last)
+        last, content = found
         anew = f"or start anew with MODEL.WEIGHTS {last}"
         if "trainer" not in content:
             raise CheckpointError(
@@ -88,6 +95,7 @@ class Trainer(DefaultTrainer):
                 f"its run, {anew}"
             ) from error
         self.start_iter = self.iter + 1  # the checkpoint names the iteration that was done
+        self.checkpointer.last = last
         logger.info("Resumed from %s: %d iterations are done", last, self.start_iter)
 
     @property
@@ -96,20 +104,45 @@ class Trainer(DefaultTrainer):
         return getattr(self.model, "module", self.model)
 
     def build_hooks(self) -> list[HookBase | None]:
-        built = super().build_hooks()
-        if not self.cfg.MODEL_EMA.ENABLED:
-            return built
-        self.ema = ModelEMA(self.bare_model, self.cfg.MODEL_EMA.DECAY)
-        evaluation = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._test_average)
-        # First, so that what is saved after an iteration holds it.
-        return [
-            _Average(),
-            *(evaluation if isinstance(hook, hooks.EvalHook) else hook for hook in built),
-        ]
+        cfg = self.cfg
+        # In place of Detectron2's, before hooks hold on to that.
+        self.checkpointer = WholeCheckpointer(
+            self.model,
+            cfg.OUTPUT_DIR,
+            keep=cfg.SOLVER.CHECKPOINT_KEEP,
+            trainer=weakref.proxy(self),
+        )
+        built: list[HookBase | None] = []
+        if cfg.MODEL_EMA.ENABLED:
+            self.ema = ModelEMA(self.bare_model, cfg.MODEL_EMA.DECAY)
+            built.append(_Average())  # first, so that what is saved after an iteration holds it
+        for hook in super().build_hooks():
+            if isinstance(hook, hooks.EvalHook):
+                hook = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate)
+                built.append(StopHook())
+            built.append(hook)
+        return built
 
-    def _test_average(self) -> Any:
-        logger.info("Evaluating the averaged weights (MODEL_EMA)")
-        self._last_eval_results = self.test(self.cfg, self.ema.model)
+    def build_writers(self) -> list[EventWriter]:
+        return [GoingOn(writer) for writer in super().build_writers()]
+
+    def _evaluate(self) -> Any:
+        """Between iterations, a signal to the first process stops it at once."""
+        if self.ema is not None:
+            logger.info("Evaluating the averaged weights (MODEL_EMA)")
+        over = self.iter >= self.max_iter
+        try:
+            with stop_at_once() if comm.is_main_process() else nullcontext():
+                model = self.model if self.ema is None else self.ema.model
+                self._last_eval_results = self.test(self.cfg, model)
+        except Stopped as stopped:
+            raise stopped if over else stop(self, stopped.number) from None
+        except OSError as error:
+            told = f"the evaluation's files could not be written: {error}"
+            if over:
+                raise WriteError(told) from error
+            logger.error("%s. Training goes on", told)
+            return None
         return self._last_eval_results
 
     @classmethod
@@ -131,7 +164,15 @@ class Trainer(DefaultTrainer):
         results = super().train()
         if isinstance(loader := self._trainer.data_loader, SkippingLoader):
             loader.skipped.report()
+        if self._trainer.history is not None:
+            self._trainer.history.report()
         return results
+
+    @classmethod
+    def test(cls, cfg: Any, model: nn.Module, evaluators: Any = None) -> Any:
+        """As of Detectron2; ``OutOfMemoryError`` names the settings that need less."""
+        with memory_errors(model, lambda: testing_advice(cfg)):
+            return super().test(cfg, model, evaluators)
 
     @classmethod
     def build_train_loader(cls, cfg: Any) -> Any:
@@ -148,7 +189,7 @@ class Trainer(DefaultTrainer):
 
 class _Average(HookBase):
     def after_step(self) -> None:
-        self.trainer.ema.update(self.trainer.bare_model)
+        self.trainer.ema.update(self.trainer.bare_model, self.trainer._trainer.guard.good)
 
 
 class _ClassNames:

@@ -8,7 +8,7 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from .. import checkpoint
-from ..checkpoint import CheckpointError
+from ..checkpoint_files import CheckpointError
 
 
 def fetch_weights(weights: str) -> str:

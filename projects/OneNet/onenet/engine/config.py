@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import yacs.config
+import yaml
 
 from onenet.config import add_onenet_config
-from onenet.yaml_files import ConfigError, read_with_bases
+from onenet.yaml_files import ConfigError, fits_64_bits, read_with_bases
 
 from .config_checks import check_cfg
 from .detectron2_keys import detectron2_only
 
-__all__ = ["CfgNode", "ConfigError", "check_cfg", "get_cfg", "load_cfg"]
+__all__ = ["CfgNode", "ConfigError", "check_cfg", "dump", "get_cfg", "load_cfg"]
 
 COMMAND_LINE = "command line"
 
@@ -39,7 +40,7 @@ class CfgNode(yacs.config.CfgNode):
         Raises:
             ConfigError: no such file, not plain YAML, or a key or value that does not belong.
         """
-        for path, values in read_with_bases(Path(cfg_filename).expanduser()):
+        for path, values in read_with_bases(Path(cfg_filename)):
             self._merge(values, str(path))
 
     def merge_from_list(self, cfg_list: Sequence[Any]) -> None:
@@ -232,6 +233,17 @@ def load_cfg(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     return cfg
 
 
+def dump(cfg: Any) -> str:
+    """The complete config as YAML that :func:`load_cfg` reads back."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(below) for key, below in value.items()}
+        return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+    return yaml.safe_dump(plain(cfg), sort_keys=True, default_flow_style=None)
+
+
 def _dotted(node: CfgNode, prefix: str = "") -> Iterator[str]:
     for name, value in node.items():
         if isinstance(value, CfgNode):
@@ -256,6 +268,8 @@ def _coerce(value: Any, default: Any, key: str, source: str) -> Any:
             read = literal_eval(value)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             read = value
+    if not fits_64_bits(read):
+        raise ConfigError(f"{source}: {key} has a number of more than 64 bits; expected 64 at most")
     if wanted is str and isinstance(value, str):
         return read if isinstance(read, str) else value
     if wanted is float and type(read) is int:

@@ -16,6 +16,7 @@ from onenet.datasets import DatasetError, find_dataset
 from onenet.images import check_image_size, read_image
 from onenet.inference_config import images_per_batch
 from onenet.skipping import read_next
+from onenet.stopping import leave_signals_to_the_first
 from onenet.structures import Targets
 
 from .datasets import CocoDetection, ImageRecord
@@ -260,6 +261,7 @@ def build_train_loader(
         persistent_workers=workers > 0,
         collate_fn=list,
         pin_memory=_on_cuda(cfg),
+        worker_init_fn=leave_signals_to_the_first,
     )
 
 
@@ -300,4 +302,5 @@ def build_test_loader(
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=list,
         pin_memory=_on_cuda(cfg),
+        worker_init_fn=leave_signals_to_the_first,
     )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,10 @@ from onenet.coco_json import read_coco_json
 from onenet.crowdhuman import evaluate_crowdhuman
 from onenet.duplicates import detections_per_object, duplicates_line
 from onenet.inference import to_image
+from onenet.memory import memory_errors, testing_advice
 from onenet.model import OneNet
 from onenet.structures import Detections
+from onenet.whole_files import write_whole
 
 from .data import TestSample, build_test_loader
 from .datasets import CocoDetection
@@ -47,12 +48,17 @@ def evaluate(
 
     Returns:
         On rank 0 the metrics of :func:`score`; ``None`` on other ranks.
+
+    Raises:
+        OutOfMemoryError: names the settings that need less.
+        WriteError: the results cannot be written; the log has the metrics.
     """
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     loader = build_test_loader(cfg, dataset, rank=rank, world_size=world_size)
     results = []
-    for sample, detections in detect_all(model, loader, progress=rank == 0):
-        results.extend(to_coco(sample.image_id, detections, dataset.category_ids))
+    with memory_errors(model, lambda: testing_advice(cfg)):
+        for sample, detections in detect_all(model, loader, progress=rank == 0):
+            results.extend(to_coco(sample.image_id, detections, dataset.category_ids))
     if world_size > 1:
         shares: list[Any] = [None] * world_size
         dist.all_gather_object(shares, results)
@@ -60,20 +66,19 @@ def evaluate(
     if rank != 0:
         return None
     results.sort(key=lambda result: result["image_id"])
-    output_dir.mkdir(parents=True, exist_ok=True)
     path = output_dir / "coco_instances_results.json"
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(results))
-    os.replace(partial, path)
     metrics, tables = score(cfg, dataset, results)
-    logger.info(
-        "%s: %d images, %d detections in %s\n%s",
-        dataset.source.name,
-        len(dataset),
-        len(results),
-        path,
-        tables,
-    )
+    try:
+        write_whole(path, json.dumps(results).encode())
+    finally:  # they took their time
+        logger.info(
+            "%s: %d images, %d detections in %s\n%s",
+            dataset.source.name,
+            len(dataset),
+            len(results),
+            path,
+            tables,
+        )
     return metrics
 
 

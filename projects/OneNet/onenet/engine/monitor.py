@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
@@ -28,6 +31,17 @@ class _TqdmHandler(logging.StreamHandler):
         sys.stdout.flush()
 
 
+class _FileHandler(logging.FileHandler):
+    """Tells once, in one line, that the file cannot be written."""
+
+    failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self.failed:
+            print(f"{self.baseFilename}: {sys.exc_info()[1]}", file=sys.stderr, flush=True)
+        self.failed = True
+
+
 def setup_logging(output_dir: Path | None, rank: int = 0) -> None:
     """Send the log of rank 0 to the terminal and to ``log.txt``; other ranks tell warnings only.
 
@@ -37,7 +51,7 @@ def setup_logging(output_dir: Path | None, rank: int = 0) -> None:
     handlers: list[logging.Handler] = [_TqdmHandler()]
     if output_dir is not None and rank == 0:
         output_dir.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(output_dir / "log.txt"))
+        handlers.append(_FileHandler(output_dir / "log.txt"))
     for handler in logger.handlers[:]:
         logger.removeHandler(handler)
         handler.close()
@@ -51,8 +65,17 @@ def setup_logging(output_dir: Path | None, rank: int = 0) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def _open_lines(path: Path) -> TextIO:
+    """Open a file to add lines to, without half a line that a killed run may have left."""
+    if path.is_file():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+    return path.open("a")
+
+
 class Monitor:
     """Curves and progress of a training run; written by rank 0.
+
+    Files that cannot be written are told in the log, and training goes on.
 
     Args:
         output_dir: gets ``metrics.json`` and TensorBoard's event file.
@@ -65,7 +88,7 @@ class Monitor:
     ) -> None:
         self.max_iter = max_iter
         self.images_per_batch = images_per_batch
-        self.metrics_file = (output_dir / "metrics.json").open("a")
+        self.metrics_file = _open_lines(output_dir / "metrics.json")
         self.writer = SummaryWriter(output_dir, purge_step=start_iteration)
         self.bar = tqdm(
             total=max_iter,
@@ -77,6 +100,7 @@ class Monitor:
         )
         self._since = time.perf_counter()
         self._last = start_iteration
+        self._failing: set[str] = set()
 
     def step(self) -> None:
         """Move the progress bar on by an iteration."""
@@ -115,17 +139,29 @@ class Monitor:
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
         """Add a line to ``metrics.json`` and points to TensorBoard's curves."""
-        json.dump({"iteration": iteration, **values}, self.metrics_file)
-        self.metrics_file.write("\n")
-        self.metrics_file.flush()
-        for name, value in values.items():
-            if not np.isnan(value):
-                self.writer.add_scalar(name, value, iteration)
+        with self._going_on("metrics.json"):
+            self.metrics_file.write(json.dumps({"iteration": iteration, **values}) + "\n")
+            self.metrics_file.flush()
+        with self._going_on("TensorBoard's file"):
+            for name, value in values.items():
+                if not np.isnan(value):
+                    self.writer.add_scalar(name, value, iteration)
 
     def pictures(self, iteration: int, images: Mapping[str, np.ndarray]) -> None:
         """Show (H, W, 3) uint8 RGB images in TensorBoard."""
-        for name, image in images.items():
-            self.writer.add_image(name, image, iteration, dataformats="HWC")
+        with self._going_on("TensorBoard's file"):
+            for name, image in images.items():
+                self.writer.add_image(name, image, iteration, dataformats="HWC")
+
+    @contextmanager
+    def _going_on(self, file: str) -> Iterator[None]:
+        try:
+            yield
+            self._failing.discard(file)
+        except OSError as error:
+            if file not in self._failing:
+                logger.error("%s cannot be written: %s. Training goes on", file, error.strerror)
+            self._failing.add(file)
 
     def pause(self, seconds: float) -> None:
         """Leave time that was not spent on training out of the speed."""
@@ -134,5 +170,9 @@ class Monitor:
     def close(self) -> None:
         """Finish the files and the bar."""
         self.bar.close()
-        self.writer.close()
-        self.metrics_file.close()
+        for file, close in (
+            ("TensorBoard's file", self.writer.close),
+            ("metrics.json", self.metrics_file.close),
+        ):
+            with self._going_on(file):
+                close()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +15,27 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from onenet.accumulation import forward_backward, split
-from onenet.checkpoint import (
-    AVERAGED,
-    CheckpointError,
-    find_last_checkpoint,
-    load_weights,
-    read_checkpoint,
-    save_checkpoint,
-    tag_last_checkpoint,
-)
+from onenet.checkpoint import AVERAGED, load_weights
 from onenet.ema import ModelEMA, check_same
-from onenet.matcher import NonFiniteError
+from onenet.guard import Guard
+from onenet.history import GRADIENT, History, check_finite
+from onenet.memory import memory_errors, training_advice
 from onenet.model import memory_format
 from onenet.skipping import SkippedImages
-from onenet.solver import build_optimizer, build_scheduler, guarded_step, lr_factor
+from onenet.solver import build_optimizer, build_scheduler, lr_factor
+from onenet.stopping import Stopped, StopRequests, stop_at_once
+from onenet.whole_files import WriteError
 
+from .checkpoints import Checkpoints
 from .data import TrainSample, build_train_loader
 from .datasets import CocoDetection
 from .detector import build_detector
-from .history import History, check_finite, diverged
 from .monitor import Monitor
+from .replay import dump_batch
 from .test_sets import draw_all, evaluate_all
 
 logger = logging.getLogger(__name__)
 LOG_PERIOD = 20
-GRADIENT = "gradient norm"  # among the losses of an iteration
 
 
 class Trainer:
@@ -50,7 +48,7 @@ class Trainer:
         cfg: frozen.
         fabric: launched; gives device, processes and precision.
         train_sets, test_sets: see :mod:`onenet.engine.datasets`.
-        resume: go on from ``last_checkpoint`` in ``OUTPUT_DIR`` where there is one.
+        resume: go on from the last checkpoint in ``OUTPUT_DIR`` where there is one.
     """
 
     def __init__(
@@ -66,58 +64,36 @@ class Trainer:
         self.train_sets, self.test_sets = train_sets, test_sets
         self.skipped = SkippedImages()
         self.output_dir = Path(cfg.OUTPUT_DIR)
-        last = find_last_checkpoint(self.output_dir) if resume else None
-        first_machines = fabric.broadcast(last and last.name)
-        if (last and last.name) != first_machines:
-            raise CheckpointError(
-                f"cannot resume: the first machine has {first_machines or 'no checkpoint'} in "
-                f"{self.output_dir}, this one {last.name if last else 'none'}; OUTPUT_DIR must be "
-                "on a disk that all machines share"
-            )
-        self.checkpoint = read_checkpoint(last) if last is not None else {}
-        self.seed = self._choose_seed()
+        self.checkpoints = Checkpoints(self.output_dir, fabric, cfg.SOLVER.CHECKPOINT_KEEP)
+        checkpoint = self.checkpoints.read_last() if resume else None
+        self.seed = self._choose_seed(checkpoint)
         torch.manual_seed(self.seed)
 
         self.model = build_detector(cfg)
-        if last is None and cfg.MODEL.WEIGHTS:
+        if checkpoint is None and cfg.MODEL.WEIGHTS:
             load_weights(self.model, cfg.MODEL.WEIGHTS, new_classes=True)
         with fabric.autocast():
             self.model.to(fabric.device, memory_format=memory_format(fabric.device))
         average = cfg.MODEL_EMA
         self.ema = ModelEMA(self.model, average.DECAY) if average.ENABLED else None
         self.optimizer = build_optimizer(cfg, self.model, fused=True)
+        self.guard = Guard(self.optimizer, self.model, cfg.SOLVER.SKIP_NONFINITE)
         self.scheduler = build_scheduler(cfg, self.optimizer)
+        parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
+        self.parts = parts if self.ema is None else {**parts, "ema": self.ema}
         self.iteration = 0
-        if last is not None:
-            self._restore(last)
-        elif resume:
-            logger.info("%s holds no checkpoint: starting anew", self.output_dir)
+        if checkpoint is not None:
+            check_same(self.ema, checkpoint, self.checkpoints.last)
+            self.iteration = self.checkpoints.restore(self.parts, checkpoint)
         # The plain strategy, not Fabric's wrapper, whose conversions refuse frozen dataclasses.
         self.parallel = fabric.strategy.setup_module(self.model)
 
-    def _choose_seed(self) -> int:
-        seed = self.checkpoint.get("seed", self.cfg.SEED)
+    def _choose_seed(self, checkpoint: dict[str, Any] | None) -> int:
+        seed = (checkpoint or {}).get("seed", self.cfg.SEED)
         if seed < 0:
             seed = self.fabric.broadcast(int(torch.seed()) % 2**31)
             logger.info("SEED %d (drawn)", seed)
         return seed
-
-    def _restore(self, path: Path) -> None:
-        check_same(self.ema, self.checkpoint, path)
-        try:
-            self.model.load_state_dict(self.checkpoint.pop("model"))
-            if self.ema is not None:
-                self.ema.load_state_dict(self.checkpoint.pop("ema"))
-            self.optimizer.load_state_dict(self.checkpoint["optimizer"])
-            self.scheduler.load_state_dict(self.checkpoint["scheduler"])
-            self.iteration = self.checkpoint["iteration"] + 1
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise CheckpointError(
-                f"{path} cannot be resumed with this config: {error}. Resume with the config of "
-                "its run, or start anew with MODEL.WEIGHTS set to it"
-            ) from error
-        self.checkpoint.clear()
-        logger.info("Resumed from %s: %d iterations are done", path, self.iteration)
 
     def train(self) -> dict[str, float] | None:
         """Run to ``SOLVER.MAX_ITER``, evaluate and save.
@@ -126,42 +102,17 @@ class Trainer:
             On rank 0 the metrics of the last evaluation, if there was one.
 
         Raises:
-            NonFiniteError: a loss or gradient is NaN or infinite; neither the weights nor what
-                was saved before has changed by it.
+            NonFiniteError: a loss or gradient is NaN or infinite, in more iterations in a row than
+                ``SOLVER.SKIP_NONFINITE``; neither the weights nor what was saved before has
+                changed by it.
+            OutOfMemoryError: names the settings that need less.
+            Stopped: by SIGTERM or Ctrl-C, after an iteration that has been saved.
+            WriteError: the weights that come out cannot be written.
         """
-        cfg = self.cfg
         monitor = self._monitor()
-        samples = self._batches()
-        self.model.train()
-        history = History(self.fabric, self.iteration)
-        losses: list[dict[str, float]] = []
-        data_time = 0.0
         try:
-            while self.iteration < cfg.SOLVER.MAX_ITER:
-                start = time.perf_counter()
-                batch = next(samples)
-                data_time += time.perf_counter() - start
-                history.add(self.step(batch), [sample.file_name for sample in batch])
-                self.iteration += 1
-                done = self.iteration >= cfg.SOLVER.MAX_ITER
-                log = done or self.iteration % LOG_PERIOD == 0
-                save = done or self.iteration % cfg.SOLVER.CHECKPOINT_PERIOD == 0
-                test = not done and _is_due(self.iteration, cfg.TEST.EVAL_PERIOD)
-                if history.immediate or log or save or test:
-                    losses += history.read()
-                if monitor is not None:
-                    monitor.step()
-                    if log:
-                        self._log(monitor, losses, data_time / len(losses))
-                if log:
-                    losses, data_time = [], 0.0
-                start = time.perf_counter()
-                if save:
-                    self.save()
-                if test:
-                    self.evaluate(monitor)
-                if monitor is not None:
-                    monitor.pause(time.perf_counter() - start)
+            with StopRequests() as requests:
+                self._loop(monitor, requests)
             self._save_final()
             self.skipped.report()
             # After the loop, so that a run that was interrupted here is evaluated when resumed.
@@ -170,6 +121,55 @@ class Trainer:
             if monitor is not None:
                 monitor.close()
 
+    def _loop(self, monitor: Monitor | None, requests: StopRequests) -> None:
+        cfg = self.cfg
+        samples = self._batches()
+        self.model.train()
+        history = History(
+            self.fabric.device,
+            self.iteration,
+            tolerated=cfg.SOLVER.SKIP_NONFINITE,
+            dump=self._dump,
+        )
+        losses: list[dict[str, float]] = []
+        data_time = 0.0
+        while self.iteration < cfg.SOLVER.MAX_ITER:
+            start = time.perf_counter()
+            batch = next(samples)
+            data_time += time.perf_counter() - start
+            history.add(self.step(batch), [sample.file_name for sample in batch])
+            self.iteration += 1
+            stop = requests.agreed()
+            done = self.iteration >= cfg.SOLVER.MAX_ITER
+            log = done or self.iteration % LOG_PERIOD == 0
+            save = done or stop or self.iteration % cfg.SOLVER.CHECKPOINT_PERIOD == 0
+            test = not (done or stop) and _is_due(self.iteration, cfg.TEST.EVAL_PERIOD)
+            if history.immediate or log or save or test:
+                losses += history.read()
+            if monitor is not None:
+                monitor.step()
+                if log and losses:
+                    self._log(monitor, losses, data_time / len(losses))
+            if log:
+                losses, data_time = [], 0.0
+            start = time.perf_counter()
+            if save:
+                self.save()
+            if stop:
+                # Which all wait for: no process ends before the first one has saved.
+                self.checkpoints.last = self.fabric.broadcast(self.checkpoints.last)
+                raise self._stopped(stop)
+            if test:
+                self._evaluate_meanwhile(monitor, saved=bool(save))
+            if monitor is not None:
+                monitor.pause(time.perf_counter() - start)
+        history.report()
+
+    def _stopped(self, number: int) -> Stopped:
+        last = self.checkpoints.last
+        then = f"--resume goes on from {last}" if last else "there is no checkpoint to resume from"
+        return Stopped(number, f"stopped after iteration {self.iteration}; {then}")
+
     def step(self, batch: list[TrainSample]) -> dict[str, Tensor]:
         """One iteration on this process' share of the batch.
 
@@ -177,27 +177,30 @@ class Trainer:
             Its detached losses and the ``GRADIENT``, all on the device: nothing here waits for it.
         """
         parts = split(batch, self.cfg.SOLVER.ACCUMULATE)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses = forward_backward(
-            self.parallel,
-            parts,
-            [sum(len(sample.targets) for sample in part) for part in parts],
-            forward=self._forward,
-            backward=self.fabric.backward,
-        )
-        losses[GRADIENT] = guarded_step(self.optimizer, self.model)
-        self.scheduler.step()
-        if self.ema is not None:
-            self.ema.update(self.model)
+        with memory_errors(self.model, lambda: training_advice(self.cfg)):
+            self.guard.keep()
+            self.optimizer.zero_grad(set_to_none=True)
+            losses = forward_backward(
+                self.parallel,
+                parts,
+                [sum(len(sample.targets) for sample in part) for part in parts],
+                forward=self._forward,
+                backward=self.fabric.backward,
+            )
+            losses[GRADIENT] = self.guard.step()
+            self.scheduler.step()
+            if self.ema is not None:
+                self.ema.update(self.model, self.guard.good)
         return losses
 
     def _forward(self, samples: list[TrainSample]) -> dict[str, Tensor]:
-        try:
-            with self.fabric.autocast():
-                return self.parallel([s.image for s in samples], [s.targets for s in samples])
-        except NonFiniteError as error:  # of a matcher that looks at its costs
-            files = [sample.file_name for sample in samples]
-            raise diverged(self.iteration + 1, str(error), files) from error
+        with self.fabric.autocast():
+            return self.parallel([s.image for s in samples], [s.targets for s in samples])
+
+    def _dump(self, iteration: int, what: str) -> Path:
+        # The stream of batches is the same every time.
+        (batch,) = islice(self._loader(iteration - 1, workers=0), 1)
+        return dump_batch(self.cfg, self.fabric, self.model, self.seed, batch, iteration, what)
 
     def _monitor(self) -> Monitor | None:
         if self.fabric.global_rank != 0:
@@ -210,17 +213,20 @@ class Trainer:
         )
 
     def _batches(self) -> Iterator[list[TrainSample]]:
+        loader = self._loader(self.iteration, self.cfg.DATALOADER.NUM_WORKERS)
+        return self.skipped.watch(loader, lambda sample: sample.skipped)
+
+    def _loader(self, start_iteration: int, workers: int) -> Iterable[list[TrainSample]]:
         cfg = self.cfg.clone()
         cfg.defrost()
-        cfg.SEED = self.seed
-        loader = build_train_loader(
+        cfg.SEED, cfg.DATALOADER.NUM_WORKERS = self.seed, workers
+        return build_train_loader(
             cfg,
             self.train_sets,
             rank=self.fabric.global_rank,
             world_size=self.fabric.world_size,
-            start_iteration=self.iteration,
+            start_iteration=start_iteration,
         )
-        return self.skipped.watch(loader, lambda sample: sample.skipped)
 
     def _log(self, monitor: Monitor, losses: list[dict[str, float]], data_time: float) -> None:
         names = [name for name in losses[0] if name != GRADIENT]
@@ -230,7 +236,7 @@ class Trainer:
         monitor.log(self.iteration, means, lr, data_time)
 
     def save(self) -> None:
-        """Write a checkpoint to resume from, named like Detectron2's by its last iteration.
+        """Write a checkpoint to resume from.
 
         Raises:
             NonFiniteError: a weight or statistic is NaN or infinite.
@@ -238,35 +244,20 @@ class Trainer:
         if self.fabric.global_rank != 0:
             return
         check_finite(self.model.state_dict(), self.iteration)
-        path = self.output_dir / f"model_{self.iteration - 1:07d}.pth"
-        content = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "iteration": self.iteration - 1,
-            "seed": self.seed,
+        content = {name: part.state_dict() for name, part in self.parts.items()}
+        content |= {"seed": self.seed, "class_names": self.train_sets[0].class_names}
+        self.checkpoints.save(self.iteration, content)
+
+    def _save_final(self) -> None:
+        content: dict[str, Any] = {
+            "model": self.result.state_dict(),
             "class_names": self.train_sets[0].class_names,
         }
         if self.ema is not None:
-            content["ema"] = self.ema.state_dict()
-        save_checkpoint(path, content)
-        tag_last_checkpoint(path)
-
-    def _save_final(self) -> None:
-        if self.fabric.global_rank == 0:
-            path = self.output_dir / "model_final.pth"
-            content: dict[str, Any] = {
-                "model": self.result.state_dict(),
-                "class_names": self.train_sets[0].class_names,
-            }
-            if self.ema is not None:
-                content["weights"] = AVERAGED
-            save_checkpoint(path, content)
-            kind = "averaged " * (self.ema is not None)
-            logger.info(
-                "Trained %d iterations; the %sweights are in %s", self.iteration, kind, path
-            )
-        self.fabric.barrier()
+            content["weights"] = AVERAGED
+        path = self.checkpoints.save_final(content)
+        kind = "averaged " * (self.ema is not None)
+        logger.info("Trained %d iterations; the %sweights are in %s", self.iteration, kind, path)
 
     @property
     def result(self) -> nn.Module:
@@ -284,6 +275,19 @@ class Trainer:
             monitor.pictures(self.iteration, pictures)
         self.fabric.barrier()
         return metrics
+
+    def _evaluate_meanwhile(self, monitor: Monitor | None, *, saved: bool) -> None:
+        """Evaluate between iterations: a signal to the first process stops it at once."""
+        try:
+            with stop_at_once() if self.fabric.global_rank == 0 else nullcontext():
+                self.evaluate(monitor)
+        except Stopped as stopped:
+            if not saved:
+                self.save()
+            raise self._stopped(stopped.number) from stopped
+        except WriteError as error:
+            logger.error("%s. Training goes on", error)
+            self.fabric.barrier()
 
 
 def _is_due(iteration: int, period: int) -> bool:

@@ -1,0 +1,121 @@
+"""Detectron2's training loses nothing: whole checkpoints, stops that save, full disks."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
+from torch import nn
+
+from ..checkpoint_files import add_checkpoint, save_final, tag_last_checkpoint
+from ..stopping import Stopped, StopRequests
+
+logger = logging.getLogger(__name__)
+
+
+class WholeCheckpointer(DetectionCheckpointer):
+    """Writes checkpoints that are there whole or not at all, and removes old ones.
+
+    ``max_to_keep`` of Detectron2's hook would remove the last good one where saving fails.
+
+    Args:
+        keep: ``SOLVER.CHECKPOINT_KEEP``.
+
+    Attributes:
+        last: the newest, whether saved or resumed from.
+        saved: the iteration that was saved last, counted from 0.
+    """
+
+    def __init__(
+        self, model: nn.Module, save_dir: str, *, keep: int = 0, **checkpointables: Any
+    ) -> None:
+        super().__init__(model, save_dir, **checkpointables)
+        self.keep = keep
+        self.last: Path | None = None
+        self.saved: int | None = None
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """As Detectron2's; but for ``model_final``, what cannot be written is told in the log.
+
+        Raises:
+            WriteError: ``model_final`` cannot be written.
+        """
+        if not (self.save_dir and self.save_to_disk):
+            return
+        states = {key: part.state_dict() for key, part in self.checkpointables.items()}
+        content = {"model": self.model.state_dict(), **states, **kwargs}
+        path = Path(self.save_dir) / f"{name}.pth"
+        self.logger.info("Saving checkpoint to %s", path)
+        if name == "model_final":
+            save_final(path, content, self.last)
+            tag_last_checkpoint(path)
+        elif not add_checkpoint(path, content, self.keep):
+            return
+        self.last, self.saved = path, kwargs.get("iteration")
+
+
+class StopHook(HookBase):
+    """Ends training after an iteration, saved, on SIGTERM and Ctrl-C; see ``StopRequests``."""
+
+    def __init__(self) -> None:
+        self._context = ExitStack()
+        self._stopped: Stopped | None = None
+
+    def before_train(self) -> None:
+        self._requests = self._context.enter_context(StopRequests())
+
+    def after_step(self) -> None:
+        if number := self._requests.agreed():
+            self._stopped = stop(self.trainer, number)
+            comm.synchronize()  # no process ends before the first one has saved
+            raise self._stopped
+
+    def after_train(self) -> None:
+        self._context.close()
+        if self._stopped is not None:  # before hooks that would evaluate
+            raise self._stopped
+
+
+def stop(trainer: Any, number: int) -> Stopped:
+    """Save unless that is done, and give what to raise.
+
+    Args:
+        trainer: Detectron2's, with a :class:`WholeCheckpointer`.
+        number: of the signal.
+    """
+    checkpointer, done = trainer.checkpointer, trainer.iter
+    if checkpointer.saved != done:
+        checkpointer.save(f"model_{done:07d}", iteration=done)
+    last = checkpointer.last
+    then = f"--resume goes on from {last}" if last else "there is no checkpoint to resume from"
+    return Stopped(number, f"stopped after iteration {done + 1}; {then}")
+
+
+class GoingOn(EventWriter):
+    """A writer that tells once in the log that its file cannot be written."""
+
+    def __init__(self, writer: EventWriter) -> None:
+        self.writer = writer
+        self._failed = False
+
+    def write(self) -> None:
+        self._try(self.writer.write)
+
+    def close(self) -> None:
+        self._try(self.writer.close)
+
+    def _try(self, action: Any) -> None:
+        try:
+            action()
+            self._failed = False
+        except OSError as error:
+            if not self._failed:
+                name = type(self.writer).__name__
+                logger.error("%s cannot write: %s. Training goes on", name, error.strerror)
+            self._failed = True

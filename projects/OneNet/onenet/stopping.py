@@ -1,0 +1,151 @@
+"""SIGTERM and Ctrl-C: training ends after an iteration, the same one in all of its processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+_INTERRUPTED = "interrupted; --resume goes on from the last checkpoint"
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal ends the program.
+
+    Args:
+        number: of the signal.
+        done: what has become of the work.
+    """
+
+    def __init__(self, number: int, done: str = _INTERRUPTED) -> None:
+        super().__init__(f"{_NAMES[signal.Signals(number)]}: {done}")
+        self.number = number
+
+
+def end_stopped(error: KeyboardInterrupt, log: Callable[[str], None] | None) -> NoReturn:
+    """End the program as the signal does, with status 130 or 143, after a line on stderr.
+
+    Args:
+        log: gets the same line; ``None``: another process tells it.
+    """
+    if log is not None:
+        line = str(error) or _INTERRUPTED
+        log(line)
+        print(line, file=sys.stderr, flush=True)
+    raise SystemExit(128 + getattr(error, "number", signal.SIGINT)) from error
+
+
+@contextmanager
+def _handled_by(handle: Callable[[int, Any], None]) -> Iterator[None]:
+    before = {}
+    # Python has the handlers set, and called, by its first thread.
+    if threading.current_thread() is threading.main_thread():
+        for number in _SIGNALS:
+            # A job in the background may have been told to ignore Ctrl-C.
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                before[number] = signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stop_at_once() -> AbstractContextManager[None]:
+    """A context in which SIGTERM and Ctrl-C raise :class:`Stopped`."""
+
+    def handle(number: int, _: Any) -> None:
+        raise Stopped(number)
+
+    return _handled_by(handle)
+
+
+def hand_on() -> AbstractContextManager[None]:
+    """A context for a process that waits for its children: they stop, and it sees how.
+
+    Ctrl-C reaches them anyway.
+    """
+
+    def handle(number: int, _: Any) -> None:
+        if number == signal.SIGTERM:
+            for child in multiprocessing.active_children():
+                child.terminate()
+
+    return _handled_by(handle)
+
+
+class StopRequests:
+    """Notes SIGTERM and Ctrl-C, so that the loop can finish its iteration; a context.
+
+    A second Ctrl-C raises :class:`Stopped` at once. Where the loop fails, a signal that was noted
+    is raised anew: it may have come because the same has befallen another process.
+    """
+
+    def __init__(self) -> None:
+        self._noted = 0
+        self._context = _handled_by(self._note)
+        # The host must not wait for a device, as it does with NCCL.
+        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        self._several = several
+        own = several and dist.get_backend() != "gloo"
+        self._group = dist.new_group(backend="gloo") if own else None
+
+    def __enter__(self) -> StopRequests:
+        self._context.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        self._context.__exit__(kind, *error)
+        if self._noted and kind is not None and issubclass(kind, Exception):
+            signal.raise_signal(self._noted)
+
+    def _note(self, number: int, _: Any) -> None:
+        if self._noted and number == signal.SIGINT:
+            raise Stopped(number)
+        self._noted = self._noted or number
+        if number == signal.SIGINT and os.environ.get("LOCAL_RANK", "0") == "0":
+            # Whatever is being printed, print() might not be entered again.
+            os.write(2, b"\nstopping after this iteration; Ctrl-C again stops at once\n")
+
+    def agreed(self) -> int:
+        """The signal that any process got, else 0; all of them call this in every iteration."""
+        if not self._several:
+            return self._noted
+        noted = torch.tensor(self._noted)
+        dist.all_reduce(noted, dist.ReduceOp.MAX, group=self._group)
+        return int(noted)
+
+
+def leave_signals_to_the_first(_: int = 0) -> None:
+    """In a process that loads data: what is sent to all is for the first, which ends this one.
+
+    However the first one ends, ``kill -9`` included. A ``worker_init_fn`` of ``DataLoader``.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_told, daemon=True).start()
+    threading.Thread(target=_end_with_the_first, daemon=True).start()
+
+
+def _end_when_told() -> None:
+    first = multiprocessing.parent_process().pid
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != first:
+        pass
+    os._exit(128 + signal.SIGTERM)
+
+
+def _end_with_the_first() -> None:
+    # DataLoader looks for its parent, which may be a fork server: that lives as long as this does.
+    multiprocessing.parent_process().join()
+    os._exit(1)

@@ -1,0 +1,59 @@
+"""Trainings on a disk of 210 MB, full and read-only, for a test; prints what became of each."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from runs import train
+
+from onenet.engine.train import Trainer
+
+CONFIG, DISK = map(Path, sys.argv[1:])
+
+
+def outcome(folder: Path, *words: Any) -> dict[str, Any]:
+    """Exit status, output and checkpoints of a training."""
+    status = 0
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(io.StringIO()) as err,
+    ):
+        try:
+            train(CONFIG, *words, "OUTPUT_DIR", folder)
+        except SystemExit as stop:
+            status = stop.code
+    files = sorted(path.name for path in folder.glob("*.pth"))
+    return {"status": status, "out": out.getvalue(), "err": err.getvalue(), "files": files}
+
+
+def make_read_only(folder: Path) -> None:
+    """From now on; files that are open stay open."""
+    for options in (["--bind"], ["-o", "remount,ro,bind"]):
+        subprocess.run(["mount", *options, folder, folder], check=True)
+
+
+step = Trainer.step
+
+
+def step_then_read_only(self: Trainer, batch: Any) -> Any:
+    if self.iteration == 1:
+        make_read_only(self.output_dir)
+    return step(self, batch)
+
+
+full = outcome(DISK / "full", "SOLVER.MAX_ITER", 4)
+(DISK / "full" / "model_0000000.pth").unlink()
+resumed = outcome(DISK / "full", "--resume", "SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_KEEP", 1)
+for path in (DISK / "full").iterdir():
+    path.unlink()
+Trainer.step = step_then_read_only
+read_only = outcome(DISK / "ro", "SOLVER.MAX_ITER", 2)
+Trainer.step = step
+never = outcome(DISK / "ro", "--resume", "SOLVER.MAX_ITER", 2)
+print(json.dumps([full, resumed, read_only, never]))
