@@ -1,7 +1,7 @@
 PYTHON ?= python3
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help .venv quickstart test lint clean
+.PHONY: help .venv quickstart test fuzz lint clean
 
 help:  ## List the targets
 	@grep -hE '^[.a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -34,10 +34,14 @@ quickstart: .venv/.installed  ## Draw a data set, train on it, evaluate, show pi
 test: .venv/.installed  ## Run the tests
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2
 
+fuzz: .venv/.installed  ## Read 310,000 mutated files: annotations, configs, checkpoints (RUNS=N of each)
+	.venv/bin/pip install -q -c constraints.txt atheris
+	PYTHONPATH=tests .venv/bin/python -m fuzz $(if $(RUNS),--runs $(RUNS))
+
 lint: .venv/.installed  ## Check style and formatting
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
 clean:  ## Remove the environment and what building and testing leave behind
-	rm -rf .venv build dist .pytest_cache .ruff_cache projects/OneNet/onenet.egg-info
+	rm -rf .venv build dist .hypothesis .pytest_cache .ruff_cache projects/OneNet/onenet.egg-info
 	find configs demo projects tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

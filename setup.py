@@ -40,6 +40,6 @@ setup(
     ],
     extras_require={
         "export": EXPORT,
-        "test": [*EXPORT, "pytest", "pytest-xdist", "ruff"],
+        "test": [*EXPORT, "hypothesis", "pytest", "pytest-xdist", "ruff"],
     },
 )

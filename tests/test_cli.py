@@ -234,9 +234,12 @@ def test_terminal_shows_the_run_and_nothing_else(config, tmp_path):
     assert lines == (tmp_path / "run" / "log.txt").read_text().splitlines()
 
 
-def test_rank_of_another_process_does_not_print_what_all_find(config, capsys, monkeypatch):
+def test_another_process_waits_for_the_first_to_tell_what_all_find(config, monkeypatch):
+    slept, left = [], []
+    monkeypatch.setattr(main.time, "sleep", slept.append)
+    monkeypatch.setattr(main, "leave", left.append)
     with unchanged_process():
         os.environ["LOCAL_RANK"] = "1"
         with pytest.raises(SystemExit) as stop:
             main.run(arguments(config, opts=["NO.SUCH", "KEY"]), "a test")
-    assert stop.value.code == 2 and capsys.readouterr().err == ""
+    assert stop.value.code == 2 and slept == [main.PATIENCE] and left == [2]

@@ -5,37 +5,45 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import socket
-import sys
 import time
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import torch.distributed as dist
-import yaml
 from lightning.fabric import Fabric
-from lightning.fabric.plugins.environments import LightningEnvironment
-from lightning.fabric.strategies import DDPStrategy
 
-from onenet.checkpoint import find_last_checkpoint, load_weights, locate_weights
-from onenet.cli import end_with
+from onenet.checkpoint import load_weights, locate_weights
+from onenet.checkpoint_files import find_checkpoints
+from onenet.cli import end_with, import_files
 from onenet.datasets import find_dataset
 from onenet.errors import OneNetError
 from onenet.inference_config import prepare_inference
-from onenet.training_config import check_training
+from onenet.stopping import end_stopped, stop_at_once
+from onenet.training_config import make_deterministic
+from onenet.whole_files import WriteError, remove_partial_files, write_whole
 from onenet.yaml_files import ConfigError
 
-from .config import load_cfg
+from .config import dump, load_cfg
 from .datasets import CocoDetection
-from .detector import build_detector, choose_device
+from .detector import build_detector
 from .monitor import setup_logging
+from .processes import (
+    LostProcessError,
+    check_processes,
+    has_own_checkpoint,
+    is_lost_process,
+    join,
+    leave,
+    must_start,
+    start,
+    started_again,
+)
 from .test_sets import evaluate_all
 from .train import Trainer
 
 logger = logging.getLogger(__name__)
-PATIENCE = 3.0  # seconds in which the first process may report what fails everywhere
+PATIENCE = 5.0  # seconds in which another process may be the one that tells what failed
 
 
 def run(args: argparse.Namespace, why: str) -> dict[str, float] | None:
@@ -45,45 +53,57 @@ def run(args: argparse.Namespace, why: str) -> dict[str, float] | None:
         why: this engine was chosen; for the log.
 
     Returns:
-        On rank 0 the metrics of the last evaluation, if there was one.
+        On rank 0 the metrics of the last evaluation, if there was one; ``None`` where processes
+        were started for it.
 
     Raises:
         SystemExit: 2, after one line that says what to mend, where the user's files, values or
-            weights are at fault; 1 where training diverged; 130 after Ctrl-C.
+            weights are at fault; 1 where training diverged or its result cannot be written; 130
+            after Ctrl-C, 143 after SIGTERM.
     """
     try:
-        return _run(args, why)
+        with stop_at_once():
+            return _run(args, why)
     except OneNetError as error:
         _exit(error, args.traceback)
     except KeyboardInterrupt as error:
-        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-            print("interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
-        raise SystemExit(130) from error
+        if int(os.environ.get("LOCAL_RANK", 0)) > 0:
+            time.sleep(PATIENCE)
+            end_stopped(error, None)
+        end_stopped(error, lambda line: logger.warning(line, extra={"on_bar": True}))
+    except Exception as error:
+        if not is_lost_process(error):
+            raise
+        # Who started the processes tells which one it was, and ends this one.
+        time.sleep(PATIENCE)
+        lost = LostProcessError("cannot go on: another of the processes has ended")
+        lost.__cause__ = error
+        _exit(lost, args.traceback)
 
 
 def _exit(error: OneNetError, show_traceback: bool) -> NoReturn:
     # A DataLoader puts the traceback of its worker before the message.
     message = str(error).rpartition(f"{type(error).__name__}: ")[2].strip()
     if int(os.environ.get("LOCAL_RANK", 0)) > 0:
-        if not dist.is_initialized():
-            raise SystemExit(error.exit_status) from error
-        # Where all fail alike, the first process says so and ends this one; see _end_children.
+        # Where all fail alike, the first process says so, and its end is that of this one.
         time.sleep(PATIENCE)
     logger.error("error: %s", message, extra={"on_bar": True})  # for log.txt
-    end_with(error, show_traceback, message)
-
-
-def _end_children(fabric: Fabric) -> None:
-    """End the processes that were started here, which would wait for this one for ever."""
-    for process in getattr(fabric.strategy.launcher, "procs", ()):
-        process.kill()
+    try:
+        end_with(error, show_traceback, message)
+    finally:
+        leave(error.exit_status)
 
 
 def _run(args: argparse.Namespace, why: str) -> dict[str, float] | None:
     _silence()
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     setup_logging(None, rank=local_rank)
+    import_files(args.imports)
     cfg = load_cfg(args.config_file, args.opts)
+    check_processes(cfg, args)
+    if must_start(args):
+        start(args, run, why)
+        return None
     test_sources = [find_dataset(name) for name in cfg.DATASETS.TEST]
     train_sources = [] if args.eval_only else [find_dataset(name) for name in cfg.DATASETS.TRAIN]
     if args.eval_only and not test_sources:
@@ -102,15 +122,10 @@ def _run(args: argparse.Namespace, why: str) -> dict[str, float] | None:
     _warn_of_other_classes(train_sets, test_sets)
 
     if local_rank == 0 and cfg.MODEL.WEIGHTS:
-        if not args.resume or find_last_checkpoint(Path(cfg.OUTPUT_DIR)) is None:
-            # What must be fetched is fetched once a machine: other processes wait in launch().
+        if not args.resume or not find_checkpoints(Path(cfg.OUTPUT_DIR)):
+            # What must be fetched is fetched once a machine: other processes wait in join().
             locate_weights(cfg.MODEL.WEIGHTS)
-    fabric = launch(cfg, args)
-    try:
-        return _work(cfg, args, why, fabric, train_sets, test_sets)
-    except BaseException:
-        _end_children(fabric)
-        raise
+    return _work(cfg, args, why, join(cfg, args), train_sets, test_sets)
 
 
 def _work(
@@ -122,9 +137,15 @@ def _work(
     test_sets: list[CocoDetection],
 ) -> dict[str, float] | None:
     """What every process does once they have met."""
+    folder, again = Path(cfg.OUTPUT_DIR), started_again(fabric)
     try:
-        setup_logging(Path(cfg.OUTPUT_DIR), fabric.global_rank)
-    except OSError as error:
+        setup_logging(folder, fabric.global_rank)
+        if fabric.global_rank == 0:
+            if not args.eval_only:
+                remove_partial_files(folder)
+            if not again:
+                write_whole(folder / "config.yaml", dump(cfg).encode())
+    except (OSError, WriteError) as error:
         raise ConfigError(f"OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be written: {error}") from error
     logger.info(
         "Embedded engine (%s): %d process%s on %s, torch %s",
@@ -135,13 +156,14 @@ def _work(
         torch.__version__,
     )
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
-    if fabric.global_rank == 0:
-        (Path(cfg.OUTPUT_DIR) / "config.yaml").write_text(dump(cfg))
+    make_deterministic(cfg)
 
     if not args.eval_only:
-        trainer = Trainer(
-            cfg, fabric, train_sets=train_sets, test_sets=test_sets, resume=args.resume
-        )
+        resume = args.resume or fabric.broadcast(again and has_own_checkpoint(folder))
+        if again:
+            then = "goes on from its last checkpoint" if resume else "has none to go on from"
+            logger.info("torchrun has started this run again, which %s", then)
+        trainer = Trainer(cfg, fabric, train_sets=train_sets, test_sets=test_sets, resume=resume)
         return trainer.train()
     model = build_detector(cfg)
     if cfg.MODEL.WEIGHTS:
@@ -165,89 +187,6 @@ def _warn_of_other_classes(train_sets: list[CocoDetection], test_sets: list[Coco
                 ours[i],
                 theirs[i],
             )
-
-
-def launch(cfg: Any, args: argparse.Namespace) -> Fabric:
-    """Start the processes and join their group.
-
-    Under ``torchrun`` its processes are used; otherwise ``--num-gpus`` are started here, on the
-    CPU where there is no CUDA.
-
-    Raises:
-        ConfigError: more GPUs than there are, or what :func:`check_training` finds.
-    """
-    if torchrun := "TORCHELASTIC_RUN_ID" in os.environ:
-        devices = int(os.environ["LOCAL_WORLD_SIZE"])
-        nodes = int(os.environ["WORLD_SIZE"]) // devices
-    else:
-        devices, nodes = args.num_gpus, args.num_machines
-    device = choose_device(cfg)
-    if device.type == "cuda" and devices > torch.cuda.device_count():
-        raise ConfigError(
-            f"--num-gpus {devices}: this machine has {torch.cuda.device_count()} CUDA device(s)"
-        )
-    processes = devices * nodes
-    if not args.eval_only:
-        check_training(cfg, processes)
-    if processes > 1 and not torchrun:
-        _set_rendezvous(args)
-    if device.type == "cpu" and processes > 1:
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
-        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    which: Any = devices
-    if device.type == "cuda" and devices == 1 and device.index is not None and not torchrun:
-        which = [device.index]
-    fabric = Fabric(
-        accelerator=device.type,
-        devices=which,
-        num_nodes=nodes,
-        # Batch norms keep their own statistics on each process, as under Detectron2.
-        strategy=DDPStrategy(broadcast_buffers=False) if processes > 1 or torchrun else "auto",
-        precision="bf16-mixed" if cfg.SOLVER.AMP.ENABLED else "32-true",
-        # Or else it would wait for SLURM to start processes.
-        plugins=None if torchrun else [LightningEnvironment()],
-    )
-    fabric.launch()
-    return fabric
-
-
-def _set_rendezvous(args: argparse.Namespace) -> None:
-    """Tell Lightning where the processes meet."""
-    if not 0 <= args.machine_rank < args.num_machines:
-        raise ConfigError(
-            f"--machine-rank must be from 0 to {args.num_machines - 1}, as --num-machines is "
-            f"{args.num_machines}, got {args.machine_rank}"
-        )
-    if args.dist_url == "auto":
-        if args.num_machines > 1:
-            raise ConfigError(
-                "--dist-url auto works on one machine; for several give tcp://HOST:PORT of the "
-                "first one on each"
-            )
-        host, port = "127.0.0.1", os.environ.get("MASTER_PORT") or str(_free_port())
-    else:
-        scheme, _, address = args.dist_url.partition("://")
-        host, _, port = address.rpartition(":")
-        if scheme != "tcp" or not host or not port.isdigit():
-            raise ConfigError(f"--dist-url must be auto or tcp://HOST:PORT, got {args.dist_url}")
-    os.environ.update(MASTER_ADDR=host, MASTER_PORT=port, NODE_RANK=str(args.machine_rank))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def dump(cfg: Any) -> str:
-    """The complete config as YAML that :func:`~onenet.engine.config.load_cfg` reads back."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(below) for key, below in value.items()}
-        return [plain(v) for v in value] if isinstance(value, list | tuple) else value
-
-    return yaml.safe_dump(plain(cfg), sort_keys=True, default_flow_style=None)
 
 
 def _silence() -> None:
