@@ -187,7 +187,7 @@ def draw(samples: Sequence[Sample], settle: int) -> Figure:
     return figure
 
 
-def train(folder: Path, iterations: int, every: int, opts: Sequence[str]) -> list[Sample]:
+def train(folder: Path, iterations: int, every: int, opts: Sequence[str]) -> Iterator[Sample]:
     """Samples of a training whose folder is ``run``.
 
     Raises:
@@ -206,13 +206,12 @@ def train(folder: Path, iterations: int, every: int, opts: Sequence[str]) -> lis
     with log.open("wb") as console:
         process = subprocess.Popen(command, stdout=console, stderr=console)
     try:
-        samples = list(watch(process, run / "metrics.json", every))
+        yield from watch(process, run / "metrics.json", every)
     finally:
         process.terminate()
         process.wait()
     if process.returncode:
         raise SoakError(f"training ended with exit code {process.returncode}, see {log}")
-    return samples
 
 
 def run(args: argparse.Namespace) -> int:
@@ -220,11 +219,14 @@ def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     folder = args.output.resolve()
     folder.mkdir(parents=True)
-    samples = train(folder, args.iterations, args.every, args.opts)
-    draw(samples, args.settle).savefig(folder / "soak.png")
+    samples: list[Sample] = []
+    try:
+        samples.extend(train(folder, args.iterations, args.every, args.opts))
+    finally:  # for what it is worth, where training fails
+        draw(samples, args.settle).savefig(folder / "soak.png")
+        content = json.dumps([asdict(sample) for sample in samples], indent=1)
+        (folder / "soak.json").write_text(content + "\n")
     found = growth(samples, args.settle)
-    content = {"growth": found, "limits": LIMITS, "samples": [asdict(s) for s in samples]}
-    (folder / "soak.json").write_text(json.dumps(content, indent=1) + "\n")
     for name, value in found.items():
         print(
             f"{name.replace('_', ' ')}: {value:+.3f}{UNITS[name]} in 1,000 iterations (limit "
