@@ -15,14 +15,9 @@ from fvcore.common.config import CfgNode
 from PIL import Image
 
 from onenet.datasets import DatasetError, DatasetSource
-from onenet.engine.data import (
-    TestSample,
-    TrainDataset,
-    TrainSample,
-    build_test_loader,
-    build_train_loader,
-)
+from onenet.engine.data import TrainDataset, build_test_loader, build_train_loader
 from onenet.engine.datasets import CocoDetection
+from onenet.engine.samples import TestSample, TrainSample
 from onenet.engine.transforms import TrainTransform
 
 

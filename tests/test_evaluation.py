@@ -20,7 +20,7 @@ from runs import write_config
 from onenet.datasets import DatasetSource, find_dataset
 from onenet.duplicates import detections_per_object
 from onenet.engine.config import load_cfg
-from onenet.engine.data import TestSample, build_test_loader
+from onenet.engine.data import build_test_loader
 from onenet.engine.datasets import CocoDetection
 from onenet.engine.detector import build_detector
 from onenet.engine.evaluation import (
@@ -33,6 +33,7 @@ from onenet.engine.evaluation import (
     to_coco,
     to_original,
 )
+from onenet.engine.samples import TestSample
 from onenet.engine.test_sets import evaluate_all
 from onenet.structures import Detections
 

@@ -11,7 +11,6 @@ and tools. With it go, as for torchvision's file, MODEL.RESNETS.STRIDE_IN_1X1 Fa
 from __future__ import annotations
 
 import argparse
-import os
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor
 from onenet.checkpoint import locate_weights, to_detectron2_name
 from onenet.checkpoint_files import CheckpointError, read_checkpoint
 from onenet.cli import run_program
+from onenet.whole_files import write_whole
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -64,10 +64,7 @@ def run(args: argparse.Namespace) -> None:
         raise CheckpointError(f"--output {output}: Detectron2 knows its pickles by .pkl")
     source = locate_weights(args.input)
     content = convert(read_checkpoint(source)["model"])
-    partial = output.with_name(f".{output.name}.partial")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_bytes(pickle.dumps(content))
-    os.replace(partial, output)
+    write_whole(output, pickle.dumps(content))
     print(f"{output}: {len(content['model'])} arrays of {source}")
 
 

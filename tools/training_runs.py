@@ -23,6 +23,7 @@ from onenet.engine.datasets import CocoDetection
 from onenet.engine.detector import build_detector
 from onenet.engine.evaluation import score
 from onenet.errors import OneNetError
+from onenet.whole_files import write_whole
 from onenet.yaml_files import ConfigError
 
 TRAIN_NET = Path(__file__).parents[1] / "projects" / "OneNet" / "train_net.py"
@@ -184,9 +185,7 @@ def run_once(
             log = folder / (CONSOLE if (folder / CONSOLE).is_file() else "log.txt")
             raise RunError(f"{config} ended with exit code {code}; see {log}")
         content = {"metrics": _metrics(cfg, folder), "seconds": time.monotonic() - start}
-        partial = result.with_suffix(".partial")
-        partial.write_text(json.dumps(content, indent=1) + "\n")
-        os.replace(partial, result)
+        write_whole(result, f"{json.dumps(content, indent=1)}\n".encode())
     return finished_metrics(folder)
 
 

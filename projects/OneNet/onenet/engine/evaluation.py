@@ -27,8 +27,9 @@ from onenet.model import OneNet
 from onenet.structures import Detections
 from onenet.whole_files import write_whole
 
-from .data import TestSample, build_test_loader
+from .data import build_test_loader
 from .datasets import CocoDetection
+from .samples import TestSample
 
 logger = logging.getLogger(__name__)
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")

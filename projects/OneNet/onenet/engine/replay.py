@@ -13,8 +13,8 @@ from torch import nn
 from onenet.replay import Dump, Rebuilt
 
 from .config import dump, load_cfg
-from .data import TrainSample
 from .detector import build_detector, choose_device
+from .samples import TrainSample
 
 
 def rebuild(config_file: Path, opts: Sequence[str]) -> Rebuilt:

@@ -27,11 +27,12 @@ from onenet.stopping import Stopped, StopRequests, stop_at_once
 from onenet.whole_files import WriteError
 
 from .checkpoints import Checkpoints
-from .data import TrainSample, build_train_loader
+from .data import build_train_loader
 from .datasets import CocoDetection
 from .detector import build_detector
 from .monitor import Monitor
 from .replay import dump_batch
+from .samples import TrainSample
 from .test_sets import draw_all, evaluate_all
 
 logger = logging.getLogger(__name__)
