@@ -102,6 +102,17 @@ def test_a_weight_that_is_nan_is_told(dumped, capsys, parts):
     assert out.endswith("it goes wrong again\n")
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_each_of_several_heads_is_told(dumped, capsys, parts):
+    changes = {"MODEL__OneNet__NUM_HEADS": 2, "SOLVER__ACCUMULATE": parts}
+    assert replay(dumped(set_nan, **changes))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[0] for line in lines if line.endswith("objects: 1")] == [
+        "one.jpg",
+        "one.jpg, head 2",
+    ]
+
+
 def test_a_head_that_explodes_is_told(dumped, capsys):
     assert replay(dumped(explode))
     out = capsys.readouterr().out

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -174,11 +175,15 @@ def _compute(rebuilt: Rebuilt, batch: Sequence[Sequence[Sample]]) -> dict[str, f
     for name, module in model.named_modules():
         module.register_forward_hook(partial(_note_first, name, found))
     part: list[Sample] = []
+    heads: Iterator[int] = count(1)
     if hasattr(model, "criterion"):
-        model.criterion.register_forward_hook(partial(_print_images, part))
+        model.criterion.register_forward_hook(
+            lambda criterion, inputs, _: _print_images(part, next(heads), criterion, inputs)
+        )
 
     def forward(samples: Sequence[Sample]) -> dict[str, Tensor]:
-        part[:] = samples
+        nonlocal heads
+        part[:], heads = samples, count(1)
         images, targets, _ = zip(*samples, strict=True)
         with autocast:
             return rebuilt.losses(model, images, targets)
@@ -212,9 +217,13 @@ def _note_first(name: str, found: list[str], module: nn.Module, inputs: Any, out
 
 @torch.no_grad()
 def _print_images(
-    part: Sequence[Sample], criterion: nn.Module, inputs: tuple[Any, ...], _: Any
+    part: Sequence[Sample], head: int, criterion: nn.Module, inputs: tuple[Any, ...]
 ) -> None:
-    """Forward hook of a criterion: the images whose predictions or losses are not finite."""
+    """The images whose predictions or losses are not finite, of what a criterion was given.
+
+    Args:
+        head: whose predictions, counted from 1.
+    """
     predictions = inputs[0]
     if not isinstance(predictions, Predictions):
         return
@@ -226,7 +235,8 @@ def _print_images(
         told = [f"{count} {name} are not finite" for name, count in wrong.items() if count]
         told += [f"{k} = {v.item()}" for k, v in losses.items() if not v.isfinite()]
         if told:
-            print(f"{file}: {', '.join(told)}; objects: {len(targets)}")
+            which = f", head {head}" if head > 1 else ""
+            print(f"{file}{which}: {', '.join(told)}; objects: {len(targets)}")
             for label, box in zip(targets.labels[:_NAMED], targets.boxes, strict=False):
                 print(f"  class {label} at {', '.join(f'{side:.1f}' for side in box.tolist())}")
 
