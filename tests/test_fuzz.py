@@ -23,6 +23,16 @@ from onenet.pickles import load_arrays
 EXAMPLES = 60  # of each target
 
 
+@pytest.mark.filterwarnings("ignore")  # of what torch will no longer save
+@pytest.mark.parametrize("name", ["annotations", "configs", "pkl"])
+def test_mutations_start_from_valid_files(name, tmp_path):
+    target = TARGETS[name]
+    for data in target.seeds():
+        file = tmp_path / f"input{target.suffix}"
+        file.write_bytes(data)
+        target.read(file)
+
+
 @pytest.mark.filterwarnings("ignore")  # of numbers beyond float32, and the like
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 def test_mutated_files_are_taken_or_refused(target, tmp_path):

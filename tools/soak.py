@@ -178,7 +178,7 @@ def draw(samples: Sequence[Sample], settle: int) -> Figure:
         axes.plot(iterations, [getattr(s, name) for s in samples], ".-", ms=3, lw=1, label=label)
     for axes in (above, below):
         axes.axvspan(0, settle, color="#eeeeee", zorder=0)
-        axes.set_ylim(0, 1.2 * axes.get_ylim()[1])
+        axes.set_ylim(0, 1.3 * axes.get_ylim()[1])
         axes.margins(x=0)
         axes.legend(loc="upper right", ncols=2)
     above.set_ylabel("resident memory (MiB)")

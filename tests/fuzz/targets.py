@@ -158,7 +158,8 @@ def config_files() -> list[bytes]:
         seeds.append(chain.replace(b"\n\n", b"\n"))
     other = b"_BASE_: [base0.yaml, base1.yaml]\nSEED: 3\n"
     small = b"MODEL:\n  OneNet: {NUM_CLASSES: 3, NUM_HEADS: 2, DECONV_CHANNEL: [512, 64, 64, 64]}\n"
-    small += b"  RESNETS: {DEPTH: 18, RES2_OUT_CHANNELS: 64}\n  META_ARCHITECTURE: OneNet\n"
+    small += b"  RESNETS: {DEPTH: 18, RES2_OUT_CHANNELS: 64,\n"
+    small += b"    OUT_FEATURES: [res2, res3, res4, res5]}\n  META_ARCHITECTURE: OneNet\n"
     third = b"SOLVER: {BASE_LR: 1e-4, STEPS: [30, 40], MAX_ITER: 50, IMS_PER_BATCH: 4}\n"
     third += b"INPUT:\n  CROP: {ENABLED: True, TYPE: relative_range, SIZE: [0.3, 0.3]}\n"
     third += b'DATASETS: {TRAIN: ["~/no.json:images"]}\n'
@@ -182,7 +183,8 @@ def read_config(path: Path) -> None:
         if not torchvision_model(cfg.MODEL.WEIGHTS):  # which would be fetched
             locate_weights(cfg.MODEL.WEIGHTS)
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        find_dataset(name)
+        with suppress(OneNetError):  # they are not there
+            find_dataset(name)
 
 
 # -- checkpoints -----------------------------------------------------------------------------
