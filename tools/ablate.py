@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 
 from ablations.plan import WEIGHTS, Plan, Training, check_opts
-from ablations.runs import run_all
+from ablations.runs import run_all, say
 from ablations.spec import Spec, read_spec
 from ablations.table import write
 from benchmarks.machine import describe_machine
@@ -197,9 +197,7 @@ def run(args: argparse.Namespace) -> None:
             failed[training.name] = str(error)
             print(f"{training.name} failed: {error}", file=sys.stderr, flush=True)
         else:
-            print(
-                f"{training.name}: {timedelta(seconds=round(seconds))}{_ap(training)}", flush=True
-            )
+            say(f"{training.name}: {timedelta(seconds=round(seconds))}{_ap(training)}")
         tables({})
 
     tables({})

@@ -87,6 +87,11 @@ def share(place: int, jobs: int, *, gpus: int, cuda: bool) -> dict[str, str]:
     return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
 
 
+def say(line: str) -> None:
+    """Print a line at one go: threads do."""
+    print(f"{line}\n", end="", flush=True)
+
+
 class Progress:
     """Lines about what runs and how long the rest takes, by iterations.
 
@@ -125,7 +130,7 @@ class Progress:
         line += "; ".join(self._running)
         if self._iterations:
             line += f"; about {timedelta(seconds=round(self.remaining()))} left"
-        print(line, flush=True)
+        say(line)
 
     def remaining(self) -> float:
         """Seconds until all are over, at the pace of those before."""
