@@ -43,8 +43,9 @@ def test_the_class_moves_the_positive_away_from_the_centre():
     assert found.positives.tolist() == [1]
     assert found.by_location.tolist() == [0]
     assert found.points[1].tolist() == [12, 4]
+    assert found.inside.tolist() == [False]
     without = assign(predictions(logits), truth, matcher(class_weight=0), PredefinedPoint())
-    assert without.positives.tolist() == [0]
+    assert without.positives.tolist() == [0] and without.inside.tolist() == [True]
 
 
 def test_terms_are_weighted_and_their_sum_is_the_cost():
@@ -94,6 +95,7 @@ def test_an_object_without_a_sample():
     assert sorted(found.positives.tolist()) == [-1, 0, 1, 2, 3]
     left_over = found.positives.tolist().index(-1)
     assert found.level_of(left_over) == 0
+    assert found.inside.nonzero().flatten().tolist() == [found.positives.tolist().index(0)]
     assert found.by_location.tolist() == [0] * 5
 
 

@@ -59,7 +59,7 @@ def test_an_image_of_no_data_set_with_objects_on_the_command_line(model, tmp_pat
     cv2.imwrite(str(photo), np.full((90, 120, 3), 70, np.uint8))
     boxes = ["--box", "0", "10", "10", "50.5", "60", "--box", "class 5", "60", "5", "120", "90"]
     run(model, "--input", photo, *boxes, "--output", tmp_path / "a.png")
-    assert "1 images, 2 objects" in capsys.readouterr().out
+    assert "1 images, 2 objects, " in capsys.readouterr().out
 
 
 def test_checkpoints_become_an_animation(model, tmp_path):

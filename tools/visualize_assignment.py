@@ -225,7 +225,12 @@ def run(args: argparse.Namespace) -> None:
         save_animation(args.output, frames)
     else:
         save(args.output, draw_assignments(images, history[0], class_names, chosen))
-    print(f"{len(images)} images, {sum(len(t) for _, t in inputs)} objects: {args.output}")
+    objects = sum(len(targets) for _, targets in inputs)
+    inside = sum(int(found.inside.sum()) for found in history[-1])
+    print(
+        f"{len(images)} images, {objects} objects, {inside} positives within their object's box: "
+        f"{args.output}"
+    )
 
 
 def save_animation(path: Path, frames: list[np.ndarray]) -> None:

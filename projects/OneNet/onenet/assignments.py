@@ -46,6 +46,13 @@ class Assignment:
         """(N, 2) centres of the samples, px."""
         return (self.samples[:, :2] + self.samples[:, 2:]) / 2
 
+    @property
+    def inside(self) -> Tensor:
+        """(M,) bool: which positives lie within their object's box."""
+        points, boxes = self.points[self.positives], self.targets.boxes
+        within = ((points >= boxes[:, :2]) & (points <= boxes[:, 2:])).all(dim=1)
+        return within & (self.positives >= 0)
+
     def level_of(self, number: int) -> int:
         """The level of an object's positive, or of its cheapest sample where it has none."""
         positive = int(self.positives[number])
