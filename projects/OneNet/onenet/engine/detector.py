@@ -54,12 +54,12 @@ def build_detector(cfg: Any) -> nn.Module:
         model = META_ARCHITECTURES[name](cfg)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return model.to(memory_format=memory_format(_device(cfg)))
+    return model.to(memory_format=memory_format(device_of(cfg)))
 
 
 def choose_device(cfg: Any) -> torch.device:
     """``MODEL.DEVICE``, or the CPU (with a line in the log) where CUDA is asked for in vain."""
-    device = _device(cfg)
+    device = device_of(cfg)
     if device.type != torch.device(cfg.MODEL.DEVICE).type:
         logger.info(
             "MODEL.DEVICE is %s, but there is no CUDA: running on the CPU", cfg.MODEL.DEVICE
@@ -67,7 +67,8 @@ def choose_device(cfg: Any) -> torch.device:
     return device
 
 
-def _device(cfg: Any) -> torch.device:
+def device_of(cfg: Any) -> torch.device:
+    """The same, with nothing in the log."""
     device = torch.device(cfg.MODEL.DEVICE)
     vain = device.type == "cuda" and not torch.cuda.is_available()
     return torch.device("cpu") if vain else device

@@ -35,7 +35,7 @@ from onenet.stopping import hand_on
 from onenet.training_config import check_training
 from onenet.yaml_files import ConfigError
 
-from .detector import choose_device
+from .detector import choose_device, device_of
 
 _TOLD = (1, 2, 130, 143)  # statuses of a process that has said why it ends
 
@@ -54,7 +54,7 @@ def check_processes(cfg: Any, args: argparse.Namespace) -> None:
     """
     devices, nodes = _devices_and_nodes(args)
     available = torch.cuda.device_count()
-    if choose_device(cfg).type == "cuda" and devices > available:
+    if device_of(cfg).type == "cuda" and devices > available:
         raise ConfigError(f"--num-gpus {devices}: this machine has {available} CUDA device(s)")
     if not args.eval_only:
         check_training(cfg, devices * nodes)
