@@ -12,7 +12,16 @@ from typing import Any
 
 import pytest
 import torch
-from runs import TRAIN_NET, edit_json, finish, start, train, unchanged_process, write_config
+from runs import (
+    TRAIN_NET,
+    edit_json,
+    finish,
+    start,
+    train,
+    trained,
+    unchanged_process,
+    write_config,
+)
 
 from onenet.checkpoint_files import save_checkpoint
 from onenet.cli import ENGINES, choose_engine, training_parser
@@ -185,6 +194,18 @@ def test_classes_in_another_order_are_pointed_out(shapes, tmp_path, capsys):
     data = edit_json(shapes, tmp_path / "swapped", "val", swap)
     train(write_config(tmp_path, data, SOLVER__MAX_ITER=1))
     assert "number 1 is circle and ring" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_checkpoint_whose_classes_have_another_order_is_pointed_out(
+    shapes, tmp_path, capsys, order
+):
+    data = json.loads((shapes / "annotations" / "instances_val.json").read_text())
+    names = [category["name"] for category in data["categories"]][::order]
+    config, weights = trained(tmp_path, shapes, {"class_names": names})
+    train(config, "--eval-only")
+    out = capsys.readouterr().out
+    assert (f"{weights} and " in out and "number 1 is " in out) == (order == -1)
 
 
 def test_interruption_ends_in_a_line(config, capsys, monkeypatch):

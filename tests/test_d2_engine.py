@@ -128,6 +128,15 @@ def test_a_checkpoint_of_the_embedded_engine_is_not_resumed_as_if_it_were_its_ow
     assert f"MODEL.WEIGHTS {tmp_path}/run/model_0000000.pth" in error
 
 
+def test_a_checkpoint_whose_classes_have_another_order_is_pointed_out(shapes, tmp_path, capsys):
+    data = json.loads((shapes / "annotations" / "instances_val.json").read_text())
+    names = [category["name"] for category in data["categories"]][::-1]
+    config, weights = trained(tmp_path, shapes, {"class_names": names})
+    train_d2(config, "--eval-only", "OUTPUT_DIR", tmp_path / "d2")
+    out = capsys.readouterr().out
+    assert f"{weights} and " in out and f"number 1 is {names[0]} and {names[-1]}" in out
+
+
 @pytest.mark.parametrize("changes", [{}, {"TEST__DETECTIONS_PER_IMAGE": 130}])
 def test_evaluation_equals_the_embedded_engines(shapes, tmp_path, monkeypatch, changes):
     config, _ = trained(tmp_path, shapes, **changes)

@@ -17,6 +17,8 @@ script = load_script("tools/visualize_scores.py")
 class Stub:
     """Finds two boxes at one place, of a score that the name of the checkpoint tells."""
 
+    trained_classes = ("ring",)
+
     def __init__(self, config_file, opts):
         self.score = float(opts[opts.index("MODEL.WEIGHTS") + 1])
 
@@ -44,6 +46,11 @@ def test_one_model_and_two(config, tmp_path, capsys):
     out = capsys.readouterr().out
     lines = [line for line in out.splitlines() if ": objects found 0 of" in line]
     assert [line.split(",")[0] for line in lines[1:]] == ["with", "without"]
+
+
+def test_a_checkpoint_of_other_classes_is_pointed_out(config, tmp_path, caplog):
+    run(config, "--weights", "0.5", "--count", 1, "--output", tmp_path / "one.png")
+    assert "number 1 is ring and circle" in caplog.text
 
 
 def test_only_detections_of_enough_score_are_drawn(config, tmp_path, monkeypatch):

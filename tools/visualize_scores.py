@@ -20,7 +20,7 @@ import torch
 from examples import PICTURES, add_image_flags, find_examples, open_dataset, save
 
 from onenet.cli import add_engine_flag, add_import_flag, choose_engine, run_program
-from onenet.datasets import DatasetError
+from onenet.datasets import DatasetError, compare_classes
 from onenet.duplicates import find_duplicates, objects_of
 from onenet.figures import draw_duplicates
 from onenet.structures import Detections, Targets
@@ -85,6 +85,9 @@ def run(args: argparse.Namespace) -> None:
     detections, titles = [], []
     for checkpoint, name in zip(checkpoints, names, strict=True):
         predictor = build_predictor(args.config_file, [*args.opts, "MODEL.WEIGHTS", checkpoint])
+        compare_classes(
+            checkpoint, predictor.trained_classes, dataset.source.json_file, dataset.class_names
+        )
         found = [predictor(image) for image in images]
         least = args.confidence_threshold
         if least is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import NoReturn
 
 from .errors import OneNetError
 
+logger = logging.getLogger(__name__)
 ROOT_VARIABLE = "DETECTRON2_DATASETS"
 
 # Annotation file and image folder, relative to $DETECTRON2_DATASETS or ./datasets.
@@ -126,3 +128,24 @@ def check_num_classes(json_file: Path, class_names: Sequence[str], num_classes: 
             f"but MODEL.OneNet.NUM_CLASSES is {num_classes}. "
             f"Add to the command: MODEL.OneNet.NUM_CLASSES {found}"
         )
+
+
+def compare_classes(one: object, ours: Sequence[str], other: object, theirs: Sequence[str]) -> None:
+    """Warn where two name their classes differently, such as a checkpoint and a test set.
+
+    Args:
+        one, other: the files.
+        ours, theirs: their classes by label; empty where they are not known.
+    """
+    for number, (our, their) in enumerate(zip(ours, theirs, strict=False), start=1):
+        if our != their:
+            logger.warning(
+                "%s and %s name their classes differently (by category id, number %d is %s and %s):"
+                " trained labels are tested in this order",
+                one,
+                other,
+                number,
+                our,
+                their,
+            )
+            return

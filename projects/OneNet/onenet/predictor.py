@@ -26,7 +26,8 @@ class BasePredictor(ABC):
 
     Attributes:
         model: prepared as ``TEST.FUSE``, ``PRECISION`` and ``COMPILE`` say, on its device.
-        class_names: from the checkpoint, else from the data set in ``DATASETS.TEST`` if it is on
+        trained_classes: their names in the checkpoint, empty where it has none.
+        class_names: the same, else from the data set in ``DATASETS.TEST`` if it is on
             this machine, else ``class 0``, ``class 1`` ….
         ema: the weights are a moving average of training's.
 
@@ -43,7 +44,8 @@ class BasePredictor(ABC):
             )
         model, extras = self.load(cfg)
         self.model = prepare_inference(cfg, model)
-        self.class_names = extras.get("class_names") or self._names_from_data(cfg)
+        self.trained_classes = extras.get("class_names", [])
+        self.class_names = self.trained_classes or self._names_from_data(cfg)
         if len(self.class_names) != cfg.MODEL.OneNet.NUM_CLASSES:
             raise CheckpointError(
                 f"{cfg.MODEL.WEIGHTS} names {len(self.class_names)} classes, but "

@@ -21,6 +21,7 @@ from torch.multiprocessing import ProcessExitedException
 from ..checkpoint_files import find_checkpoints
 from ..cli import end_with, import_files
 from ..config import check_evaluator
+from ..datasets import compare_classes
 from ..errors import OneNetError
 from ..inference_config import check_inference, prepare_inference
 from ..matcher import NonFiniteError
@@ -29,7 +30,13 @@ from ..training_config import check_training, make_deterministic
 from ..whole_files import remove_partial_files
 from ..yaml_files import ConfigError
 from .config import load_cfg
-from .datasets import check_classes, check_images, check_same_classes, register_datasets
+from .datasets import (
+    check_classes,
+    check_images,
+    check_same_classes,
+    class_names,
+    register_datasets,
+)
 from .trainer import Trainer, share_log
 from .weights import fetch_weights, load_weights
 
@@ -168,7 +175,9 @@ def work(cfg: CfgNode, args: argparse.Namespace, why: str) -> Any:
             return trainer.train()
         model = Trainer.build_model(cfg)
         if cfg.MODEL.WEIGHTS:
-            load_weights(model, cfg.MODEL.WEIGHTS, detector=True)
+            trained = load_weights(model, cfg.MODEL.WEIGHTS, detector=True).get("class_names", [])
+            for name in cfg.DATASETS.TEST:
+                compare_classes(cfg.MODEL.WEIGHTS, trained, name, class_names(name))
         else:
             logger.warning("MODEL.WEIGHTS is empty: evaluating a model with random weights")
         metrics = Trainer.test(cfg, prepare_inference(cfg, model))

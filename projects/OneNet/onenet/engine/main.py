@@ -16,7 +16,7 @@ from lightning.fabric import Fabric
 from onenet.checkpoint import load_weights, locate_weights
 from onenet.checkpoint_files import find_checkpoints
 from onenet.cli import end_with, import_files
-from onenet.datasets import find_dataset
+from onenet.datasets import compare_classes, find_dataset
 from onenet.errors import OneNetError
 from onenet.inference_config import prepare_inference
 from onenet.stopping import end_stopped, stop_at_once
@@ -119,7 +119,8 @@ def _run(args: argparse.Namespace, why: str) -> dict[str, float] | None:
         dataset.check_images(skip_missing=cfg.DATALOADER.SKIP_UNREADABLE)
     for dataset in test_sets:
         dataset.check_images()
-    _warn_of_other_classes(train_sets, test_sets)
+    for test_set in test_sets if train_sets else ():
+        _compare_classes(train_sets[0].source.json_file, train_sets[0].class_names, test_set)
 
     if local_rank == 0 and cfg.MODEL.WEIGHTS:
         if not args.resume or not find_checkpoints(Path(cfg.OUTPUT_DIR)):
@@ -167,26 +168,16 @@ def _work(
         return trainer.train()
     model = build_detector(cfg)
     if cfg.MODEL.WEIGHTS:
-        load_weights(model, cfg.MODEL.WEIGHTS, detector=True)
+        extras = load_weights(model, cfg.MODEL.WEIGHTS, detector=True)
+        for test_set in test_sets:
+            _compare_classes(cfg.MODEL.WEIGHTS, extras.get("class_names", []), test_set)
     else:
         logger.warning("MODEL.WEIGHTS is empty: evaluating a model with random weights")
     return evaluate_all(cfg, prepare_inference(cfg, model.to(fabric.device)), test_sets)
 
 
-def _warn_of_other_classes(train_sets: list[CocoDetection], test_sets: list[CocoDetection]) -> None:
-    for test_set in test_sets if train_sets else ():
-        ours, theirs = train_sets[0].class_names, test_set.class_names
-        if ours != theirs:
-            i = next(i for i, pair in enumerate(zip(ours, theirs, strict=True)) if len({*pair}) > 1)
-            logger.warning(
-                "%s and %s name their classes differently (by category id, number %d is %s and %s):"
-                " trained labels are tested in this order",
-                train_sets[0].source.json_file,
-                test_set.source.json_file,
-                i + 1,
-                ours[i],
-                theirs[i],
-            )
+def _compare_classes(trained: object, names: list[str], test_set: CocoDetection) -> None:
+    compare_classes(trained, names, test_set.source.json_file, test_set.class_names)
 
 
 def _silence() -> None:
