@@ -28,12 +28,17 @@ from ablations.table import write
 from benchmarks.machine import describe_machine
 from benchmarks.timing import TOTAL
 from detector_costs import load, time_all
-from training_runs import RunError, engine_name
+from training_runs import (
+    RunError,
+    add_training_flags,
+    dataset_opts,
+    engine_name,
+    natural,
+    positive,
+)
 
-from onenet.cli import add_engine_flag, add_import_flag, run_program
-from onenet.datasets import find_dataset
+from onenet.cli import add_engine_flag, run_program
 from onenet.engine.config import load_cfg
-from onenet.engine.datasets import CocoDetection
 from onenet.engine.detector import choose_device
 from onenet.errors import OneNetError
 
@@ -73,30 +78,15 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("spec", metavar="SPEC", help="YAML file, see configs/ablations")
-    parser.add_argument(
-        "--dataset",
-        nargs=2,
-        required=True,
-        metavar=("TRAIN", "TEST"),
-        help="known names or ANNOTATIONS.json:FOLDER",
-    )
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for runs and tables")
+    add_training_flags(parser)
     parser.add_argument("--config", metavar="FILE", help="in place of the spec's config")
     parser.add_argument(
-        "--seeds", nargs="+", type=_natural, metavar="SEED", help="default: the spec's"
+        "--seeds", nargs="+", type=natural, metavar="SEED", help="default: the spec's"
     )
-    add_import_flag(parser)
     add_engine_flag(parser)
     parser.add_argument(
-        "--num-gpus",
-        type=_positive,
-        default=1,
-        metavar="N",
-        help="processes of a training (default: 1)",
-    )
-    parser.add_argument(
         "--jobs",
-        type=_positive,
+        type=positive,
         default=1,
         metavar="N",
         help="trainings at a time: GPUs are given out in turn, or the cores shared (default: 1)",
@@ -112,29 +102,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 on, got {text}")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if _natural(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text}")
-    return int(text)
-
-
 def make_plan(args: argparse.Namespace, spec: Spec) -> Plan:
     """The spec with the command line's values."""
-    train_set, test_set = args.dataset
-    find_dataset(train_set)
-    classes = len(CocoDetection(find_dataset(test_set)).class_names)
-    opts = (
-        *spec.opts,
-        *args.opts,
-        *("DATASETS.TRAIN", repr((train_set,)), "DATASETS.TEST", repr((test_set,))),
-        *("MODEL.OneNet.NUM_CLASSES", str(classes), "TEST.EVALUATOR", "coco"),
-    )
+    opts = (*spec.opts, *args.opts, *dataset_opts(*args.dataset))
     return Plan(
         spec=spec,
         config=Path(args.config) if args.config else spec.config,

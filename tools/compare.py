@@ -25,12 +25,10 @@ from benchmarks.machine import describe_machine
 from benchmarks.timing import TOTAL, Samples
 from comparison import Row, write
 from detector_costs import POST, Candidate, gflops, load, time_all
-from training_runs import flat, run_once
+from training_runs import add_training_flags, dataset_opts, flat, positive, run_once
 
-from onenet.cli import add_import_flag, run_program
-from onenet.datasets import find_dataset
+from onenet.cli import run_program
 from onenet.engine.config import load_cfg
-from onenet.engine.datasets import CocoDetection
 from onenet.engine.detector import choose_device
 from onenet.yaml_files import ConfigError
 
@@ -67,28 +65,17 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Trainings can be interrupted; the same command goes on with them.",
     )
     parser.add_argument("configs", nargs="+", metavar="CONFIG", help="YAML files of the detectors")
-    parser.add_argument(
-        "--dataset",
-        nargs=2,
-        required=True,
-        metavar=("TRAIN", "TEST"),
-        help="known names or ANNOTATIONS.json:FOLDER",
-    )
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for runs and tables")
-    add_import_flag(parser)
-    parser.add_argument(
-        "--num-gpus", default="1", metavar="N", help="processes of a training (default: 1)"
-    )
+    add_training_flags(parser)
     parser.add_argument(
         "--images",
-        type=int,
+        type=positive,
         default=8,
         metavar="N",
         help="test images that latencies are measured on (default: %(default)s)",
     )
     parser.add_argument(
         "--repeats",
-        type=int,
+        type=positive,
         default=40,
         metavar="N",
         help="runs of each detector that count for its latency (default: %(default)s)",
@@ -104,11 +91,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def evaluate(
-    config: Path, folder: Path, opts: list[str], gpus: str, imports: Sequence[str] = ()
+    config: Path, folder: Path, opts: list[str], gpus: int, imports: Sequence[str] = ()
 ) -> dict[str, dict[str, float]]:
     """Metrics of a trained config: ``as it is``, ``without`` its remedy and with ``nms``."""
     flags = [word for file in imports for word in ("--import", file)]
-    found = {"as it is": run_once(folder, config, opts, flags=(*flags, "--num-gpus", gpus))}
+    found = {"as it is": run_once(folder, config, opts, flags=(*flags, "--num-gpus", str(gpus)))}
     cfg = load_cfg(config, opts)
     duplicates = duplicates_of(cfg)
     weights = ["MODEL.WEIGHTS", str(folder / "model_final.pth")]
@@ -165,13 +152,7 @@ def run(args: argparse.Namespace) -> None:
     configs = {Path(config).stem: Path(config) for config in args.configs}
     if len(configs) < len(args.configs):
         raise ConfigError("configs must have different file names, by which their runs are kept")
-    train_set, test_set = args.dataset
-    classes = len(CocoDetection(find_dataset(test_set)).class_names)
-    opts = [
-        *args.opts,
-        *("DATASETS.TRAIN", repr((train_set,)), "DATASETS.TEST", repr((test_set,))),
-        *("MODEL.OneNet.NUM_CLASSES", str(classes), "TEST.EVALUATOR", "coco"),
-    ]
+    opts = [*args.opts, *dataset_opts(*args.dataset)]
     remedies = {n: duplicates_of(load_cfg(c, opts)).remedy for n, c in configs.items()}
     output = Path(args.output)
     metrics = {

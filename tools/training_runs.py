@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import os
@@ -17,7 +18,7 @@ from typing import IO, Any
 
 import torch
 
-from onenet.cli import EMBEDDED, choose_engine
+from onenet.cli import EMBEDDED, add_import_flag, choose_engine
 from onenet.datasets import find_dataset
 from onenet.engine.datasets import CocoDetection
 from onenet.engine.detector import build_detector
@@ -123,6 +124,54 @@ def _console(folder: Path | None) -> Iterator[IO[bytes] | None]:
                 f"{folder}: a run works there already; wait until it has ended, or end it"
             ) from None
         yield file
+
+
+def add_training_flags(parser: argparse.ArgumentParser) -> None:
+    """What every program takes that trains: data, the output folder, files to import, processes."""
+    parser.add_argument(
+        "--dataset",
+        nargs=2,
+        required=True,
+        metavar=("TRAIN", "TEST"),
+        help="known names or ANNOTATIONS.json:FOLDER",
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for runs and tables")
+    add_import_flag(parser)
+    parser.add_argument(
+        "--num-gpus",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="processes of a training (default: 1)",
+    )
+
+
+def natural(text: str) -> int:
+    """An argparse type: a whole number from 0 on."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 on, got {text}")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """An argparse type: a whole number from 1 on."""
+    if natural(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text}")
+    return int(text)
+
+
+def dataset_opts(train: str, test: str) -> list[str]:
+    """Overrides that train on one data set and test on another, by COCO's AP.
+
+    Raises:
+        DatasetError: one of them is not to be found, or the test set cannot be read.
+    """
+    find_dataset(train)
+    classes = len(CocoDetection(find_dataset(test)).class_names)
+    return [
+        *("DATASETS.TRAIN", repr((train,)), "DATASETS.TEST", repr((test,))),
+        *("MODEL.OneNet.NUM_CLASSES", str(classes), "TEST.EVALUATOR", "coco"),
+    ]
 
 
 def engine_name(choice: str) -> str:
