@@ -234,3 +234,11 @@ def test_the_second_stage_ends_with_its_box_predictor():
     model.roi_heads.box_predictor = nn.Identity()
     last = costs.Candidate(model, [], 0).last_layer
     assert last is model.roi_heads.box_predictor
+
+
+@pytest.mark.parametrize("words", [("--repeats", "0"), ("--num-gpus", "all")])
+def test_counts_are_whole_numbers(tmp_path, capsys, words):
+    with pytest.raises(SystemExit) as stop:
+        script.main(["c.yaml", "--dataset", "a", "b", "--output", str(tmp_path), *words])
+    assert stop.value.code == 2
+    assert f"{words[0]}: must be a whole number from 1 on" in capsys.readouterr().err

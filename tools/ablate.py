@@ -28,16 +28,9 @@ from ablations.table import write
 from benchmarks.machine import describe_machine
 from benchmarks.timing import TOTAL
 from detector_costs import load, time_all
-from training_runs import (
-    RunError,
-    add_training_flags,
-    dataset_opts,
-    engine_name,
-    natural,
-    positive,
-)
+from training_runs import RunError, add_training_flags, dataset_opts, engine_name
 
-from onenet.cli import add_engine_flag, run_program
+from onenet.cli import add_engine_flag, natural, positive, run_program
 from onenet.engine.config import load_cfg
 from onenet.engine.detector import choose_device
 from onenet.errors import OneNetError

@@ -29,7 +29,7 @@ from make_shapes_dataset import make_dataset
 from torch import Tensor
 
 from onenet.checkpoint_files import CheckpointError, find_checkpoints, read_checkpoint
-from onenet.cli import run_program, training_parser
+from onenet.cli import positive, run_program, training_parser
 from onenet.errors import OneNetError
 
 CONFIG = Path(__file__).parents[1] / "configs" / "quick_schedules" / "onenet.res18.shapes.yaml"
@@ -73,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
         "those of an uninterrupted one."
     )
     parser.add_argument(
-        "--runs", type=int, default=50, metavar="N", help="trainings (default: %(default)s)"
+        "--runs", type=positive, default=50, metavar="N", help="trainings (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
     parser.add_argument(

@@ -25,9 +25,9 @@ from benchmarks.machine import describe_machine
 from benchmarks.timing import TOTAL, Samples
 from comparison import Row, write
 from detector_costs import POST, Candidate, gflops, load, time_all
-from training_runs import add_training_flags, dataset_opts, flat, positive, run_once
+from training_runs import add_training_flags, dataset_opts, flat, run_once
 
-from onenet.cli import run_program
+from onenet.cli import positive, run_program
 from onenet.engine.config import load_cfg
 from onenet.engine.detector import choose_device
 from onenet.yaml_files import ConfigError

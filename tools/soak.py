@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy.stats import theilslopes
 
-from onenet.cli import run_program
+from onenet.cli import natural, positive, run_program
 from onenet.errors import OneNetError
 
 ROOT = Path(__file__).parents[1]
@@ -81,17 +81,21 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder, new")
     parser.add_argument(
-        "--iterations", type=int, default=5000, metavar="N", help="in all (default: %(default)s)"
+        "--iterations",
+        type=positive,
+        default=5000,
+        metavar="N",
+        help="in all (default: %(default)s)",
     )
     parser.add_argument(
         "--settle",
-        type=int,
+        type=natural,
         default=500,
         metavar="N",
         help="first iterations, in which anything may grow (default: %(default)s)",
     )
     parser.add_argument(
-        "--every", type=int, default=50, metavar="N", help="iterations (default: %(default)s)"
+        "--every", type=positive, default=50, metavar="N", help="iterations (default: %(default)s)"
     )
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config values to change"

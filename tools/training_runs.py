@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import torch
 
-from onenet.cli import EMBEDDED, add_import_flag, choose_engine
+from onenet.cli import EMBEDDED, add_import_flag, choose_engine, positive
 from onenet.datasets import find_dataset
 from onenet.engine.datasets import CocoDetection
 from onenet.engine.detector import build_detector
@@ -144,20 +144,6 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes of a training (default: 1)",
     )
-
-
-def natural(text: str) -> int:
-    """An argparse type: a whole number from 0 on."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 on, got {text}")
-    return int(text)
-
-
-def positive(text: str) -> int:
-    """An argparse type: a whole number from 1 on."""
-    if natural(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text}")
-    return int(text)
 
 
 def dataset_opts(train: str, test: str) -> list[str]:

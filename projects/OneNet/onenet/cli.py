@@ -108,13 +108,13 @@ examples:
     )
     parser.add_argument(
         "--num-gpus",
-        type=_positive,
+        type=positive,
         default=1,
         metavar="N",
         help="processes on this machine, one a GPU; without CUDA, on the CPU (default: 1)",
     )
     parser.add_argument(
-        "--num-machines", type=_positive, default=1, metavar="N", help="machines (default: 1)"
+        "--num-machines", type=positive, default=1, metavar="N", help="machines (default: 1)"
     )
     parser.add_argument(
         "--machine-rank",
@@ -194,9 +194,19 @@ def add_traceback_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text}")
+def natural(text: str) -> int:
+    """A flag's type: a whole number from 0 on."""
+    return _whole(text, 0)
+
+
+def positive(text: str) -> int:
+    """A flag's type: a whole number from 1 on."""
+    return _whole(text, 1)
+
+
+def _whole(text: str, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number from {least} on, got {text}")
     return int(text)
 
 
