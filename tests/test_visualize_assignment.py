@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import cv2
 import numpy as np
 import pytest
@@ -52,6 +54,17 @@ def test_images_are_found_by_path_and_by_name(model, shapes, tmp_path, capsys):
     images = shapes / "val" / "000001.jpg", "000002.jpg"
     run(model, "--input", *images, "--output", tmp_path / "a.jpg")
     assert "2 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_checkpoint_of_other_classes_is_pointed_out(model, shapes, tmp_path, caplog, order):
+    data = json.loads((shapes / "annotations" / "instances_val.json").read_text())
+    names = [category["name"] for category in data["categories"]][::order]
+    state = torch.load(model / "model_final.pth")["model"]
+    torch.save({"model": state, "class_names": names}, tmp_path / "named.pth")
+    words = ["--output", tmp_path / "a.png", "--count", 1]
+    run(model, *words, checkpoint=tmp_path / "named.pth")
+    assert ("number 1 is" in caplog.text) == (order == -1)
 
 
 def test_an_image_of_no_data_set_with_objects_on_the_command_line(model, tmp_path, capsys):

@@ -202,13 +202,12 @@ def run(args: argparse.Namespace) -> None:
     if args.box:
         if args.dataset or not args.input or len(args.input) != 1:
             raise DatasetError("--box goes with one --input image, and without --dataset")
-        annotations: object = "--box"
         class_names = classes_of(checkpoints[0], cfg.MODEL.OneNet.NUM_CLASSES)
         examples = [given_example(args.input[0], args.box, class_names)]
     else:
         dataset = open_dataset(args.dataset, cfg.DATASETS.TEST)
         dataset.check_num_classes(cfg.MODEL.OneNet.NUM_CLASSES)
-        annotations, class_names = dataset.source.json_file, dataset.class_names
+        class_names = dataset.class_names
         examples = find_examples(dataset, args.input, args.count)
     images = [example.image for example in examples]
     inputs = [to_input(cfg, example) for example in examples]
@@ -218,7 +217,9 @@ def run(args: argparse.Namespace) -> None:
     history, frames = [], []
     for checkpoint in tqdm(checkpoints, unit="checkpoint", disable=None):
         extras = load_weights(model, checkpoint, detector=True)
-        compare_classes(checkpoint, extras.get("class_names", []), annotations, class_names)
+        if not args.box:
+            trained = extras.get("class_names", [])
+            compare_classes(checkpoint, trained, dataset.source.json_file, class_names)
         history.append(assign_all(cfg, model, inputs))
         if args.checkpoints:
             title = moment(checkpoint, extras)
