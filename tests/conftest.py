@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from helpers.project import ROOT, load_script
 
-ROOT = Path(__file__).resolve().parent.parent
 # A shell lets its jobs in the background ignore Ctrl-C, which tests send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def load_script(path: str) -> ModuleType:
-    """The module of a program that is not in a package, its path relative to the project.
-
-    As when it is run, it can import its neighbours.
-    """
-    file = ROOT / path
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[file.stem] = module
-    sys.path.insert(0, str(file.parent))
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(file.parent))
-    return module
 
 
 @pytest.fixture(scope="session")

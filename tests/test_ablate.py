@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from ablate_example import command, script, write_spec
-from config_helpers import ROOT, flat
+from helpers.ablate_example import command, script, write_spec
+from helpers.configs import ROOT, flat
 
 from onenet.engine.config import load_cfg
 from onenet.yaml_files import ConfigError

@@ -12,8 +12,8 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from ablate_example import Played, command, script, write_spec
-from runs import unchanged_process
+from helpers.ablate_example import Played, command, script, write_spec
+from helpers.runs import unchanged_process
 
 from ablations import runs  # isort: skip
 from training_runs import CONSOLE, Children, RunError  # isort: skip
@@ -109,7 +109,7 @@ def test_after_an_interruption_the_tables_hold_what_is_done(shapes, tmp_path, ca
 
 def test_detectron2_trains_and_evaluates_alike(shapes, tmp_path, monkeypatch):
     pytest.importorskip("detectron2")
-    from d2_helpers import d2_process
+    from helpers.detectron2_runs import d2_process
 
     played = play(monkeypatch, d2_process)
     words = command(shapes, tmp_path)

@@ -8,7 +8,7 @@ import math
 
 import cv2
 import pytest
-from ablate_example import script  # noqa: F401
+from helpers.ablate_example import script  # noqa: F401
 
 from ablations.table import Result, Row, spread, table, write  # isort: skip
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from config_helpers import CONFIGS, refused
+from helpers.configs import CONFIGS, refused
 from torch import nn
 
 from onenet.accumulation import forward_backward, shares, split

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 
-import golden
 import pytest
 import torch
 import torchvision
-from config_helpers import CONFIGS
+from helpers import golden
+from helpers.configs import CONFIGS
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 

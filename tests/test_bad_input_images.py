@@ -12,8 +12,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from helpers.transform_script import picture
 from PIL import Image
-from transform_script import picture
 
 from onenet.datasets import DatasetError, UnreadableImageError
 from onenet.errors import OneNetError

@@ -6,8 +6,8 @@ import argparse
 from typing import Any
 
 import pytest
-from conftest import load_script
-from demo_run import demo, fails, fakes, write_image  # noqa: F401
+from helpers.demo_run import demo, fails, fakes, write_image  # noqa: F401
+from helpers.project import load_script
 
 from onenet.checkpoint_files import CheckpointError
 from onenet.cli import run_program

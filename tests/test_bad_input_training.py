@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from runs import edit_json, load, metrics, train, trained, write_config
+from helpers.runs import edit_json, load, metrics, train, trained, write_config
 
 from onenet.checkpoint_files import save_checkpoint
 
@@ -25,7 +25,7 @@ def engine(request) -> Callable[..., Any]:
     if request.param == "lightning":
         return train
     pytest.importorskip("detectron2")
-    from d2_helpers import train_d2
+    from helpers.detectron2_runs import train_d2
 
     return train_d2
 

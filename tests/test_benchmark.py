@@ -8,7 +8,7 @@ import json
 import cv2
 import pytest
 import torch
-from runs import unchanged_process, write_config
+from helpers.runs import unchanged_process, write_config
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("tools")

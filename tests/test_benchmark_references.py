@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import ROOT
+from helpers.project import ROOT
 
 from onenet import Predictions, Targets
 from onenet.inference import detect

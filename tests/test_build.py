@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from config_helpers import CONFIGS
+from helpers.configs import CONFIGS
 
 from onenet import (
     HungarianMatcher,

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from centernet_example import maps, targets
+from helpers.centernet_example import maps, targets
 
 from onenet.centernet import (
     CenterCriterion,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from centernet_example import maps, targets
-from config_helpers import CONFIGS, ROOT, flat
+from helpers.centernet_example import maps, targets
+from helpers.configs import CONFIGS, ROOT, flat
 from torch import nn
 
 from onenet.centernet import (

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import load_script
+from helpers.project import load_script
+from helpers.runs import edit_json, write_config
 from PIL import Image
-from runs import edit_json, write_config
 
 from onenet import dataset_checks
 from onenet.annotations import read_annotations

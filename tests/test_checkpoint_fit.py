@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_checkpoint import Detector, Small, refused, same, saved
+from helpers.small_models import Detector, Small, refused, same, saved
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import (
+from helpers.runs import (
     TRAIN_NET,
     edit_json,
     finish,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
-from coco_example import GOOD, write
+from helpers.coco_example import GOOD, write
 
 from onenet.coco_json import find_problems, parse_coco_json, read_coco_json
 from onenet.datasets import DatasetError, DatasetSource

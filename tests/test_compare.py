@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import cv2
 import pytest
 import torch
-from conftest import load_script
-from runs import write_config
+from helpers.project import load_script
+from helpers.runs import write_config
 from torch import nn
 from torchvision.ops import deform_conv2d
 

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import yacs.config
-from config_helpers import CONFIGS, R50, refused, write
+from helpers.configs import CONFIGS, R50, refused, write
 
 from onenet.engine.config import CfgNode, ConfigError, check_cfg, get_cfg, load_cfg
 

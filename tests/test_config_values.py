@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from config_helpers import CONFIGS, R50, refused, write
+from helpers.configs import CONFIGS, R50, refused, write
 
 from onenet.engine.config import load_cfg
 

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 import supervision as sv
-from conftest import load_script
-from crowdhuman_example import person, write_odgt
+from helpers.crowdhuman_example import person, write_odgt
+from helpers.project import load_script
 from PIL import Image
 
 from onenet.datasets import DatasetError, DatasetSource

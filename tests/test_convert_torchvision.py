@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from config_helpers import CONFIGS
-from conftest import load_script
+from helpers.configs import CONFIGS
+from helpers.project import load_script
 
 from onenet.checkpoint import load_weights
 from onenet.checkpoint_files import read_checkpoint

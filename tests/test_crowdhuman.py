@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 
-import golden
 import numpy as np
 import pytest
-from conftest import load_script
+from helpers import golden
+from helpers.project import load_script
 from PIL import Image
 
 from onenet.crowdhuman import FALSE, IGNORED, TRUE, evaluate_crowdhuman, match, summarize

@@ -7,9 +7,9 @@ import math
 
 import numpy as np
 import pytest
-from config_helpers import CONFIGS, R50, refused
-from crowdhuman_example import SIZE, SMALL, make
-from runs import metrics, train
+from helpers.configs import CONFIGS, R50, refused
+from helpers.crowdhuman_example import SIZE, SMALL, make
+from helpers.runs import metrics, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from onenet.coco_json import read_coco_json

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT, load_script
-from runs import metrics, train, trained, unchanged_process, write_config
+from helpers.project import ROOT, load_script
+from helpers.runs import metrics, train, trained, unchanged_process, write_config
 
 from onenet import Predictions, Targets
 from onenet.boxes import point_grid
@@ -79,7 +79,7 @@ def test_the_embedded_engine_trains_with_it(rule, shapes, tmp_path, monkeypatch)
 
 def test_detectron2_trains_with_it(rule, shapes, tmp_path, monkeypatch):
     pytest.importorskip("detectron2")
-    from d2_helpers import train_d2
+    from helpers.detectron2_runs import train_d2
 
     from onenet.d2 import Trainer
 

@@ -9,8 +9,10 @@ import pytest
 pytest.importorskip("detectron2")
 
 import torch
-from config_helpers import ROOT
-from d2_helpers import (
+from detectron2.config import get_cfg
+from detectron2.modeling import build_backbone, build_model
+from helpers.configs import ROOT
+from helpers.detectron2_runs import (
     as_detections,
     as_input,
     assert_same_detections,
@@ -20,9 +22,7 @@ from d2_helpers import (
     train_d2,
     truth,
 )
-from detectron2.config import get_cfg
-from detectron2.modeling import build_backbone, build_model
-from runs import load, train, write_config
+from helpers.runs import load, train, write_config
 
 from onenet import centernet as core
 from onenet.d2 import CenterNet, add_onenet_config

@@ -11,12 +11,12 @@ import math
 from pathlib import Path
 
 import torch
-from config_helpers import CONFIGS, R50
-from crowdhuman_example import SMALL, make
-from d2_helpers import train_d2
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
-from runs import metrics
+from helpers.configs import CONFIGS, R50
+from helpers.crowdhuman_example import SMALL, make
+from helpers.detectron2_runs import train_d2
+from helpers.runs import metrics
 
 from onenet.coco_json import read_coco_json
 from onenet.crowdhuman import evaluate_crowdhuman

@@ -11,15 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from coco_example import GOOD
-from config_helpers import ROOT, flat, write
-from d2_helpers import name_of
 from detectron2.data import DatasetCatalog, MetadataCatalog, detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
+from helpers.coco_example import GOOD
+from helpers.configs import ROOT, SHIPPED, flat, write
+from helpers.detectron2_runs import name_of
+from helpers.runs import edit_json
 from PIL import Image
-from runs import edit_json
-from test_shipped_configs import SHIPPED
 
 from onenet.d2 import OneNetDatasetMapper, register_datasets
 from onenet.d2 import datasets as d2_datasets

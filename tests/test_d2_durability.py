@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from d2_helpers import train_d2
 from detectron2.utils.events import EventWriter
-from runs import load, metrics, write_config
-from test_durability import flip_a_bit, full, full_disk
+from helpers.detectron2_runs import train_d2
+from helpers.full_disk import flip_a_bit, full, full_disk
+from helpers.runs import load, metrics, write_config
 from torch.utils.data import DataLoader
 
 from onenet.d2 import Trainer

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
-from d2_helpers import assert_same_detections, d2_process, name_of, train_d2, trained
 from detectron2.data import DatasetCatalog, build_detection_test_loader
-from runs import edit_json, load, metrics, train, write_config
+from helpers.detectron2_runs import assert_same_detections, d2_process, name_of, train_d2, trained
+from helpers.runs import edit_json, load, metrics, train, write_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from onenet.d2 import Trainer, main

@@ -9,10 +9,10 @@ pytest.importorskip("detectron2")
 import json
 
 import torch
-from d2_helpers import name_of
 from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
-from runs import edit_json, write_config
+from helpers.detectron2_runs import name_of
+from helpers.runs import edit_json, write_config
 
 from onenet.d2 import Trainer, register_datasets
 from onenet.d2.config import load_cfg

@@ -7,9 +7,9 @@ import pytest
 
 pytest.importorskip("detectron2")
 
-from conftest import load_script
-from d2_helpers import d2_process
-from runs import trained
+from helpers.detectron2_runs import d2_process
+from helpers.project import load_script
+from helpers.runs import trained
 
 from onenet.d2.config import load_cfg
 from onenet.d2.predictor import Predictor

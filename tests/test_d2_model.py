@@ -10,8 +10,12 @@ import json
 
 import numpy as np
 import torch
-from config_helpers import CONFIGS
-from d2_helpers import (
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.engine import DefaultPredictor
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from detectron2.utils.events import EventStorage
+from helpers.configs import CONFIGS
+from helpers.detectron2_runs import (
     SMALL,
     as_detections,
     as_input,
@@ -22,11 +26,7 @@ from d2_helpers import (
     spread,
     truth,
 )
-from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.engine import DefaultPredictor
-from detectron2.modeling import META_ARCH_REGISTRY, build_model
-from detectron2.utils.events import EventStorage
-from golden import FOLDER
+from helpers.golden import FOLDER
 
 from onenet.checkpoint import load_weights
 from onenet.checkpoint_files import save_checkpoint

@@ -7,7 +7,8 @@ import pytest
 pytest.importorskip("detectron2")
 
 import torch
-from d2_helpers import (
+from detectron2.modeling import build_model
+from helpers.detectron2_runs import (
     as_detections,
     as_input,
     assert_same_detections,
@@ -17,8 +18,7 @@ from d2_helpers import (
     train_d2,
     truth,
 )
-from detectron2.modeling import build_model
-from runs import metrics, train, write_config
+from helpers.runs import metrics, train, write_config
 
 from onenet.inference import to_image
 

@@ -8,8 +8,8 @@ pytest.importorskip("detectron2")
 
 import torch
 import torchvision
-from d2_helpers import name_of, train_d2, trained
-from runs import edit_json, load, write_config
+from helpers.detectron2_runs import name_of, train_d2, trained
+from helpers.runs import edit_json, load, write_config
 
 REFUSED = [
     ((), ["NO.SUCH", "KEY"], "NO.SUCH"),

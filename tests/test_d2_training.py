@@ -10,13 +10,12 @@ import shutil
 from pathlib import Path
 
 import torch
-from d2_helpers import as_input, d2_process, pictures, small_cfg, train_d2, truth
 from detectron2.engine import AMPTrainer, SimpleTrainer
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
-from runs import load, metrics, train, write_config
-from test_train import assert_same
-from test_train_waits import nan_loss
+from helpers.detectron2_runs import as_input, d2_process, pictures, small_cfg, train_d2, truth
+from helpers.nonfinite import nan_loss
+from helpers.runs import assert_same, load, metrics, train, write_config
 
 from onenet.d2 import Trainer
 from onenet.d2.steps import guarded

@@ -13,13 +13,13 @@ from functools import partial
 
 import torch
 import torchvision
-from conftest import load_script
-from d2_helpers import as_input, pictures, small_cfg, truth
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer
 from detectron2.utils.events import EventStorage
 from detectron2.utils.file_io import PathHandler, PathManager
+from helpers.detectron2_runs import as_input, pictures, small_cfg, truth
+from helpers.project import load_script
 
 from onenet import checkpoint
 from onenet.checkpoint_files import CheckpointError, save_checkpoint

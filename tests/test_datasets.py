@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from coco_example import GOOD, write
+from helpers.coco_example import GOOD, write
 
 from onenet.datasets import DatasetError, DatasetSource, find_dataset
 from onenet.engine.datasets import CocoDetection

@@ -7,7 +7,7 @@ import json
 import cv2
 import numpy as np
 import pytest
-from demo_run import BrightPart, fails, fakes, files, red_square, run, write_image  # noqa: F401
+from helpers.demo_run import BrightPart, fails, fakes, files, red_square, run, write_image  # noqa: F401
 
 from onenet.engine import predictor
 

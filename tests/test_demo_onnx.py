@@ -9,9 +9,9 @@ import sys
 
 import cv2
 import pytest
-from conftest import ROOT
-from demo_run import demo, fails_with, write_image
-from onnx_example import white, write_model
+from helpers.demo_run import demo, fails_with, write_image
+from helpers.onnx_example import white, write_model
+from helpers.project import ROOT
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import json
 
 import cv2
 import pytest
-from demo_run import demo, fails, fakes, files, red_square, run, write_image  # noqa: F401
+from helpers.demo_run import demo, fails, fakes, files, red_square, run, write_image  # noqa: F401
 
 
 @pytest.fixture

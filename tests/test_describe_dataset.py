@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 
-import coco_example
 import numpy as np
 import pytest
-from config_helpers import R50
-from conftest import load_script
+from helpers import coco_example
+from helpers.configs import R50
+from helpers.project import load_script
 from PIL import Image
 
 from onenet.annotations import read_annotations

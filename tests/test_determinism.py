@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from config_helpers import R50, refused
-from runs import load, train, write_config
-from test_train import assert_same
+from helpers.configs import R50, refused
+from helpers.runs import assert_same, load, train, write_config
 
 from onenet.engine.train import Trainer
 

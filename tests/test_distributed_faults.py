@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from runs import edit_json, finish, start, trained, write_config
+from helpers.runs import edit_json, finish, start, trained, write_config
 from torch.multiprocessing import ProcessExitedException, start_processes
 
 from onenet.checkpoint import load_weights

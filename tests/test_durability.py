@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from runs import load
+from helpers.full_disk import flip_a_bit, full, full_disk
+from helpers.runs import load
 
 from onenet import whole_files
 from onenet.checkpoint_files import (
@@ -22,14 +23,6 @@ from onenet.checkpoint_files import (
     save_checkpoint,
 )
 from onenet.whole_files import WriteError, remove_partial_files, write_whole
-
-FULL = Path("/dev/full")
-full_disk = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
-
-
-def full(path: Path) -> None:
-    """Have no room for a file, without being root: its temporary name leads to /dev/full."""
-    path.with_name(f".{path.name}.partial").symlink_to(FULL)
 
 
 def content(number: float) -> dict[str, Any]:
@@ -124,12 +117,6 @@ def test_what_a_killed_run_left_is_removed_and_nothing_else(tmp_path):
 
 
 # Which checkpoint a run goes on from
-
-
-def flip_a_bit(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
 
 
 def cut(path: Path) -> None:

@@ -15,9 +15,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from runs import end, finish, load, metrics, start, train, unchanged_process, write_config
-from test_durability import FULL, full, full_disk
-from test_train import assert_same
+from helpers.full_disk import FULL, full, full_disk
+from helpers.project import ROOT
+from helpers.runs import (
+    assert_same,
+    end,
+    finish,
+    load,
+    metrics,
+    start,
+    train,
+    unchanged_process,
+    write_config,
+)
 
 from onenet.checkpoint_files import read_last_checkpoint
 from onenet.engine.monitor import Monitor
@@ -248,7 +258,7 @@ def test_a_small_disk_and_a_read_only_folder(shapes, tmp_path):
 
 def test_trainings_killed_at_random_moments(tmp_path):
     words = f"--runs 1 --output {tmp_path} SOLVER.MAX_ITER 4 SOLVER.CHECKPOINT_PERIOD 2".split()
-    program = Path(__file__).parents[1] / "tools" / "check_resume.py"
+    program = ROOT / "tools" / "check_resume.py"
     process = subprocess.run(
         [sys.executable, program, *words], capture_output=True, text=True, timeout=150
     )

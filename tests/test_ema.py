@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from config_helpers import CONFIGS, refused
+from helpers.configs import CONFIGS, refused
 from torch import nn
 
 from onenet.ema import ModelEMA

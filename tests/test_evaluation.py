@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.runs import write_config
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from runs import write_config
 
 from onenet.datasets import DatasetSource, find_dataset
 from onenet.duplicates import detections_per_object

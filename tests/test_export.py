@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import ROOT, load_script
-from onnx_example import examples_in_the_docs
-from runs import trained, unchanged_process
+from helpers.onnx_example import examples_in_the_docs
+from helpers.project import ROOT, load_script
+from helpers.runs import trained, unchanged_process
 
 from onenet.checkpoint import AVERAGED
 from onenet.engine.config import load_cfg

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from config_helpers import CONFIGS
+from helpers.configs import CONFIGS
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 from torchvision.ops import FrozenBatchNorm2d

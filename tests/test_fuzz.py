@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from config_helpers import refused, write
 from fuzz.strategies import mutated
 from fuzz.targets import TARGETS, TinyDetector
+from helpers.configs import refused, write
 from hypothesis import HealthCheck, given, settings
 
 from onenet.checkpoint import load_weights

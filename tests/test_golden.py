@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import golden
 import pytest
 import torch
+from helpers import golden
 
 from onenet import Criterion, HungarianMatcher, MinCostMatcher
 from onenet.costs import PredefinedAnchor, PredefinedPoint, PredictedLocation

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_solver import Detector, config, with_gradients
+from helpers.solver import Detector, config, with_gradients
 from torch import nn
 
 from onenet.guard import Guard, ScaledGuard

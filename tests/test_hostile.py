@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from coco_example import GOOD, write
-from config_helpers import refused
-from runs import ROOT, train, trained, write_config
+from helpers.coco_example import GOOD, write
+from helpers.configs import refused
+from helpers.runs import ROOT, train, trained, write_config
 
 from onenet.checkpoint_files import CheckpointError, read_checkpoint
 from onenet.dataset_checks import LINKS_VARIABLE

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from config_helpers import CONFIGS, R50, refused
-from runs import train, trained
+from helpers.configs import CONFIGS, R50, refused
+from helpers.runs import train, trained
 from torch import nn
 
 from onenet.engine.config import load_cfg

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.project import ROOT as PROJECT
 
-ROOT = Path(__file__).parents[1] / "projects" / "OneNet"
+ROOT = PROJECT / "projects" / "OneNet"
 PACKAGE = ROOT / "onenet"
 FILES = sorted(PACKAGE.rglob("*.py"))
 

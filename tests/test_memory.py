@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from runs import train, write_config
+from helpers.runs import train, write_config
 from torch import nn
 
 from onenet.memory import OutOfMemoryError, memory_errors

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from config_helpers import CONFIGS
-from runs import metrics, train, trained, write_config
-from test_heads import centernet, maps_for
-from test_model import image, model, targets
+from helpers.configs import CONFIGS
+from helpers.heads import centernet, maps_for
+from helpers.runs import metrics, train, trained, write_config
+from helpers.small_detector import image, model, targets
 from torch import nn
 
 from onenet.checkpoint import load_weights

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from config_helpers import ROOT
-from runs import metrics, train, write_config
+from helpers.configs import ROOT
+from helpers.runs import metrics, train, write_config
 from torchvision.models import detection as tv
 from torchvision.models.detection import ssd
 from torchvision.models.detection.transform import GeneralizedRCNNTransform

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import write_config
+from helpers.runs import write_config
 
 from onenet.checkpoint_files import CheckpointError, save_checkpoint
 from onenet.engine.config import load_cfg

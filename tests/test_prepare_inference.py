@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 import torch
-from test_model import image, model
+from helpers.small_detector import image, model
 from torch import nn
 
 from onenet import Predictions

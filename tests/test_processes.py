@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import edit_json, finish, load, metrics, start, train, write_config
-from test_train import assert_same
+from helpers.runs import assert_same, edit_json, finish, load, metrics, start, train, write_config
 
 from onenet.checkpoint_files import save_checkpoint
 

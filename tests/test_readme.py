@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
+from helpers.project import ROOT
 
-ROOT = Path(__file__).parents[1]
 READMES = [ROOT / "README.md", ROOT / "projects" / "OneNet" / "README.md"]
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import load_script
-from runs import load, write_config
-from test_train_waits import nan_gradient
+from helpers.nonfinite import nan_gradient
+from helpers.project import load_script
+from helpers.runs import load, write_config
 from torch import nn
 
 from onenet.checkpoint_files import CheckpointError

@@ -10,12 +10,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from onnx_example import INFO, examples_in_the_docs, white, write_model
+from helpers.onnx_example import INFO, examples_in_the_docs, white, write_model
+from helpers.project import ROOT
 from PIL import Image
 
 from onenet.runtime import Detections, ExportedModelError, ModelInfo, OnnxPredictor
 
-PROJECT = Path(__file__).parents[1] / "projects" / "OneNet"
+PROJECT = ROOT / "projects" / "OneNet"
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 import pytest
-from conftest import load_script
+from helpers.project import load_script
 from pycocotools.coco import COCO
 
 drawing = load_script("tools/shapes.py")

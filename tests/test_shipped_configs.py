@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import pytest
 import yaml
-from config_helpers import CONFIGS, ROOT, flat
+from helpers.configs import CONFIGS, SHIPPED, flat
 
 from onenet.engine.config import get_cfg, load_cfg
 from onenet.engine.detectron2_keys import DETECTRON2_ONLY, detectron2_only
-
-# Those in configs/ablations are specs of tools/ablate.py, see test_ablate.py.
-FOLDERS = (CONFIGS, ROOT / "configs" / "quick_schedules", ROOT / "configs" / "baselines")
-SHIPPED = sorted(path for folder in FOLDERS for path in folder.glob("*.yaml"))
 
 R50_WEIGHTS = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
 ALL = {

@@ -10,8 +10,8 @@ from zlib import crc32
 
 import pytest
 import torch
-from runs import load, metrics, train, write_config
-from test_train_waits import CPU, Later, nan_gradient, nan_loss, values
+from helpers.nonfinite import CPU, Later, nan_gradient, nan_loss, values
+from helpers.runs import load, metrics, train, write_config
 
 from onenet.engine.train import Trainer
 from onenet.history import History

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import edit_json, load, train, write_config
+from helpers.runs import edit_json, load, train, write_config
 
 from onenet import skipping
 from onenet.datasets import DatasetError, UnreadableImageError
@@ -186,7 +186,7 @@ def test_evaluation_passes_over_nothing(shapes, tmp_path, capsys, damage):
 
 def test_detectron2_does_the_same(broken, tmp_path, capsys):
     pytest.importorskip("detectron2")
-    from d2_helpers import train_d2
+    from helpers.detectron2_runs import train_d2
 
     config = write_config(
         tmp_path, broken, SOLVER__MAX_ITER=6, DATASETS__TEST=[], DATALOADER__NUM_WORKERS=2
@@ -202,7 +202,7 @@ def test_detectron2_does_the_same(broken, tmp_path, capsys):
 
 def test_detectron2s_evaluation_passes_over_nothing(shapes, tmp_path, capsys):
     pytest.importorskip("detectron2")
-    from d2_helpers import train_d2
+    from helpers.detectron2_runs import train_d2
 
     data = edit_json(shapes, tmp_path / "lost", "val", lambda content: None)
     (data / "val" / "000001.jpg").unlink()

@@ -9,7 +9,7 @@ import threading
 from types import ModuleType
 
 import pytest
-from conftest import load_script
+from helpers.project import load_script
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 

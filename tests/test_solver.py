@@ -3,33 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
+from helpers.solver import Detector, config, with_gradients
 from torch import nn
 
-from onenet.engine.config import get_cfg
 from onenet.solver import build_optimizer, build_scheduler, lr_factor
-
-
-def config(**solver: Any) -> Any:
-    cfg = get_cfg()
-    for name, value in solver.items():
-        node, leaf = cfg.SOLVER, name
-        if name.startswith("CLIP_GRADIENTS__"):
-            node, leaf = cfg.SOLVER.CLIP_GRADIENTS, name.removeprefix("CLIP_GRADIENTS__")
-        assert leaf in node
-        node[leaf] = value
-    return cfg
-
-
-class Detector(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.backbone = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-        self.head = nn.Linear(2, 1)
-
 
 MULTI_STEP = {
     "BASE_LR": 0.5,
@@ -178,14 +158,6 @@ def test_frozen_parameters_are_left_out():
 def test_unknown_optimizer_is_refused_with_the_choices():
     with pytest.raises(ValueError, match="SOLVER.OPTIMIZER must be ADAMW or SGD, got 'ADAM'"):
         build_optimizer(config(OPTIMIZER="ADAM"), Detector())
-
-
-def with_gradients() -> nn.ParameterList:
-    """Gradients (3, 4) and (12, 0): norms 5 and 12, together 13; one parameter has none."""
-    parameters = nn.ParameterList([nn.Parameter(torch.zeros(2)) for _ in range(3)])
-    parameters[0].grad = torch.tensor([3.0, -4.0])
-    parameters[1].grad = torch.tensor([12.0, 0.0])
-    return parameters
 
 
 @pytest.mark.parametrize(

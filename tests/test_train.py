@@ -6,11 +6,11 @@ import json
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from runs import (
+from helpers.runs import (
+    assert_same,
     edit_json,
     end,
     load,
@@ -27,23 +27,6 @@ from onenet.engine.detector import build_detector
 
 CLASSES = ["circle", "ring", "square", "triangle", "star", "cross"]
 LOSSES = {"loss_ce", "loss_giou", "loss_bbox"}
-
-
-def assert_same(one: Any, other: Any) -> None:
-    """Bit-equal tensors and equal everything else, through dicts and lists."""
-    assert type(one) is type(other)
-    if isinstance(one, torch.Tensor):
-        assert one.dtype == other.dtype and torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_same(one[key], other[key])
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other)
-        for a, b in zip(one, other, strict=True):
-            assert_same(a, b)
-    else:
-        assert one == other
 
 
 @pytest.fixture(scope="module")

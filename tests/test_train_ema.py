@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import load, train, write_config
-from test_train import assert_same
+from helpers.runs import assert_same, load, train, write_config
 
 FAST = {
     "SOLVER__MAX_ITER": 3,

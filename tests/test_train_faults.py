@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import (
+from helpers.runs import (
     edit_json,
     load,
     metrics,

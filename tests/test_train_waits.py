@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from runs import load, metrics, train, write_config
-from test_train import assert_same
+from helpers.nonfinite import CPU, Later, nan_gradient, nan_loss, values
+from helpers.runs import assert_same, load, metrics, train, write_config
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from onenet.engine.train import Trainer
@@ -18,12 +18,6 @@ from onenet.history import History
 from onenet.losses import Criterion
 from onenet.matcher import NonFiniteError
 from onenet.replay import Dump
-
-CPU = torch.device("cpu")
-
-
-def values(*numbers: float) -> dict[str, torch.Tensor]:
-    return dict(zip(("loss_ce", "loss_bbox"), map(torch.tensor, numbers), strict=True))
 
 
 def test_values_are_read_once_in_their_order():
@@ -117,14 +111,6 @@ def test_a_step_on_cuda_does_not_synchronise(shapes, tmp_path, monkeypatch):
     assert len(metrics(tmp_path / "run")) == 1
 
 
-class Later(History):
-    """As on a device that the host does not wait for."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.immediate = False
-
-
 def break_at(monkeypatch, iteration: int, spoil: Any) -> None:
     """Have ``spoil`` change the losses of one iteration."""
     forward, count = Criterion.forward, Counter()
@@ -135,15 +121,6 @@ def break_at(monkeypatch, iteration: int, spoil: Any) -> None:
         return spoil(losses) if count["calls"] == iteration else losses
 
     monkeypatch.setattr(Criterion, "forward", spoilt)
-
-
-def nan_loss(losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {**losses, "loss_giou": losses["loss_giou"] * math.nan}
-
-
-def nan_gradient(losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    losses["loss_giou"].register_hook(lambda gradient: gradient * math.nan)
-    return losses
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers.transform_script import DO, SKIP, keep_size, picture, run, save
 from PIL import Image
-from transform_script import DO, SKIP, keep_size, picture, run, save
 
 from onenet.datasets import DatasetError
 from onenet.engine.transforms import TestTransform, TrainTransform

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from transform_script import DO, keep_size, picture, run, save
+from helpers.transform_script import DO, keep_size, picture, run, save
 
 from onenet.engine.transforms import TestTransform, TrainTransform
 from onenet.images import read_image, shortest_edge_size

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import load_script
+from helpers.project import load_script
+from helpers.runs import write_config
 from PIL import Image
-from runs import write_config
 
 from onenet.engine.config import load_cfg
 from onenet.engine.detector import build_detector

@@ -7,7 +7,7 @@ import json
 import cv2
 import numpy as np
 import pytest
-from conftest import load_script
+from helpers.project import load_script
 
 
 @pytest.fixture(scope="module")

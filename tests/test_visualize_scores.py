@@ -5,8 +5,8 @@ from __future__ import annotations
 import cv2
 import pytest
 import torch
-from conftest import load_script
-from runs import write_config
+from helpers.project import load_script
+from helpers.runs import write_config
 
 from onenet.engine import predictor
 from onenet.structures import Detections

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from coco_example import GOOD
+from helpers.coco_example import GOOD
 from PIL import Image
 from safetensors.torch import save as save_safetensors
 from torch import nn

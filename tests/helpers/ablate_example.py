@@ -7,9 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from conftest import load_script
-from runs import write_config
-
+from helpers.project import load_script
+from helpers.runs import write_config
 from onenet.cli import choose_engine, training_parser
 
 script = load_script("tools/ablate.py")

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-from conftest import ROOT
 
+from helpers.project import ROOT
 from onenet.runtime import ModelInfo
 
 INFO = ModelInfo(

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import yaml
 
+from helpers.project import ROOT
 from onenet.checkpoint_files import save_checkpoint
 from onenet.cli import training_parser
 from onenet.engine.config import load_cfg
@@ -25,7 +26,6 @@ from onenet.engine.detector import build_detector
 from onenet.engine.main import run
 from onenet.model import OneNet
 
-ROOT = Path(__file__).parents[1]
 TRAIN_NET = ROOT / "projects" / "OneNet" / "train_net.py"
 LOGGERS = (
     "onenet",
@@ -219,3 +219,20 @@ def edit_json(data: Path, copy: Path, split: str, change: Any) -> Path:
     change(content)
     file.write_text(json.dumps(content))
     return copy
+
+
+def assert_same(one: Any, other: Any) -> None:
+    """Bit-equal tensors and equal everything else, through dicts and lists."""
+    assert type(one) is type(other)
+    if isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype and torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_same(a, b)
+    else:
+        assert one == other

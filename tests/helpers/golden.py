@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from helpers.project import ROOT
 from onenet import Predictions, Targets
 from onenet.heads import CenterNetHead, FCOSHead, Head, RetinaNetHead
 
-FOLDER = Path(os.environ.get("ONENET_GOLDEN") or Path(__file__).parent / "data" / "golden")
+FOLDER = Path(os.environ.get("ONENET_GOLDEN") or ROOT / "tests" / "golden")
 NAMES = ("centernet_nodcn", "centernet_dcn", "fcos", "retinanet")
 LEVEL_SIZES = [(-1, 64), (64, 128), (128, 256), (256, 512), (512, float("inf"))]
 _STRIDES = [8, 16, 32, 64, 128]

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import load_script
 
+from helpers.project import load_script
 from onenet.engine import predictor
 from onenet.structures import Detections
 

@@ -10,8 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from runs import train
-
+from helpers.runs import train
 from onenet.engine.train import Trainer
 
 CONFIG, DISK = map(Path, sys.argv[1:])

@@ -12,8 +12,9 @@ import torch
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.logger import setup_logger
 from PIL import Image
-from runs import spread, trained, unchanged_process  # noqa: F401
 
+from helpers.project import ROOT
+from helpers.runs import spread, trained, unchanged_process  # noqa: F401
 from onenet.cli import training_parser
 from onenet.d2.config import load_cfg
 from onenet.d2.main import run
@@ -22,7 +23,6 @@ from onenet.engine.detector import build_detector
 from onenet.model import OneNet as EmbeddedOneNet
 from onenet.structures import Detections, Targets
 
-ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "projects" / "OneNet" / "configs"
 COCO_PICTURES = ROOT.parent / "shared" / "data" / "coco" / "val2017"
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from helpers.project import ROOT
 from onenet.engine.config import ConfigError, load_cfg
 
-ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "projects" / "OneNet" / "configs"
 R50 = CONFIGS / "onenet.res50.nodcn.yaml"
 
@@ -37,3 +37,10 @@ def flat(node: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+# Those in configs/ablations are specs of tools/ablate.py, see test_ablate.py.
+FOLDERS = (CONFIGS, ROOT / "configs" / "quick_schedules", ROOT / "configs" / "baselines")
+
+
+SHIPPED = sorted(path for folder in FOLDERS for path in folder.glob("*.yaml"))

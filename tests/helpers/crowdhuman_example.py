@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from conftest import load_script
 from PIL import Image
+
+from helpers.project import load_script
 
 SIZE = (96, 64)  # width, height in px
 
