@@ -24,14 +24,14 @@ from inputs import UserError, find_images, picture_paths, video_path
 from tqdm import tqdm
 
 from onenet.cli import add_engine_flag, add_import_flag, choose_engine, run_program
-from onenet.images import read_image
-from onenet.runtime import OnnxPredictor
-from onenet.visualize import draw_boxes, enlargement
+from onenet.data.images import read_image
+from onenet.deploy.runtime import OnnxPredictor
+from onenet.visualization.boxes import draw_boxes, enlargement
 
 PROGRAM = "demo.py"
-# Of an engine or of onenet.runtime: predict_batch, class_names and images_per_batch.
+# Of an engine or of onenet.deploy.runtime: predict_batch, class_names and images_per_batch.
 Predictor = Any
-# onenet.structures', or onenet.runtime's.
+# onenet.structures', or onenet.deploy.runtime's.
 Detections = Any
 ESCAPE = 27
 

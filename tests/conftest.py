@@ -27,4 +27,5 @@ def tools() -> Iterator[None]:
     """Makes the programs in ``tools/`` and their parts importable, as when one is run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "tools"))
+        patch.syspath_prepend(str(ROOT / "tools" / "dev"))
         yield

@@ -9,14 +9,14 @@ import pytest
 from helpers.demo_run import demo, fails, fakes, write_image  # noqa: F401
 from helpers.project import load_script
 
-from onenet.checkpoint_files import CheckpointError
+from onenet.assignment.matchers import NonFiniteError
+from onenet.checkpoints.files import CheckpointError
 from onenet.cli import run_program
-from onenet.datasets import DatasetError, UnreadableImageError
+from onenet.config.yaml import ConfigError
+from onenet.data.sources import DatasetError, UnreadableImageError
+from onenet.deploy.export import ExportError
+from onenet.deploy.runtime import ExportedModelError
 from onenet.errors import OneNetError
-from onenet.export import ExportError
-from onenet.matcher import NonFiniteError
-from onenet.runtime import ExportedModelError
-from onenet.yaml_files import ConfigError
 
 ERRORS = (ConfigError, DatasetError, UnreadableImageError, CheckpointError, ExportError)
 ERRORS += (ExportedModelError, NonFiniteError)
@@ -74,7 +74,7 @@ def test_a_program_without_faults_returns_what_it_did():
 # A wrong command line for every program.
 PROGRAMS = {
     "tools/ablate.py": ["gone.yaml", "--dataset", "gone.json:a", "gone.json:b", "--output", "o"],
-    "tools/benchmark.py": ["--configs", "gone.yaml", "--parts", "inference", "--quick"],
+    "tools/dev/benchmark.py": ["--configs", "gone.yaml", "--parts", "inference", "--quick"],
     "tools/check_dataset.py": ["gone.json:here"],
     "tools/compare.py": ["gone.yaml", "--dataset", "gone.json:a", "gone.json:b", "--output", "o"],
     "tools/convert_to_coco.py": [

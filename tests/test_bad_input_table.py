@@ -15,8 +15,8 @@ ROW = re.compile(
 ROWS = [match for line in TEXT.splitlines() if (match := ROW.match(line))]
 # Tests whose cases have a row each, and the mapping that holds them.
 CASES = {
-    ("test_bad_input_images.py", "test_refused"): "REFUSED",
-    ("test_bad_input_images.py", "test_read"): "READ",
+    ("data/test_images.py", "test_refused"): "REFUSED",
+    ("data/test_images.py", "test_read"): "READ",
     ("test_bad_input_training.py", "test_trained_on"): "TAKEN",
     ("test_bad_input_training.py", "test_refused"): "REFUSED",
     ("test_bad_input_training.py", "test_weights_refused"): "WEIGHTS",

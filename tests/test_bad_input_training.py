@@ -14,7 +14,7 @@ import torch
 import torchvision
 from helpers.runs import edit_json, load, metrics, train, trained, write_config
 
-from onenet.checkpoint_files import save_checkpoint
+from onenet.checkpoints.files import save_checkpoint
 
 Content = dict[str, Any]
 

@@ -23,12 +23,12 @@ from helpers.runs import (
     write_config,
 )
 
-from onenet.checkpoint_files import save_checkpoint
+from onenet.checkpoints.files import save_checkpoint
 from onenet.cli import ENGINES, choose_engine, training_parser
-from onenet.engine import main
-from onenet.engine.config import load_cfg
-from onenet.engine.processes import check_processes, join
-from onenet.yaml_files import ConfigError
+from onenet.config.yaml import ConfigError
+from onenet.lightning import main
+from onenet.lightning.config import load_cfg
+from onenet.lightning.launch import check_processes, join
 
 
 def refused(capsys: pytest.CaptureFixture, config: Path, *words: Any) -> str:

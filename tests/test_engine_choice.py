@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from onenet import cli
-from onenet.yaml_files import ConfigError
+from onenet.config.yaml import ConfigError
 
 
 @pytest.fixture
@@ -35,14 +35,14 @@ def test_auto_takes_detectron2_where_it_can_be_imported(world):
 
 def test_auto_takes_the_embedded_engine_otherwise_and_says_why(world):
     world(found=False)
-    assert cli.choose_engine("auto") == ("onenet.engine", "Detectron2 is not installed")
+    assert cli.choose_engine("auto") == ("onenet.lightning", "Detectron2 is not installed")
 
 
 @pytest.mark.parametrize("error", [ImportError("no _C"), OSError("undefined symbol")])
 def test_a_broken_build_is_told(world, error):
     world(found=True, imported=error)
     package, why = cli.choose_engine("auto")
-    assert package == "onenet.engine"
+    assert package == "onenet.lightning"
     assert str(error) in why and "cannot be imported" in why
     with pytest.raises(ConfigError, match=f"cannot be imported.*{error}.*INSTALL.md"):
         cli.choose_engine("detectron2")
@@ -56,4 +56,4 @@ def test_asking_for_a_missing_detectron2_says_what_to_do(world):
 
 def test_lightning_does_not_look_for_detectron2(world):
     world(found=True, imported=RuntimeError("must not be imported"))
-    assert cli.choose_engine("lightning")[0] == "onenet.engine"
+    assert cli.choose_engine("lightning")[0] == "onenet.lightning"

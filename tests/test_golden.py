@@ -7,8 +7,8 @@ import torch
 from helpers import golden
 
 from onenet import Criterion, HungarianMatcher, MinCostMatcher
-from onenet.costs import PredefinedAnchor, PredefinedPoint, PredictedLocation
-from onenet.inference import detect
+from onenet.assignment.costs import PredefinedAnchor, PredefinedPoint, PredictedLocation
+from onenet.inference.postprocess import detect
 
 MATCHERS = {"minimum": MinCostMatcher, "hungarian": HungarianMatcher}
 

@@ -19,13 +19,13 @@ from helpers.coco_example import GOOD, write
 from helpers.configs import refused
 from helpers.runs import ROOT, train, trained, write_config
 
-from onenet.checkpoint_files import CheckpointError, read_checkpoint
-from onenet.dataset_checks import LINKS_VARIABLE
-from onenet.datasets import DatasetError
-from onenet.engine.datasets import CocoDetection
-from onenet.engine.predictor import Predictor, build_predictor
-from onenet.pickles import UnsafePickleError, load_arrays
-from onenet.yaml_files import ConfigError, read_with_bases
+from onenet.checkpoints.files import CheckpointError, read_checkpoint
+from onenet.checkpoints.pickles import UnsafePickleError, load_arrays
+from onenet.config.yaml import ConfigError, read_with_bases
+from onenet.data.checks import LINKS_VARIABLE
+from onenet.data.dataset import CocoDetection
+from onenet.data.sources import DatasetError
+from onenet.lightning.predictor import Predictor, build_predictor
 
 # -- annotation files ------------------------------------------------------------------------
 
@@ -145,7 +145,7 @@ FORMULAS = [r"$\frac", "$a$", "100$", "_hidden", "<b>&amp;</b>", "a|b", "%s{}"]
 def test_class_names_are_drawn_as_they_are(monkeypatch):
     from matplotlib.figure import Figure
 
-    from onenet.figures import plain_text
+    from onenet.visualization.paper_figures import plain_text
 
     figure = Figure()
     axis = figure.subplots()
@@ -252,7 +252,7 @@ def test_a_memo_takes_no_more_memory_than_is_there():
     code = (
         "import resource, sys\n"
         "resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31))\n"
-        "from onenet.pickles import load_arrays\n"
+        "from onenet.checkpoints.pickles import load_arrays\n"
         "assert load_arrays(b'\\x80\\x02]r\\xff\\xff\\xff\\xff.') == []\n"
     )
     path = str(ROOT / "projects" / "OneNet")
@@ -324,8 +324,8 @@ def test_training_and_detecting_fetch_nothing(shapes, tmp_path, no_network):
 
 @pytest.mark.parametrize("peer", ["RetinaNet", "FCOS", "FasterRCNN", "SSD300", "SSDlite320"])
 def test_torchvisions_detectors_fetch_no_backbone(peer, no_network):
-    from onenet.engine.config import load_cfg
-    from onenet.engine.detector import build_detector
+    from onenet.lightning.build import build_detector
+    from onenet.lightning.config import load_cfg
 
     files = sorted((ROOT / "configs" / "baselines").glob(f"{peer.lower()}*.yaml"))
     assert files

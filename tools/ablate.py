@@ -21,19 +21,19 @@ from datetime import timedelta
 from pathlib import Path
 from statistics import median
 
-from ablations.plan import WEIGHTS, Plan, Training, check_opts
-from ablations.runs import run_all, say
-from ablations.spec import Spec, read_spec
-from ablations.table import write
-from benchmarks.machine import describe_machine
-from benchmarks.timing import TOTAL
-from detector_costs import load, time_all
-from training_runs import RunError, add_training_flags, dataset_opts, engine_name
+from _shared.ablations.plan import WEIGHTS, Plan, Training, check_opts
+from _shared.ablations.runs import run_all, say
+from _shared.ablations.spec import Spec, read_spec
+from _shared.ablations.table import write
+from _shared.detector_costs import load, time_all
+from _shared.machine import describe_machine
+from _shared.timing import TOTAL
+from _shared.training_runs import RunError, add_training_flags, dataset_opts, engine_name
 
 from onenet.cli import add_engine_flag, natural, positive, run_program
-from onenet.engine.config import load_cfg
-from onenet.engine.detector import choose_device
 from onenet.errors import OneNetError
+from onenet.lightning.build import choose_device
+from onenet.lightning.config import load_cfg
 
 REPEATS, IMAGES = 40, 8  # of the speed's measurement: for each row, and different ones
 

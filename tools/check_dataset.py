@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from onenet.annotations import read_annotations, sorted_categories
 from onenet.cli import add_engine_flag, choose_engine, run_program
-from onenet.coco_json import find_problems, parse_coco_json
-from onenet.dataset_checks import (
+from onenet.config.yaml import ConfigError
+from onenet.data.annotations import read_annotations, sorted_categories
+from onenet.data.checks import (
     EXAMPLES,
     OUTSIDE,
     Finding,
@@ -34,8 +34,8 @@ from onenet.dataset_checks import (
     group_problems,
     without_problems,
 )
-from onenet.datasets import DatasetError, DatasetSource, check_num_classes, find_dataset
-from onenet.yaml_files import ConfigError
+from onenet.data.coco_json import find_problems, parse_coco_json
+from onenet.data.sources import DatasetError, DatasetSource, check_num_classes, find_dataset
 
 CONCLUSIONS = ("Training takes all of it.", "Training goes, but see above.", "Training stops.")
 STATUS = {Verdict.REJECTED: 2, Verdict.DROPPED: 1, Verdict.DOUBTFUL: 1, Verdict.TAKEN: 0}

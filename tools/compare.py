@@ -21,16 +21,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.machine import describe_machine
-from benchmarks.timing import TOTAL, Samples
-from comparison import Row, write
-from detector_costs import POST, Candidate, gflops, load, time_all
-from training_runs import add_training_flags, dataset_opts, flat, run_once
+from _shared.comparison import Row, write
+from _shared.detector_costs import POST, Candidate, gflops, load, time_all
+from _shared.machine import describe_machine
+from _shared.timing import TOTAL, Samples
+from _shared.training_runs import add_training_flags, dataset_opts, flat, run_once
 
 from onenet.cli import positive, run_program
-from onenet.engine.config import load_cfg
-from onenet.engine.detector import choose_device
-from onenet.yaml_files import ConfigError
+from onenet.config.yaml import ConfigError
+from onenet.lightning.build import choose_device
+from onenet.lightning.config import load_cfg
 
 NMS_ON, NMS_OFF = ("MODEL.OneNet.NMS", "True"), ("MODEL.OneNet.NMS", "False")
 

@@ -26,11 +26,11 @@ from xml.etree import ElementTree
 import numpy as np
 import supervision as sv
 import yaml
-from crowdhuman_odgt import read_odgt
+from _shared.crowdhuman_odgt import read_odgt
 
 from onenet.cli import run_program
-from onenet.coco_json import read_coco_json
-from onenet.datasets import DatasetError, shortened
+from onenet.data.coco_json import read_coco_json
+from onenet.data.sources import DatasetError, shortened
 
 LABELIMG_CLASSES = "classes.txt"  # lies among the labels that labelImg writes
 

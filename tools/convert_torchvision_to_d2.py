@@ -18,10 +18,10 @@ from typing import Any
 
 from torch import Tensor
 
-from onenet.checkpoint import locate_weights, to_detectron2_name
-from onenet.checkpoint_files import CheckpointError, read_checkpoint
+from onenet.checkpoints.files import CheckpointError, read_checkpoint
+from onenet.checkpoints.weights import locate_weights, to_detectron2_name
 from onenet.cli import run_program
-from onenet.whole_files import write_whole
+from onenet.files import write_whole
 
 
 def build_parser() -> argparse.ArgumentParser:

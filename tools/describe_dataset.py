@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dataset_plots import draw
+from _shared.dataset_plots import draw
 from tabulate import tabulate
 
-from onenet.annotations import Annotations, read_annotations
 from onenet.cli import run_program
-from onenet.coco_json import read_coco_json
-from onenet.datasets import DatasetError, find_dataset, shortened
-from onenet.engine.config import load_cfg
-from onenet.yaml_files import ConfigError
+from onenet.config.yaml import ConfigError
+from onenet.data.annotations import Annotations, read_annotations
+from onenet.data.coco_json import read_coco_json
+from onenet.data.sources import DatasetError, find_dataset, shortened
+from onenet.lightning.config import load_cfg
 
 QUANTILES = {"min": 0, "5 %": 5, "25 %": 25, "median": 50, "75 %": 75, "95 %": 95, "max": 100}
 SMALL, LARGE = 32**2, 96**2  # px², the bounds of COCO's APs, APm and APl

@@ -23,7 +23,8 @@ from PIL import Image
 
 import onenet
 from onenet.cli import add_engine_flag, add_import_flag, choose_engine, run_program
-from onenet.export import (
+from onenet.data.images import shortest_edge_size
+from onenet.deploy.export import (
     BOX_TOLERANCE,
     OPSET,
     SCORE_TOLERANCE,
@@ -34,8 +35,7 @@ from onenet.export import (
     to_onnx,
     to_torch,
 )
-from onenet.images import shortest_edge_size
-from onenet.runtime import IMAGES, OUTPUTS, SIZES, ModelInfo, open_session, pad_images
+from onenet.deploy.runtime import IMAGES, OUTPUTS, SIZES, ModelInfo, open_session, pad_images
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 INFO_FILE = "onenet.json"  # within a .pt2

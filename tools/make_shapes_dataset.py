@@ -13,11 +13,11 @@ import json
 from pathlib import Path
 
 import cv2
-from shapes import CLASSES, SPLITS, draw_image
+from _shared.shapes import CLASSES, SPLITS, draw_image
 from tqdm import tqdm
 
 from onenet.cli import run_program
-from onenet.datasets import DatasetError
+from onenet.data.sources import DatasetError
 
 RECORD = "dataset.json"  # says that this program made the folder, and with which arguments
 GENERATOR = "make_shapes_dataset/1"  # a new number whenever the same arguments draw other pixels

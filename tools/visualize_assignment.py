@@ -17,25 +17,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from examples import PICTURES, Example, add_image_flags, find_examples, open_dataset, save
+from _shared.examples import PICTURES, Example, add_image_flags, find_examples, open_dataset, save
 from PIL import Image
 from torchvision.ops import box_area
 from tqdm import tqdm
 
-from onenet.assignments import Assignment, assign
-from onenet.checkpoint import load_weights, locate_weights
-from onenet.checkpoint_files import CheckpointError, read_checkpoint
+from onenet.assignment.criterion import Criterion
+from onenet.assignment.explain import Assignment, assign
+from onenet.checkpoints.files import CheckpointError, read_checkpoint
+from onenet.checkpoints.weights import load_weights, locate_weights
 from onenet.cli import add_import_flag, run_program
-from onenet.datasets import DatasetError, compare_classes, shortened
-from onenet.engine.config import ConfigError, load_cfg
-from onenet.engine.detector import build_detector, choose_device
-from onenet.engine.transforms import TrainTransform
-from onenet.figures import draw_assignments, draw_training
-from onenet.images import read_image
-from onenet.losses import Criterion
-from onenet.model import OneNet
-from onenet.registries import PREDEFINED_COSTS
+from onenet.config.registries import PREDEFINED_COSTS
+from onenet.data.images import read_image
+from onenet.data.sources import DatasetError, compare_classes, shortened
+from onenet.data.transforms import TrainTransform
+from onenet.detector import OneNet
+from onenet.lightning.build import build_detector, choose_device
+from onenet.lightning.config import ConfigError, load_cfg
 from onenet.structures import Targets
+from onenet.visualization.paper_figures import draw_assignments, draw_training
 
 FRAME, LAST_FRAME = 700, 2500  # ms
 
@@ -166,7 +166,8 @@ def build_onenet(cfg: Any) -> OneNet:
     if cfg.MODEL.OneNet.HEAD not in PREDEFINED_COSTS:
         raise ConfigError(
             f"MODEL.OneNet.HEAD {cfg.MODEL.OneNet.HEAD!r} has no predefined location cost; add one "
-            f"to onenet.registries.PREDEFINED_COSTS, which knows {', '.join(PREDEFINED_COSTS)}"
+            f"to onenet.config.registries.PREDEFINED_COSTS, which knows "
+            f"{', '.join(PREDEFINED_COSTS)}"
         )
     return model.to(choose_device(cfg)).eval()
 

@@ -18,15 +18,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from examples import PICTURES, save
+from _shared.examples import PICTURES, save
 from tqdm import tqdm
 
 from onenet.cli import run_program
-from onenet.datasets import DatasetError, find_dataset
-from onenet.engine.datasets import CocoDetection
-from onenet.images import read_image
+from onenet.data.dataset import CocoDetection
+from onenet.data.images import read_image
+from onenet.data.sources import DatasetError, find_dataset
 from onenet.structures import Detections, Targets
-from onenet.visualize import contact_sheet, draw_comparison
+from onenet.visualization.boxes import contact_sheet, draw_comparison
 
 
 def build_parser() -> argparse.ArgumentParser:

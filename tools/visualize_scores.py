@@ -17,14 +17,14 @@ import sys
 from pathlib import Path
 
 import torch
-from examples import PICTURES, add_image_flags, find_examples, open_dataset, save
+from _shared.examples import PICTURES, add_image_flags, find_examples, open_dataset, save
 
 from onenet.cli import add_engine_flag, add_import_flag, choose_engine, run_program
-from onenet.datasets import DatasetError, compare_classes
-from onenet.duplicates import find_duplicates, objects_of
-from onenet.figures import draw_duplicates
+from onenet.config.yaml import ConfigError
+from onenet.data.sources import DatasetError, compare_classes
+from onenet.evaluation.duplicates import find_duplicates, objects_of
 from onenet.structures import Detections, Targets
-from onenet.yaml_files import ConfigError
+from onenet.visualization.paper_figures import draw_duplicates
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -5,7 +5,7 @@ import importlib
 import sys
 
 from onenet.cli import choose_engine, import_files, one_line, training_parser
-from onenet.yaml_files import ConfigError
+from onenet.config.yaml import ConfigError
 
 
 def main() -> None:
@@ -13,7 +13,7 @@ def main() -> None:
     if args.replay is not None:
         with one_line(args.traceback):
             import_files(args.imports)
-            wrong = importlib.import_module("onenet.replay").replay(args.replay, args.opts)
+            wrong = importlib.import_module("onenet.training.replay").replay(args.replay, args.opts)
         raise SystemExit(int(wrong))
     try:
         package, why = choose_engine(args.engine)

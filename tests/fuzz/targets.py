@@ -27,21 +27,21 @@ from PIL import Image
 from safetensors.torch import save as save_safetensors
 from torch import nn
 
-from onenet.batching import group_by_shape, resized_shape
-from onenet.checkpoint import load_weights, locate_weights, torchvision_model
-from onenet.datasets import DatasetSource, find_dataset
-from onenet.engine.config import dump, load_cfg
-from onenet.engine.datasets import CocoDetection
-from onenet.engine.detector import build_detector
-from onenet.engine.evaluation import score
+from onenet.checkpoints.weights import load_weights, locate_weights, torchvision_model
+from onenet.data.batching import group_by_shape, resized_shape
+from onenet.data.dataset import CocoDetection
+from onenet.data.sources import DatasetSource, find_dataset
 from onenet.errors import OneNetError
+from onenet.lightning.build import build_detector
+from onenet.lightning.config import dump, load_cfg
+from onenet.lightning.evaluate import score
 
 from . import archives, texts
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
+from _shared.crowdhuman_odgt import read_odgt  # noqa: E402
 from check_dataset import check as check_dataset  # noqa: E402
-from crowdhuman_odgt import read_odgt  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def read_config(path: Path) -> None:
 
 
 class TinyDetector(nn.Module):
-    """Has what :func:`onenet.checkpoint.load_weights` looks at."""
+    """Has what :func:`onenet.checkpoints.weights.load_weights` looks at."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from onenet.centernet import CenterMaps
+from onenet.baselines.centernet import CenterMaps
 from onenet.structures import Targets
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from onenet.datasets import DatasetSource
+from onenet.data.sources import DatasetSource
 
 # Ids out of order and with gaps; image 7 has no object, image 9 only a crowd region.
 GOOD: dict[str, Any] = {

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from helpers.project import ROOT
-from onenet.engine.config import ConfigError, load_cfg
+from onenet.lightning.config import ConfigError, load_cfg
 
 CONFIGS = ROOT / "projects" / "OneNet" / "configs"
 R50 = CONFIGS / "onenet.res50.nodcn.yaml"
@@ -39,7 +39,7 @@ def flat(node: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", value
 
 
-# Those in configs/ablations are specs of tools/ablate.py, see test_ablate.py.
+# Those in configs/ablations are specs of tools/ablate.py, see tools/test_ablate.py.
 FOLDERS = (CONFIGS, ROOT / "configs" / "quick_schedules", ROOT / "configs" / "baselines")
 
 

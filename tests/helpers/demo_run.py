@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from helpers.project import load_script
-from onenet.engine import predictor
+from onenet.lightning import predictor
 from onenet.structures import Detections
 
 demo = load_script("demo/demo.py")
@@ -41,7 +41,7 @@ class BrightPart:
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch):
     monkeypatch.setattr(predictor, "build_predictor", lambda *both: BrightPart(both))
-    monkeypatch.setattr(demo, "choose_engine", lambda name: ("onenet.engine", name))
+    monkeypatch.setattr(demo, "choose_engine", lambda name: ("onenet.lightning", name))
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
 

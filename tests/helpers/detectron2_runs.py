@@ -18,9 +18,9 @@ from helpers.runs import spread, trained, unchanged_process  # noqa: F401
 from onenet.cli import training_parser
 from onenet.d2.config import load_cfg
 from onenet.d2.main import run
-from onenet.engine.config import load_cfg as load_embedded
-from onenet.engine.detector import build_detector
-from onenet.model import OneNet as EmbeddedOneNet
+from onenet.detector import OneNet as EmbeddedOneNet
+from onenet.lightning.build import build_detector
+from onenet.lightning.config import load_cfg as load_embedded
 from onenet.structures import Detections, Targets
 
 CONFIGS = ROOT / "projects" / "OneNet" / "configs"

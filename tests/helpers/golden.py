@@ -11,7 +11,10 @@ from torch import Tensor
 
 from helpers.project import ROOT
 from onenet import Predictions, Targets
-from onenet.heads import CenterNetHead, FCOSHead, Head, RetinaNetHead
+from onenet.heads.base import Head
+from onenet.heads.deconv import CenterNetHead
+from onenet.heads.fcos import FCOSHead
+from onenet.heads.retinanet import RetinaNetHead
 
 FOLDER = Path(os.environ.get("ONENET_GOLDEN") or ROOT / "tests" / "golden")
 NAMES = ("centernet_nodcn", "centernet_dcn", "fcos", "retinanet")

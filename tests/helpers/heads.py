@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from onenet.heads import CenterNetHead, FCOSHead, Head, RetinaNetHead
+from onenet.heads.base import Head
+from onenet.heads.deconv import CenterNetHead
+from onenet.heads.fcos import FCOSHead
+from onenet.heads.retinanet import RetinaNetHead
 
 STRIDES = (8, 16)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from onenet.history import History
+from onenet.training.history import History
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from helpers.project import ROOT
-from onenet.runtime import ModelInfo
+from onenet.deploy.runtime import ModelInfo
 
 INFO = ModelInfo(
     class_names=["cat", "dog", "Käfer"],

@@ -19,12 +19,12 @@ import torch
 import yaml
 
 from helpers.project import ROOT
-from onenet.checkpoint_files import save_checkpoint
+from onenet.checkpoints.files import save_checkpoint
 from onenet.cli import training_parser
-from onenet.engine.config import load_cfg
-from onenet.engine.detector import build_detector
-from onenet.engine.main import run
-from onenet.model import OneNet
+from onenet.detector import OneNet
+from onenet.lightning.build import build_detector
+from onenet.lightning.config import load_cfg
+from onenet.lightning.main import run
 
 TRAIN_NET = ROOT / "projects" / "OneNet" / "train_net.py"
 LOGGERS = (

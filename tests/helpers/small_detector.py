@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from onenet import Criterion, MinCostMatcher, OneNet, Targets
-from onenet.costs import PredictedLocation
-from onenet.heads import CenterNetHead
+from onenet.assignment.costs import PredictedLocation
+from onenet.heads.deconv import CenterNetHead
 
 MEAN, STD = (10.0, 20.0, 30.0), (1.0, 2.0, 4.0)
 

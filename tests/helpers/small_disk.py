@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.runs import train
-from onenet.engine.train import Trainer
+from onenet.lightning.trainer import Trainer
 
 CONFIG, DISK = map(Path, sys.argv[1:])
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from onenet.checkpoint import load_weights
-from onenet.checkpoint_files import CheckpointError
-from onenet.engine.backbone import FPN, ResNet
-from onenet.heads import RetinaNetHead
+from onenet.backbones.resnet import FPN, ResNet
+from onenet.checkpoints.files import CheckpointError
+from onenet.checkpoints.weights import load_weights
+from onenet.heads.retinanet import RetinaNetHead
 
 
 class Detector(nn.Module):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from onenet.engine.config import get_cfg
+from onenet.lightning.config import get_cfg
 
 
 def config(**solver: Any) -> Any:

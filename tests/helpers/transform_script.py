@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from onenet.engine.transforms import TrainTransform
+from onenet.data.transforms import TrainTransform
 
 DO, SKIP = 0.25, 0.75  # draws of rng.random() that make a transform with probability 1/2 happen
 

@@ -6,10 +6,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .config import add_onenet_config, build_criterion, build_head, build_matcher
-    from .losses import Criterion
-    from .matcher import HungarianMatcher, MinCostMatcher
-    from .model import OneNet
+    from onenet.assignment.criterion import Criterion
+    from onenet.assignment.matchers import HungarianMatcher, MinCostMatcher
+    from onenet.config.build import add_onenet_config, build_criterion, build_head, build_matcher
+
+    from .detector import OneNet
     from .structures import Detections, Matches, Predictions, Targets
 
 __version__ = "0.1.0"
@@ -29,20 +30,20 @@ __all__ = [
     "build_matcher",
 ]
 
-# Imported on first use, since onenet.runtime does without torch.
+# Imported on first use, since onenet.deploy.runtime does without torch.
 _MODULES = {
-    "Criterion": "losses",
+    "Criterion": "assignment.criterion",
     "Detections": "structures",
-    "HungarianMatcher": "matcher",
+    "HungarianMatcher": "assignment.matchers",
     "Matches": "structures",
-    "MinCostMatcher": "matcher",
-    "OneNet": "model",
+    "MinCostMatcher": "assignment.matchers",
+    "OneNet": "detector",
     "Predictions": "structures",
     "Targets": "structures",
-    "add_onenet_config": "config",
-    "build_criterion": "config",
-    "build_head": "config",
-    "build_matcher": "config",
+    "add_onenet_config": "config.build",
+    "build_criterion": "config.build",
+    "build_head": "config.build",
+    "build_matcher": "config.build",
 }
 
 

@@ -16,13 +16,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+from onenet.config.yaml import ConfigError
+
 from .errors import OneNetError
-from .yaml_files import ConfigError
 
 Result = TypeVar("Result")
 
 ENGINES = ("auto", "detectron2", "lightning")
-DETECTRON2, EMBEDDED = "onenet.d2", "onenet.engine"
+DETECTRON2, EMBEDDED = "onenet.d2", "onenet.lightning"
 
 
 def run_program(

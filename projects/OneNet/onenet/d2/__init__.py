@@ -4,8 +4,9 @@
 ``add_onenet_config(cfg)`` has added the keys.
 """
 
-from ..config import add_onenet_config
-from ..registries import HEAD_REGISTRY, MATCHER_REGISTRY
+from onenet.config.build import add_onenet_config
+from onenet.config.registries import HEAD_REGISTRY, MATCHER_REGISTRY
+
 from .centernet import CenterNet
 from .dataset_mapper import OneNetDatasetMapper
 from .datasets import register_datasets

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from detectron2.modeling import META_ARCH_REGISTRY
 
-from .. import centernet as core
-from ..config import centernet_options
+from onenet.baselines import centernet as core
+from onenet.config.build import centernet_options
+
 from .meta_arch import OneNet
 
 
 @META_ARCH_REGISTRY.register()
 class CenterNet(OneNet, core.CenterNet):
-    """:class:`onenet.centernet.CenterNet` on Detectron2's backbones, fed with its dicts."""
+    """:class:`onenet.baselines.centernet.CenterNet` on Detectron2's backbones and dicts."""
 
     core_options = staticmethod(centernet_options)

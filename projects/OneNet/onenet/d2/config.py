@@ -12,9 +12,9 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as detectron2_cfg
 
-from ..config import add_onenet_config
-from ..errors import OneNetError
-from ..yaml_files import ConfigError, read_with_bases
+from onenet.config.build import add_onenet_config
+from onenet.config.yaml import ConfigError, read_with_bases
+from onenet.errors import OneNetError
 
 logger = logging.getLogger(__name__)
 

@@ -13,16 +13,16 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
 
-from ..coco_json import read_coco_json
-from ..crowdhuman import evaluate_crowdhuman
-from ..datasets import DatasetError
-from ..duplicates import detections_per_object, duplicates_line
+from onenet.data.coco_json import read_coco_json
+from onenet.data.sources import DatasetError
+from onenet.evaluation.crowdhuman import evaluate_crowdhuman
+from onenet.evaluation.duplicates import detections_per_object, duplicates_line
 
 logger = logging.getLogger(__name__)
 
 
 class CrowdHumanEvaluator(DatasetEvaluator):
-    """AP, mMR and recall (:mod:`onenet.crowdhuman`), 0…100, as ``crowdhuman``.
+    """AP, mMR and recall (:mod:`onenet.evaluation.crowdhuman`), 0…100, as ``crowdhuman``.
 
     Args:
         dataset_name: registered, with a COCO file of one class.

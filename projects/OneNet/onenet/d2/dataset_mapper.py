@@ -12,8 +12,8 @@ from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
-from ..datasets import UnreadableImageError
-from ..images import reading_errors
+from onenet.data.images import reading_errors
+from onenet.data.sources import UnreadableImageError
 
 PRE_CROP_SIZES = [400, 500, 600]
 

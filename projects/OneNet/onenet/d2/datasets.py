@@ -12,9 +12,8 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from ..annotations import read_annotations, sorted_categories
-from ..coco_json import read_coco_json
-from ..dataset_checks import (
+from onenet.data.annotations import read_annotations, sorted_categories
+from onenet.data.checks import (
     MISSING,
     OUTSIDE,
     Verdict,
@@ -23,7 +22,8 @@ from ..dataset_checks import (
     refuse_missing,
     refuse_outside,
 )
-from ..datasets import (
+from onenet.data.coco_json import read_coco_json
+from onenet.data.sources import (
     KNOWN_DATASETS,
     ROOT_VARIABLE,
     DatasetError,
@@ -40,7 +40,7 @@ def register_datasets(names: Iterable[str]) -> None:
     """Register the names that Detectron2 does not know yet.
 
     Args:
-        names: see :func:`onenet.datasets.find_dataset`.
+        names: see :func:`onenet.data.sources.find_dataset`.
 
     Raises:
         DatasetError: a name that is neither registered nor can be found, or has no files.

@@ -13,7 +13,8 @@ from typing import Any
 
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 
-from ..duplicates import detections_per_object, duplicates_line
+from onenet.evaluation.duplicates import detections_per_object, duplicates_line
+
 from .crowdhuman import CrowdHumanEvaluator
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,10 @@ def build_evaluator(cfg: Any, dataset_name: str, output_dir: str) -> DatasetEval
 
 
 class CountingCOCOEvaluator(COCOEvaluator):
-    """COCO's metrics, and ``duplicates``, see :func:`~onenet.duplicates.detections_per_object`."""
+    """COCO's metrics, and ``duplicates``.
+
+    See :func:`~onenet.evaluation.duplicates.detections_per_object`.
+    """
 
     def _derive_coco_results(
         self, coco_eval: Any, iou_type: str, class_names: list[str] | None = None

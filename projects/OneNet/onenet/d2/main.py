@@ -18,17 +18,18 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
-from ..checkpoint_files import find_checkpoints
-from ..cli import end_with, import_files
-from ..config import check_evaluator
-from ..datasets import compare_classes
-from ..errors import OneNetError
-from ..inference_config import check_inference, prepare_inference
-from ..matcher import NonFiniteError
-from ..stopping import end_stopped, hand_on, stop_at_once
-from ..training_config import check_training, make_deterministic
-from ..whole_files import remove_partial_files
-from ..yaml_files import ConfigError
+from onenet.assignment.matchers import NonFiniteError
+from onenet.checkpoints.files import find_checkpoints
+from onenet.cli import end_with, import_files
+from onenet.config.build import check_evaluator
+from onenet.config.inference import check_inference, prepare_inference
+from onenet.config.training import check_training, make_deterministic
+from onenet.config.yaml import ConfigError
+from onenet.data.sources import compare_classes
+from onenet.errors import OneNetError
+from onenet.files import remove_partial_files
+from onenet.training.signals import end_stopped, hand_on, stop_at_once
+
 from .config import load_cfg
 from .datasets import (
     check_classes,

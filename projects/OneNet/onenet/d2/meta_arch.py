@@ -16,11 +16,11 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from detectron2.utils.visualizer import Visualizer
 from torch import Tensor, nn
 
-from .. import model as core
-from ..config import model_options
-from ..history import diverged
-from ..inference import to_image
-from ..structures import Detections, Targets
+from onenet import detector as core
+from onenet.config.build import model_options
+from onenet.inference.postprocess import to_image
+from onenet.structures import Detections, Targets
+from onenet.training.history import diverged
 
 _DIVISIBILITY = 32  # px, of the paper's backbones
 _DRAWN = 20  # predicted boxes on a training picture
@@ -33,7 +33,7 @@ class OneNet(core.OneNet):
     Args:
         input_format: "RGB" or "BGR", the channels' order in the images.
         vis_period: iterations between pictures of training; 0: none.
-        options: of :class:`onenet.model.OneNet`.
+        options: of :class:`onenet.detector.OneNet`.
 
     Attributes:
         stop_at_nonfinite: look at the losses and raise; False: hand them back as they are.

@@ -10,8 +10,9 @@ from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
-from ..predictor import BasePredictor
-from ..structures import Detections
+from onenet.inference.predictor import BasePredictor
+from onenet.structures import Detections
+
 from .config import config_errors, load_cfg
 from .datasets import class_names, register_datasets
 from .weights import load_weights

@@ -1,4 +1,4 @@
-"""The model of a dump in Detectron2, see :mod:`onenet.replay`."""
+"""The model of a dump in Detectron2, see :mod:`onenet.training.replay`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from ..replay import Rebuilt
-from ..structures import Targets
+from onenet.structures import Targets
+from onenet.training.replay import Rebuilt
+
 from .config import load_cfg
 from .trainer import Trainer
 

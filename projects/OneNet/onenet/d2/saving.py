@@ -13,8 +13,8 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from torch import nn
 
-from ..checkpoint_files import add_checkpoint, save_final, tag_last_checkpoint
-from ..stopping import Stopped, StopRequests
+from onenet.checkpoints.files import add_checkpoint, save_final, tag_last_checkpoint
+from onenet.training.signals import Stopped, StopRequests
 
 logger = logging.getLogger(__name__)
 

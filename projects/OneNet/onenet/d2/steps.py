@@ -12,11 +12,12 @@ from detectron2.engine import AMPTrainer, SimpleTrainer
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from ..accumulation import forward_backward, split
-from ..guard import Guard, ScaledGuard
-from ..history import GRADIENT, History
-from ..memory import memory_errors, training_advice
-from ..replay import Dump
+from onenet.training.accumulation import forward_backward, split
+from onenet.training.guard import Guard, ScaledGuard
+from onenet.training.history import GRADIENT, History
+from onenet.training.oom import memory_errors, training_advice
+from onenet.training.replay import Dump
+
 from .meta_arch import name_of, to_targets
 
 

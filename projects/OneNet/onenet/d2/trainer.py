@@ -17,13 +17,14 @@ from detectron2.utils.events import EventWriter
 from torch import nn
 from torch.optim import Optimizer
 
-from ..checkpoint_files import CheckpointError, read_last_checkpoint
-from ..ema import ModelEMA, check_same
-from ..memory import memory_errors, testing_advice
-from ..model import memory_format
-from ..solver import build_optimizer
-from ..stopping import Stopped, stop_at_once
-from ..whole_files import WriteError
+from onenet.checkpoints.files import CheckpointError, read_last_checkpoint
+from onenet.detector import memory_format
+from onenet.files import WriteError
+from onenet.training.ema import ModelEMA, check_same
+from onenet.training.oom import memory_errors, testing_advice
+from onenet.training.optim import build_optimizer
+from onenet.training.signals import Stopped, stop_at_once
+
 from .config import config_errors
 from .datasets import class_names
 from .evaluation import build_evaluator

@@ -7,16 +7,16 @@ from typing import Any
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from .. import checkpoint
-from ..checkpoint_files import CheckpointError
+from onenet.checkpoints import weights as checkpoint
+from onenet.checkpoints.files import CheckpointError
 
 
 def fetch_weights(weights: str) -> str:
     """The local file behind ``MODEL.WEIGHTS``, fetched if need be.
 
     Args:
-        weights: see :func:`onenet.checkpoint.locate_weights`; ``detectron2://``, ``https://`` and
-            whatever else Detectron2's ``PathManager`` knows, too.
+        weights: see :func:`onenet.checkpoints.weights.locate_weights`; ``detectron2://``,
+            ``https://`` and whatever else Detectron2's ``PathManager`` knows, too.
 
     Raises:
         CheckpointError: no such file, an unknown address, or no network.
@@ -35,5 +35,5 @@ def fetch_weights(weights: str) -> str:
 
 
 def load_weights(model: nn.Module, weights: str, **options: Any) -> dict[str, Any]:
-    """:func:`onenet.checkpoint.load_weights` from anywhere that :func:`fetch_weights` reaches."""
+    """:func:`onenet.checkpoints.weights.load_weights` of what :func:`fetch_weights` finds."""
     return checkpoint.load_weights(model, fetch_weights(weights), **options)

@@ -1,8 +1,1 @@
-"""Heads: from feature maps to :class:`~onenet.structures.Predictions`."""
-
-from .base import Head
-from .centernet import CenterNetHead
-from .fcos import FCOSHead
-from .retinanet import RetinaNetHead
-
-__all__ = ["CenterNetHead", "FCOSHead", "Head", "RetinaNetHead"]
+"""Heads: from feature maps to predictions for every sample."""

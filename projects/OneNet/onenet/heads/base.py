@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..structures import Predictions
+from onenet.structures import Predictions
 
 
 class Head(nn.Module, ABC):

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..boxes import decode_ltrb, point_grid
-from ..structures import Predictions
+from onenet.ops.boxes import decode_ltrb, point_grid
+from onenet.structures import Predictions
+
 from .base import BoxConv, Head, conv3x3, join_levels, make_tower, per_sample
 
 
@@ -32,7 +33,7 @@ class FCOSHead(Head):
         strides: of the feature maps, px.
         num_classes: K.
         num_convs, channels, norm: of each tower; ``norm`` is "GN" or "BN".
-        prior_prob: see :class:`~onenet.heads.Head`.
+        prior_prob: see :class:`~onenet.heads.base.Head`.
 
     Example:
         >>> head = FCOSHead(in_channels=32, strides=[8, 16], num_classes=3, channels=32)

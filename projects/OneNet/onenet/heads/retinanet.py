@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..boxes import anchor_grid, cell_anchors, decode_deltas
-from ..structures import Predictions
+from onenet.ops.boxes import anchor_grid, cell_anchors, decode_deltas
+from onenet.structures import Predictions
+
 from .base import BoxConv, Head, conv3x3, join_levels, make_tower, per_sample
 
 
@@ -22,7 +23,7 @@ class RetinaNetHead(Head):
         aspect_ratios: height / width, the same for all levels.
         anchor_offset: centre of the first anchor, in strides.
         num_convs, channels: of each tower.
-        prior_prob: see :class:`~onenet.heads.Head`.
+        prior_prob: see :class:`~onenet.heads.base.Head`.
 
     Raises:
         ValueError: anchor sizes that do not fit the levels.

@@ -1,0 +1,1 @@
+"""Assignment of samples to targets, and the losses: the method."""

@@ -1,0 +1,163 @@
+"""Which sample each object of an image gets, and why: what the pictures of figure 5 show."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from onenet.structures import Predictions, Targets
+
+from .matchers import Matcher, MinCostMatcher
+
+# A matcher's weights, or its location cost's, by the term that each is of.
+_WEIGHTS = {"class": "class_weight", "L1": "l1_weight", "GIoU": "giou_weight"}
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """The samples of one image and what they cost its M objects; on the CPU.
+
+    Attributes:
+        targets: the objects.
+        samples: (N, 4) xyxy px, the anchors, or the grid points twice.
+        levels: (N,) int64.
+        positives: (M,) int64, the sample that the matcher gives each object; -1 for none.
+        by_location: (M,) the same under predefined location cost alone.
+        terms: of the matcher's cost, weighted, by name, (N, M) each.
+    """
+
+    targets: Targets
+    samples: Tensor
+    levels: Tensor
+    positives: Tensor
+    by_location: Tensor
+    terms: dict[str, Tensor]
+
+    @property
+    def cost(self) -> Tensor:
+        """(N, M), the sum of the terms."""
+        return torch.stack(list(self.terms.values())).sum(dim=0)
+
+    @property
+    def points(self) -> Tensor:
+        """(N, 2) centres of the samples, px."""
+        return (self.samples[:, :2] + self.samples[:, 2:]) / 2
+
+    @property
+    def inside(self) -> Tensor:
+        """(M,) bool: which positives lie within their object's box."""
+        points, boxes = self.points[self.positives], self.targets.boxes
+        within = ((points >= boxes[:, :2]) & (points <= boxes[:, 2:])).all(dim=1)
+        return within & (self.positives >= 0)
+
+    def level_of(self, number: int) -> int:
+        """The level of an object's positive, or of its cheapest sample where it has none."""
+        positive = int(self.positives[number])
+        sample = positive if positive >= 0 else int(self.cost[:, number].argmin())
+        return int(self.levels[sample])
+
+    def around(self, number: int, margin: float) -> tuple[float, float, float, float]:
+        """Window of the image, xyxy px, with an object and its positives.
+
+        Args:
+            margin: how much is shown on every side of the object, in parts of its own sides.
+        """
+        box = self.targets.boxes[number]
+        reach = margin * (box[2:] - box[:2])
+        samples = torch.stack((self.positives[number], self.by_location[number]))
+        points = self.points[samples[samples >= 0]]
+        height, width = self.targets.image_size
+        low = torch.cat((box[None, :2] - reach, points)).amin(dim=0).clamp(min=0)
+        high = torch.cat((box[None, 2:] + reach, points)).amax(dim=0)
+        return *low.tolist(), *torch.minimum(high, box.new_tensor((width, height))).tolist()
+
+
+@torch.no_grad()
+def assign(
+    predictions: Predictions, targets: Targets, matcher: Matcher, predefined: nn.Module
+) -> Assignment:
+    """What a matcher does with one image.
+
+    Args:
+        predictions: of this image alone (B = 1).
+        targets: its objects.
+        matcher: the model's.
+        predefined: location cost of the samples, as in
+            :class:`~onenet.assignment.matchers.Matcher`; it shows where a detector that looks at
+            the location alone would put its positives.
+    """
+    targets = targets.to(predictions.logits.device)
+    alone = MinCostMatcher(location=predefined, class_weight=0)
+    terms = cost_terms(predictions, targets, matcher)
+    return Assignment(
+        targets=targets.to("cpu"),
+        samples=predictions.samples.cpu(),
+        levels=predictions.levels.cpu(),
+        positives=_positives(matcher, predictions, targets),
+        by_location=_positives(alone, predictions, targets),
+        terms={name: term.cpu() for name, term in terms.items()},
+    )
+
+
+def _positives(matcher: Matcher, predictions: Predictions, targets: Targets) -> Tensor:
+    matches = matcher(predictions, [targets])
+    positives = torch.full((len(targets),), -1)
+    positives[matches.target.cpu()] = matches.sample.cpu()
+    return positives
+
+
+def cost_terms(predictions: Predictions, targets: Targets, matcher: Matcher) -> dict[str, Tensor]:
+    """The weighted terms whose sum is the matcher's cost for one image (B = 1), (N, M) each.
+
+    "class", "L1" and "GIoU", those that have a weight; "other" is what has none of these weights.
+    """
+    matcher = deepcopy(matcher)
+    weights = {}
+    for name, attribute in _WEIGHTS.items():
+        for module in (matcher, matcher.location):
+            if weight := getattr(module, attribute, 0.0):
+                weights[name] = (module, attribute, weight)
+                setattr(module, attribute, 0.0)
+    other = matcher.cost(predictions, 0, targets)
+    terms = {}
+    for name, (module, attribute, weight) in weights.items():
+        setattr(module, attribute, weight)
+        terms[name] = matcher.cost(predictions, 0, targets) - other
+        setattr(module, attribute, 0.0)
+    return {**terms, "other": other} if other.any() else terms
+
+
+def cost_grid(
+    points: np.ndarray, cost: np.ndarray, window: tuple[float, float, float, float]
+) -> tuple[np.ndarray, tuple[float, float, float, float]]:
+    """The samples of one level as a map: of every place the cheapest (of the anchors there).
+
+    Args:
+        points: (n, 2) px, a complete grid, each place once or more often.
+        cost: (n,).
+        window: xyxy px; places whose cells do not reach into it are left out.
+
+    Returns:
+        (h, w) indices of samples, rows downwards, and the xyxy px that their cells cover.
+    """
+    xs, column = np.unique(points[:, 0].round(2), return_inverse=True)
+    ys, row = np.unique(points[:, 1].round(2), return_inverse=True)
+    grid = np.zeros((len(ys), len(xs)), np.int64)
+    order = np.argsort(-cost, kind="stable")
+    grid[row[order], column[order]] = order  # the last of a place is its cheapest
+    x1, y1, x2, y2 = window
+    half_x, half_y = _half_step(xs, x2), _half_step(ys, y2)
+    columns = np.flatnonzero((xs + half_x > x1) & (xs - half_x < x2))
+    rows = np.flatnonzero((ys + half_y > y1) & (ys - half_y < y2))
+    xs, ys = xs[columns], ys[rows]
+    edges = (xs[0] - half_x, ys[0] - half_y, xs[-1] + half_x, ys[-1] + half_y)
+    return grid[np.ix_(rows, columns)], tuple(map(float, edges))
+
+
+def _half_step(positions: np.ndarray, end: float) -> float:
+    """Half the distance of neighbours; a single one has the whole length to itself."""
+    return (positions[1] - positions[0]) / 2 if len(positions) > 1 else end

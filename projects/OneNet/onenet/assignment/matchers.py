@@ -1,0 +1,179 @@
+"""Assignment of samples to targets: one positive a target, no NMS afterwards."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onenet.errors import OneNetError
+from onenet.ops.boxes import by_coordinate
+from onenet.ops.chunks import chunks
+from onenet.structures import Matches, Predictions, TargetBatch, Targets
+
+from .costs import focal_cost
+
+
+class NonFiniteError(OneNetError, FloatingPointError):
+    """A cost or loss is NaN or infinite; the message names the term and the image."""
+
+    exit_status = 1
+
+
+class Matcher(nn.Module, ABC):
+    """Cost of samples against targets; subclasses choose from the cost matrix.
+
+    cost = class_weight · focal + location cost (arXiv 2012.05780, equation 3).
+
+    Args:
+        location: module ``(boxes (B, N, 4), samples (N, 4), levels (N,), targets) -> (N, T)``,
+            where ``targets`` is a :class:`~onenet.structures.TargetBatch` of T, see
+            :mod:`onenet.assignment.costs`; weighs its own terms.
+        class_weight: weight of the classification cost; 0 leaves location alone.
+        alpha, gamma: of the focal cost.
+
+    Attributes:
+        columnwise: whether :meth:`choose` decides every column by itself; then it gets those of
+            several images at once, else of one image at a time. A class that defines ``choose``
+            and says nothing of this is not columnwise.
+    """
+
+    columnwise = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "choose" in vars(cls):
+            cls.columnwise = vars(cls).get("columnwise", False)
+
+    def __init__(
+        self,
+        *,
+        location: nn.Module,
+        class_weight: float = 2.0,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+    ) -> None:
+        super().__init__()
+        self.location = location
+        self.class_weight = class_weight
+        self.alpha, self.gamma = alpha, gamma
+
+    @torch.no_grad()
+    def costs(self, predictions: Predictions, targets: TargetBatch) -> Tensor:
+        """(N, T) float32 cost of every target for the samples of its own image.
+
+        A term of your own belongs here: all other methods ask this one, for some of the batch's
+        targets at a time.
+        """
+        cost = self.location(predictions.boxes, predictions.samples, predictions.levels, targets)
+        if self.class_weight:
+            focal = focal_cost(predictions.logits, targets, self.alpha, self.gamma)
+            cost = cost.add(focal, alpha=self.class_weight)
+        return cost
+
+    def cost(self, predictions: Predictions, image: int, targets: Targets) -> Tensor:
+        """(N, M) float32 cost of every sample of image number ``image`` for every target."""
+        one = replace(
+            predictions,
+            logits=predictions.logits[image : image + 1],
+            boxes=predictions.boxes[image : image + 1],
+        )
+        batch = TargetBatch.of([targets], predictions.logits.device)
+        return self.costs(one, batch)
+
+    @abstractmethod
+    def choose(self, cost: Tensor) -> tuple[Tensor, Tensor]:
+        """(sample, target) indices, ordered by target, from a cost matrix (N, M), M > 0."""
+
+    @torch.no_grad()
+    def forward(
+        self, predictions: Predictions, targets: Sequence[Targets] | TargetBatch
+    ) -> Matches:
+        """Positive samples of a batch.
+
+        Args:
+            predictions: of B images.
+            targets: of these images, on any device; M = 0 gives no match.
+
+        Raises:
+            NonFiniteError: a matcher that can't choose from such a cost; names the image.
+        """
+        targets = TargetBatch.of(targets, predictions.logits.device)
+        if len(targets) == 0:
+            return Matches(targets.image, *targets.image.new_empty(2, 0))
+        predictions = replace(
+            predictions,
+            boxes=by_coordinate(predictions.boxes),
+            samples=by_coordinate(predictions.samples),
+        )
+        choose = self._choose_by_column if self.columnwise else self._choose_by_image
+        sample, number = map(torch.cat, zip(*choose(predictions, targets), strict=True))
+        image = targets.image[number]
+        return Matches(image, sample, number - targets.starts[image])
+
+    def _choose_by_column(
+        self, predictions: Predictions, targets: TargetBatch
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Samples and the numbers of their targets in the batch, some columns at a time."""
+        start = 0
+        for cost in self._costs_in_parts(predictions, targets):
+            sample, column = self.choose(cost)
+            yield sample, start + column
+            start += cost.shape[1]
+
+    def _choose_by_image(
+        self, predictions: Predictions, targets: TargetBatch
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same, one image at a time."""
+        start = 0
+        for image, count in enumerate(targets.counts.tolist()):
+            if count == 0:
+                continue
+            here = targets[start : start + count]
+            cost = torch.cat(list(self._costs_in_parts(predictions, here)), dim=1)
+            try:
+                sample, column = self.choose(cost)
+            except NonFiniteError as error:
+                raise NonFiniteError(f"{error}, for image {image} of the batch") from None
+            yield sample, start + column
+            start += count
+
+    def _costs_in_parts(self, predictions: Predictions, targets: TargetBatch) -> Iterator[Tensor]:
+        samples, device = predictions.boxes.shape[1], predictions.boxes.device
+        for part in chunks(len(targets), samples, device):
+            yield self.costs(predictions, targets[part])
+
+
+class MinCostMatcher(Matcher):
+    """Every target gets its cheapest sample (the paper's choice); two targets may share one."""
+
+    columnwise = True
+
+    def choose(self, cost: Tensor) -> tuple[Tensor, Tensor]:
+        """The row of the minimum of every column; the first of equals."""
+        return cost.argmin(dim=0), torch.arange(cost.shape[1], device=cost.device)
+
+
+class HungarianMatcher(Matcher):
+    """One-to-one assignment of least total cost (Kuhn-Munkres, by scipy, on the CPU).
+
+    With more targets than samples (M > N) only N targets get one.
+    """
+
+    def choose(self, cost: Tensor) -> tuple[Tensor, Tensor]:
+        """Optimal pairs.
+
+        Raises:
+            NonFiniteError: the matrix holds NaN or infinity.
+        """
+        from scipy.optimize import linear_sum_assignment
+
+        if not torch.isfinite(cost).all():
+            raise NonFiniteError("the assignment cost is NaN or infinite")
+        rows, columns = (torch.as_tensor(i) for i in linear_sum_assignment(cost.cpu().numpy()))
+        order = columns.argsort()
+        return rows[order].to(cost.device), columns[order].to(cost.device)

@@ -1,0 +1,1 @@
+"""The detectors that OneNet is compared with."""

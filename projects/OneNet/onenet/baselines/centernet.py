@@ -1,0 +1,261 @@
+"""CenterNet (arXiv 1904.07850): the paper's comparison, on OneNet's backbone and neck.
+
+An object is its centre. A heat map for every class says where centres are; two more maps give the
+size and the centre's place within its cell. Objects are assigned by location alone, and the 3×3
+maxima of the heat map stand in for NMS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from onenet.assignment.criterion import mean_targets
+from onenet.detector import OneNet
+from onenet.heads.base import Head, conv3x3, per_sample
+from onenet.heads.deconv import CenterNetDeconv
+from onenet.ops.boxes import point_grid
+from onenet.structures import Detections, Predictions, TargetBatch, Targets
+
+
+@dataclass(frozen=True)
+class CenterMaps:
+    """What the head says of B images, on maps of H × W cells.
+
+    Attributes:
+        logits: (B, K, H, W) float32, that the cell holds a centre.
+        sizes: (B, 2, H, W) float32 width and height, in cells.
+        offsets: (B, 2, H, W) float32 (x, y) of the centre from the cell's upper left, in cells.
+        stride: px of a cell.
+    """
+
+    logits: Tensor
+    sizes: Tensor
+    offsets: Tensor
+    stride: int
+
+
+class CenterHead(Head):
+    """Neck and three branches, each a 3×3 convolution, ReLU and a 1×1 convolution.
+
+    Initialised as OneNet's heads are, which it is compared with.
+
+    Args:
+        in_channels: C of the four maps, finest first.
+        stride: of the finest map, px.
+        num_classes: K.
+        deconv_channels, deconv_kernels, dcn, modulated: see
+            :class:`~onenet.heads.deconv.CenterNetDeconv`.
+        channels: between a branch's two convolutions.
+        prior_prob: see :class:`~onenet.heads.base.Head`.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: Sequence[int],
+        stride: int,
+        num_classes: int,
+        deconv_channels: Sequence[int] = (2048, 256, 128, 64),
+        deconv_kernels: Sequence[int] = (4, 4, 4),
+        dcn: bool = True,
+        modulated: bool = True,
+        channels: int = 64,
+        prior_prob: float = 0.1,
+    ) -> None:
+        super().__init__(num_classes=num_classes, prior_prob=prior_prob)
+        self.stride = stride
+        self.deconv = CenterNetDeconv(
+            in_channels=in_channels,
+            channels=deconv_channels,
+            kernels=deconv_kernels,
+            dcn=dcn,
+            modulated=modulated,
+        )
+        self.cls_feat = conv3x3(deconv_channels[-1], channels)
+        self.cls_score = nn.Conv2d(channels, num_classes, kernel_size=1)
+        self.size_feat = conv3x3(deconv_channels[-1], channels)
+        self.size_pred = nn.Conv2d(channels, 2, kernel_size=1)
+        self.offset_feat = conv3x3(deconv_channels[-1], channels)
+        self.offset_pred = nn.Conv2d(channels, 2, kernel_size=1)
+        self.reset_parameters(self.cls_score)
+
+    def forward(self, features: list[Tensor]) -> CenterMaps:
+        """Maps from four (B, C_l, H_l, W_l), each half the size of the one before."""
+        x = self.deconv(features)
+        return CenterMaps(
+            logits=self.cls_score(F.relu(self.cls_feat(x))).float(),
+            sizes=self.size_pred(F.relu(self.size_feat(x))).float(),
+            offsets=self.offset_pred(F.relu(self.offset_feat(x))).float(),
+            stride=self.stride,
+        )
+
+
+def gaussian_radius(sizes: Tensor, min_overlap: float = 0.7) -> Tensor:
+    """How far from a centre the heat map still gets less punishment.
+
+    CornerNet's rule (arXiv 1808.01244, section 3.2): as far as both corners of a box may move
+    outwards while its IoU stays ``min_overlap``, in cells, rounded down; times 4 · ``min_overlap``,
+    as in the code of both papers, which their figures rest on.
+
+    Args:
+        sizes: (T, 2) width and height in cells, from 0 on.
+
+    Returns:
+        (T,) float32 whole numbers.
+    """
+    side = min_overlap * sizes.sum(dim=1)
+    area = 4 * min_overlap * (1 - min_overlap) * sizes.prod(dim=1)
+    return ((side**2 + area).sqrt() - side).floor()
+
+
+def heat_map(rows: Tensor, cells: Tensor, radii: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Gaussians around centres; where several overlap, the largest value (section 3).
+
+    Args:
+        rows: (T,) int64, the map that an object belongs to.
+        cells: (T, 2) int64 (x, y).
+        radii: (T,) of :func:`gaussian_radius`; beyond them the Gaussian is 0.
+        shape: maps, height and width.
+
+    Returns:
+        float32 of that shape; 1 at the centres and nowhere else.
+    """
+    maps, height, width = shape
+    sigmas = (2 * radii[:, None] + 1) / 6
+
+    def gaussian(count: int, centres: Tensor) -> Tensor:
+        distances = (torch.arange(count, device=cells.device) - centres[:, None]).abs()
+        return (-((distances / sigmas) ** 2) / 2).exp() * (distances <= radii[:, None])
+
+    blobs = gaussian(height, cells[:, 1])[:, :, None] * gaussian(width, cells[:, 0])[:, None]
+    heat = torch.zeros(maps, height, width, device=cells.device)
+    return heat.scatter_reduce_(0, rows[:, None, None].expand_as(blobs), blobs, "amax")
+
+
+def heat_loss(logits: Tensor, heat: Tensor, alpha: float = 2.0, beta: float = 4.0) -> Tensor:
+    """Focal loss with less punishment near centres (equation 1), summed.
+
+    Args:
+        logits: any shape, float32.
+        heat: of the same shape, 0…1; 1 is a centre.
+
+    Returns:
+        Scalar float32.
+    """
+    centre = (-logits).sigmoid() ** alpha * F.softplus(-logits)
+    other = (1 - heat) ** beta * logits.sigmoid() ** alpha * F.softplus(logits)
+    return torch.where(heat == 1, centre, other).sum()
+
+
+class CenterCriterion(nn.Module):
+    """Every object trains the cell of its centre; two in one cell both do.
+
+    Args:
+        size_weight, offset_weight: what the L1 losses are multiplied by.
+        min_overlap: see :func:`gaussian_radius`.
+    """
+
+    def __init__(
+        self, *, size_weight: float = 0.1, offset_weight: float = 1.0, min_overlap: float = 0.7
+    ) -> None:
+        super().__init__()
+        self.size_weight, self.offset_weight = size_weight, offset_weight
+        self.min_overlap = min_overlap
+
+    def forward(
+        self, maps: CenterMaps, targets: Sequence[Targets] | TargetBatch
+    ) -> dict[str, Tensor]:
+        """Weighted losses, each a scalar float32 over the mean number of targets.
+
+        Args:
+            maps: of B images.
+            targets: of these images. Centres outside of the map count for its edge.
+
+        Returns:
+            ``loss_heat`` (all cells and classes), ``loss_size`` and ``loss_offset`` (L1 in cells).
+        """
+        batch, classes, height, width = maps.logits.shape
+        targets = TargetBatch.of(targets, maps.logits.device)
+        image = targets.image
+        boxes = targets.boxes / maps.stride
+        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+        sizes = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0)
+        last = centres.new_tensor((width - 1, height - 1))
+        cells = torch.minimum(centres.floor().clamp(min=0), last).long()
+
+        heat = heat_map(
+            image * classes + targets.labels,
+            cells,
+            gaussian_radius(sizes, self.min_overlap),
+            (batch * classes, height, width),
+        )
+        x, y = cells.unbind(dim=1)
+        losses = {
+            "loss_heat": heat_loss(maps.logits, heat.view_as(maps.logits)),
+            "loss_size": self.size_weight * (maps.sizes[image, :, y, x] - sizes).abs().sum(),
+            "loss_offset": self.offset_weight
+            * (maps.offsets[image, :, y, x] - (centres - cells)).abs().sum(),
+        }
+        normaliser = mean_targets(len(targets), maps.logits.device)
+        return {name: loss / normaliser for name, loss in losses.items()}
+
+
+def peaks(maps: CenterMaps, kernel: int = 3) -> Predictions:
+    """A sample for every cell; a class's logit is -inf where it is not the largest around.
+
+    Args:
+        kernel: side of the neighbourhood in cells, odd; 1 keeps all.
+
+    Returns:
+        :class:`Predictions` of N = H · W samples.
+    """
+    highest = F.max_pool2d(maps.logits, kernel, stride=1, padding=kernel // 2)
+    logits = maps.logits.masked_fill(maps.logits < highest, -torch.inf)
+    points = point_grid(*logits.shape[-2:], maps.stride, logits.device)
+    corners = points - maps.stride // 2
+    centres = corners + maps.stride * per_sample(maps.offsets, 2)
+    half = maps.stride / 2 * per_sample(maps.sizes, 2).clamp(min=0)
+    return Predictions(
+        logits=per_sample(logits, logits.shape[1]),
+        boxes=torch.cat((centres - half, centres + half), dim=-1),
+        samples=points.repeat(1, 2),
+        levels=torch.zeros(len(points), dtype=torch.int64, device=points.device),
+    )
+
+
+class CenterNet(OneNet):
+    """OneNet's frame around a :class:`CenterHead` and a :class:`CenterCriterion`.
+
+    Args:
+        peak_kernel: see :func:`peaks`.
+        options: of :class:`~onenet.detector.OneNet`; its NMS would come after the peaks.
+    """
+
+    def __init__(self, *, peak_kernel: int = 3, **options: Any) -> None:
+        super().__init__(**options)
+        if peak_kernel < 1 or peak_kernel % 2 == 0:
+            raise ValueError(
+                "the peaks' neighbourhood (MODEL.CenterNet.PEAK_KERNEL) must be an odd number of "
+                f"cells, got {peak_kernel}"
+            )
+        self.peak_kernel = peak_kernel
+
+    def network(self, batch: Tensor) -> Predictions:
+        """The :func:`peaks` of the head's maps; see OneNet's."""
+        return peaks(super().network(batch), self.peak_kernel)
+
+    def forward(
+        self, images: Sequence[Tensor], targets: Sequence[Targets] | None = None
+    ) -> dict[str, Tensor] | list[Detections]:
+        """Losses of the criterion in training, detections otherwise; see OneNet's.
+
+        Fewer than ``max_detections`` are detected where there are fewer peaks.
+        """
+        out = super().forward(images, targets)
+        return out if self.training else [found[found.scores > 0] for found in out]

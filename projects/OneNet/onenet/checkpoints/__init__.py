@@ -1,0 +1,1 @@
+"""Checkpoints: whole files, safely read."""

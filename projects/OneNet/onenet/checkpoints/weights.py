@@ -1,0 +1,195 @@
+"""Weights into models: where they lie, names of three worlds, and whether they fit."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .files import CheckpointError, read_checkpoint
+
+logger = logging.getLogger(__name__)
+
+# The layers whose size follows from the number of classes; a model's ``class_layers`` say others.
+CLASS_LAYERS = ("head.cls_score.",)
+# What a checkpoint says under "weights" where "model" is a moving average, see onenet.training.ema.
+AVERAGED = "ema"
+# An ImageNet model's last layer: torchvision's, and as Detectron2's two conversions name it.
+_CLASSIFIERS = ("fc.", "stem.fc.", "linear.")
+_TORCHVISION = re.compile(r"torchvision://(?P<model>resnet(18|34|50|101))$")
+_DETECTRON2 = re.compile(
+    r"detectron2://ImageNetPretrained/torchvision/R-(?P<depth>18|34|50|101)\.pkl$"
+)
+
+
+def torchvision_model(weights: str) -> str | None:
+    """``resnet50`` and the like where ``MODEL.WEIGHTS`` is an address of its ImageNet weights."""
+    if match := _TORCHVISION.match(weights):
+        return match["model"]
+    match = _DETECTRON2.match(weights)
+    return match and f"resnet{match['depth']}"
+
+
+def locate_weights(weights: str) -> Path:
+    """The file behind ``MODEL.WEIGHTS``; torchvision's ImageNet weights are fetched if need be.
+
+    Args:
+        weights: a path, ``torchvision://resnet50``, or the name under which Detectron2 keeps the
+            same weights, ``detectron2://ImageNetPretrained/torchvision/R-50.pkl`` (18, 34, 50,
+            101).
+
+    Raises:
+        CheckpointError: no such file, an address of another kind, or no network.
+    """
+    if model := torchvision_model(weights):
+        return _torchvision_file(model)
+    if "://" in weights:
+        raise CheckpointError(
+            f"MODEL.WEIGHTS {weights}: unknown address. Known are torchvision://resnet18, 34, 50, "
+            "101 and detectron2://ImageNetPretrained/torchvision/R-50.pkl; for anything else, "
+            "download the file and give its path"
+        )
+    path = Path(os.path.expanduser(weights))
+    if not os.path.isfile(path):  # not Path's, which fails where a name is too long for one
+        raise CheckpointError(f"MODEL.WEIGHTS {weights}: there is no such file")
+    return path
+
+
+def _torchvision_file(model: str) -> Path:
+    from torchvision.models import get_model_weights
+
+    url = get_model_weights(model).IMAGENET1K_V1.url
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    if not path.is_file():
+        logger.info("Fetching torchvision's %s (ImageNet) to %s", model, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # The name ends in the first digits of the file's hash.
+            digits = path.stem.rpartition("-")[2]
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=digits, progress=False)
+        except (OSError, RuntimeError) as error:  # no network; another hash
+            raise CheckpointError(
+                f"could not fetch torchvision's ImageNet weights of {model} ({error}). Put "
+                f"{path.name} from {url} into {path.parent}, give its path as MODEL.WEIGHTS, or "
+                "train from scratch with MODEL.WEIGHTS ''"
+            ) from error
+    return path
+
+
+def to_detectron2_name(name: str) -> str | None:
+    """Detectron2's name of a parameter of torchvision's ResNet; ``None`` for the classifier."""
+    if name.startswith("fc."):
+        return None
+    name = re.sub(r"^layer(\d)", lambda m: f"res{int(m[1]) + 1}", name)
+    name = re.sub(r"^(conv1|bn1)\.", r"stem.\1.", name)
+    name = re.sub(r"\bbn(\d)\.", r"conv\1.norm.", name)
+    return name.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
+
+
+def load_weights(
+    model: nn.Module, weights: str, *, new_classes: bool = False, detector: bool = False
+) -> dict[str, Any]:
+    """Load ``MODEL.WEIGHTS`` into a detector.
+
+    A checkpoint of the whole detector must fit exactly. ImageNet weights (names without
+    ``backbone.`` or ``head.``) fill the backbone; the rest keeps its initialisation. Where there is
+    a moving average beside the weights, as in a checkpoint to resume from, the average is taken.
+
+    Args:
+        model: with ``backbone`` and ``head``.
+        weights: see :func:`locate_weights`.
+        new_classes: let the class layer keep its initialisation where the checkpoint was trained
+            on another number of classes (fine-tuning), with a line in the log.
+        detector: accept nothing less than a whole detector: an ImageNet backbone detects nothing.
+
+    Returns:
+        What else the checkpoint holds (``class_names``, ``iteration``, …); "ema" as ``weights`` if
+        those are a moving average.
+
+    Raises:
+        CheckpointError: the weights are not this model's.
+    """
+    path = locate_weights(weights)
+    content = read_checkpoint(path)
+    state: dict[str, Tensor] = content.pop("model")
+    if isinstance(content.get("ema"), Mapping) and "model" in content["ema"]:
+        state, content["weights"] = content.pop("ema")["model"], AVERAGED
+    if any(name.startswith(("backbone.", "head.")) for name in state):
+        own, prefix = model.state_dict(), ""
+    elif detector:
+        raise CheckpointError(
+            f"{path} holds a backbone only. Give the checkpoint of a trained detector, "
+            "MODEL.WEIGHTS path/to/model.pth"
+        )
+    else:
+        own, prefix = _backbone_state(model)
+        if any(name.startswith("layer1.") for name in state):
+            renamed = {to_detectron2_name(name): value for name, value in state.items()}
+            state = {name: value for name, value in renamed.items() if name is not None}
+        state = {name: v for name, v in state.items() if not name.startswith(_CLASSIFIERS)}
+        state = {prefix + name: value for name, value in state.items()}
+    # Batch norms count batches, frozen ones do not; nothing here reads the count.
+    own = {name: v for name, v in own.items() if not name.endswith("num_batches_tracked")}
+    state = {name: v for name, v in state.items() if not name.endswith("num_batches_tracked")}
+
+    class_layers = getattr(model, "class_layers", CLASS_LAYERS)
+    fresh = set()
+    if new_classes:
+        fresh = {
+            name
+            for name, value in own.items()
+            if name.startswith(class_layers) and name in state and state[name].shape != value.shape
+        }
+        for name in fresh:
+            del state[name]
+    _check_fit(path, own, state, fresh, class_layers)
+    model.load_state_dict(state, strict=False)
+    if fresh:
+        logger.info("%s: the class layer starts anew, the number of classes differs", path)
+    kind = content.get("weights")  # which may be an array of somebody else's
+    averaged = ", a moving average (EMA)," * (isinstance(kind, str) and kind == AVERAGED)
+    what = " of the backbone" if prefix else averaged
+    logger.info("Loaded %d arrays%s from %s", len(state), what, path)
+    return content
+
+
+def _backbone_state(model: nn.Module) -> tuple[dict[str, Tensor], str]:
+    """State of the ResNet within ``model``, under full names, and their common prefix."""
+    state = model.state_dict()
+    inner = any(name.startswith("backbone.bottom_up.") for name in state)
+    prefix = "backbone.bottom_up." if inner else "backbone."
+    return {name: value for name, value in state.items() if name.startswith(prefix)}, prefix
+
+
+def _check_fit(
+    path: Path,
+    own: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    fresh: set[str],
+    class_layers: tuple[str, ...],
+) -> None:
+    missing = [name for name in own if name not in state and name not in fresh]
+    unexpected = [name for name in state if name not in own]
+    shapes = [
+        f"{name} {tuple(state[name].shape)}, the model has {tuple(value.shape)}"
+        for name, value in own.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    if not (missing or unexpected or shapes):
+        return
+    hint = "Does the config belong to the checkpoint (head, NUM_HEADS, DCN, depth)?"
+    if not (missing or unexpected) and all(line.startswith(class_layers) for line in shapes):
+        hint = "It was trained on another number of classes: set MODEL.OneNet.NUM_CLASSES to match"
+    problems = {"missing": missing, "not in the model": unexpected, "of another shape": shapes}
+    lines = [
+        f"  {len(names)} {what}: {'; '.join(names[:3])}{' …' * (len(names) > 3)}"
+        for what, names in problems.items()
+        if names
+    ]
+    raise CheckpointError("\n".join([f"{path} does not fit the model. {hint}", *lines]))

@@ -1,0 +1,1 @@
+"""Config keys, the rules of their values, and the objects that they describe."""

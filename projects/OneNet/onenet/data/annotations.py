@@ -1,0 +1,86 @@
+"""The boxes of a COCO file as arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from .images import shortest_edge_size
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """The boxes of a data set, in the order of its file.
+
+    Attributes:
+        class_names: by label.
+        sizes: (n, 2) float64, width and height of the images in px.
+        images: (M,) int64, the image of each box.
+        labels: (M,) int64.
+        boxes: (M, 4) float64, x, y, width and height in px.
+        crowd: (M,) bool, regions and not objects.
+    """
+
+    class_names: list[str]
+    sizes: np.ndarray
+    images: np.ndarray
+    labels: np.ndarray
+    boxes: np.ndarray
+    crowd: np.ndarray
+
+    def at(self, keep: np.ndarray) -> Annotations:
+        """The boxes at a (M,) bool mask or indices, with all images and classes."""
+        parts = ("images", "labels", "boxes", "crowd")
+        return replace(self, **{part: getattr(self, part)[keep] for part in parts})
+
+    @property
+    def with_size(self) -> np.ndarray:
+        """(M,) bool: a finite, positive size, in float32, too."""
+        return np.isfinite(self.xyxy).all(axis=1) & (self.boxes[:, 2:] > 0).all(axis=1)
+
+    @property
+    def xyxy(self) -> np.ndarray:
+        """(M, 4) float32 xyxy px; neither clipped to the image nor resized."""
+        with np.errstate(over="ignore", invalid="ignore"):  # beyond float32 lies inf
+            boxes = self.boxes.astype(np.float32)
+            boxes[:, 2:] += boxes[:, :2]
+        return boxes
+
+    @property
+    def sides(self) -> np.ndarray:
+        """(M,) px of squares of the boxes' areas."""
+        return np.sqrt(self.boxes[:, 2] * self.boxes[:, 3])
+
+    def resized(self, short: int, longest: int) -> Annotations:
+        """After a resize of the images' shortest edge; ``short`` 0 leaves them."""
+        if short == 0:
+            return self
+        new = [shortest_edge_size(h, w, short, longest)[::-1] for w, h in self.sizes]
+        scale = np.array(new) / self.sizes
+        return replace(
+            self, sizes=self.sizes * scale, boxes=self.boxes * np.tile(scale, 2)[self.images]
+        )
+
+
+def read_annotations(content: dict[str, Any]) -> Annotations:
+    """The annotations of a COCO file's content (:func:`~onenet.data.coco_json.read_coco_json`)."""
+    categories = sorted_categories(content)
+    label_of = {category["id"]: k for k, category in enumerate(categories)}
+    image_of = {image["id"]: k for k, image in enumerate(content["images"])}
+    found = content["annotations"]
+    sizes = [(image["width"], image["height"]) for image in content["images"]]
+    return Annotations(
+        class_names=[category["name"] for category in categories],
+        sizes=np.array(sizes, dtype=np.float64).reshape(-1, 2),
+        images=np.array([image_of[a["image_id"]] for a in found], dtype=np.int64),
+        labels=np.array([label_of[a["category_id"]] for a in found], dtype=np.int64),
+        boxes=np.array([a["bbox"] for a in found], dtype=np.float64).reshape(-1, 4),
+        crowd=np.array([a.get("iscrowd", 0) for a in found], dtype=bool),
+    )
+
+
+def sorted_categories(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """The categories by their ids, which is the order of the labels."""
+    return sorted(content["categories"], key=lambda category: category["id"])

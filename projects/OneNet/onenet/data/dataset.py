@@ -1,0 +1,130 @@
+"""The images and boxes of a COCO JSON, small enough for many workers."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+from .annotations import read_annotations, sorted_categories
+from .checks import (
+    MISSING,
+    OUTSIDE,
+    Verdict,
+    check_objects,
+    find_files,
+    refuse_missing,
+    refuse_outside,
+)
+from .coco_json import read_coco_json
+from .sources import DatasetError, DatasetSource, check_num_classes
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image of a data set and its objects, as annotated.
+
+    Attributes:
+        image_id: the JSON's id.
+        file_name: full path of the image.
+        height, width: px, from the JSON.
+        boxes: (M, 4) float32 xyxy px; neither clipped to the image nor resized.
+        labels: (M,) int64, contiguous: indices into ``CocoDetection.class_names``.
+    """
+
+    image_id: int
+    file_name: str
+    height: int
+    width: int
+    boxes: np.ndarray
+    labels: np.ndarray
+
+
+class CocoDetection:
+    """The images and boxes of one COCO JSON, ordered by image id.
+
+    Crowd regions are left out, as are boxes without a finite, positive size; a warning counts
+    what is wrong or looks so. Everything per image lies in flat arrays: small, and shared with
+    forked workers.
+
+    Args:
+        source: the files; see ``find_dataset``.
+        keep_empty: keep images without objects.
+
+    Attributes:
+        source: as given.
+        class_names: names by contiguous label, ordered by category id.
+        category_ids: the JSON's category id of each label.
+        image_ids: (n,) int64.
+        sizes: (n, 2) int64, height and width of each image in px.
+
+    Raises:
+        DatasetError: the file is not COCO detection data (the message names the entry), an image
+            lies outside of the folder, or no image is left.
+    """
+
+    def __init__(self, source: DatasetSource, *, keep_empty: bool = True) -> None:
+        self.source = source
+        content = read_coco_json(source.json_file)
+        data = read_annotations(content)
+        for finding in check_objects(content, data):
+            if finding.verdict in (Verdict.DROPPED, Verdict.DOUBTFUL):
+                logger.warning("%s: %s", source.json_file, finding)
+        self.category_ids: list[int] = [category["id"] for category in sorted_categories(content)]
+        self.class_names = data.class_names
+
+        objects = data.at(data.with_size & ~data.crowd)
+        counts = np.bincount(objects.images, minlength=len(data.sizes))
+        image_ids = np.array([image["id"] for image in content["images"]], dtype=np.int64)
+        order = np.argsort(image_ids)
+        kept = order if keep_empty else order[counts[order] > 0]
+        if len(kept) == 0:
+            what = "no images" if keep_empty else "no image with an object"
+            raise DatasetError(f"{source.json_file}: there is {what} in this file.")
+        rank = np.argsort(order)[objects.images]
+        objects = objects.at(np.argsort(rank, kind="stable"))
+
+        self.image_ids = image_ids[kept]
+        self.sizes = data.sizes[kept, ::-1].astype(np.int64)
+        self._boxes = objects.xyxy
+        self._labels = objects.labels
+        self._offsets = np.concatenate(([0], np.cumsum(counts[kept])))
+        names = [content["images"][i]["file_name"] for i in kept]
+        encoded = [name.encode(errors="surrogatepass") for name in names]
+        self._names = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        self._name_offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+        found = find_files(source, names)
+        refuse_outside(source, found[OUTSIDE])
+        self._missing = found[MISSING]
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def check_num_classes(self, num_classes: int) -> None:
+        """Raise ``DatasetError`` unless the data set has as many classes as the model."""
+        check_num_classes(self.source.json_file, self.class_names, num_classes)
+
+    def check_images(self, *, skip_missing: bool = False) -> None:
+        """Raise ``DatasetError`` where images are missing; ``skip_missing`` lets some be."""
+        if not skip_missing or len(self._missing) == len(self):
+            refuse_missing(self.source, self._missing, len(self))
+
+    def record(self, index: int) -> ImageRecord:
+        """The image at a position in [0, len(self)); its arrays are the caller's own."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)} in {self.source.json_file}")
+        objects = slice(self._offsets[index], self._offsets[index + 1])
+        name = self._names[self._name_offsets[index] : self._name_offsets[index + 1]].tobytes()
+        height, width = self.sizes[index].tolist()
+        return ImageRecord(
+            image_id=int(self.image_ids[index]),
+            file_name=os.path.join(self.source.image_root, name.decode(errors="surrogatepass")),
+            height=height,
+            width=width,
+            boxes=self._boxes[objects].copy(),
+            labels=self._labels[objects].copy(),
+        )

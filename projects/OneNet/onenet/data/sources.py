@@ -1,0 +1,151 @@
+"""Data sets in COCO's JSON format: finding them by name."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from onenet.errors import OneNetError
+
+logger = logging.getLogger(__name__)
+ROOT_VARIABLE = "DETECTRON2_DATASETS"
+
+# Annotation file and image folder, relative to $DETECTRON2_DATASETS or ./datasets.
+KNOWN_DATASETS = {
+    "coco_2017_train": ("coco/annotations/instances_train2017.json", "coco/train2017"),
+    "coco_2017_val": ("coco/annotations/instances_val2017.json", "coco/val2017"),
+    "CrowdHuman_train": ("crowdhuman/annotations/train.json", "crowdhuman/CrowdHuman_train"),
+    "CrowdHuman_val": ("crowdhuman/annotations/val.json", "crowdhuman/CrowdHuman_val"),
+}
+
+
+# Control characters, and halves of characters, which UTF-8 cannot hold.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+class DatasetError(OneNetError, ValueError):
+    """Something is wrong with the user's data; the message says what, where, and what to do."""
+
+    def __init__(self, message: str) -> None:
+        # A DataLoader re-raises a worker's error with the worker's traceback as its message; the
+        # sentence that the user needs stands at the end of it.
+        name = type(self).__name__
+        if message.startswith(f"Caught {name} in DataLoader worker"):
+            message = message.rpartition(f"{name}: ")[2].rstrip("\n")
+        super().__init__(message)
+
+
+class UnreadableImageError(DatasetError):
+    """An image that is missing, cannot be decoded, or has another size than its JSON says."""
+
+
+def is_line(value: object) -> bool:
+    """Whether a value is text that any terminal or file can take: no control characters in it."""
+    return isinstance(value, str) and _UNPRINTABLE.search(value) is None
+
+
+def shortened(values: Sequence[object], limit: int = 6) -> str:
+    """The first values and the last, for an error message."""
+    shown = ", ".join(map(str, values[:limit]))
+    return shown if len(values) <= limit else f"{shown}, … {values[-1]}"
+
+
+@dataclass(frozen=True)
+class DatasetSource:
+    """Where a data set lies.
+
+    Attributes:
+        name: as written in ``DATASETS.TRAIN`` or ``DATASETS.TEST``.
+        json_file: annotations in COCO's format.
+        image_root: the folder that the JSON's ``file_name`` entries are relative to.
+    """
+
+    name: str
+    json_file: Path
+    image_root: Path
+
+
+def find_dataset(name: str) -> DatasetSource:
+    """The files behind an entry of ``DATASETS.TRAIN`` or ``DATASETS.TEST``.
+
+    Args:
+        name: a key of ``KNOWN_DATASETS``, or ``ANNOTATIONS.json:IMAGE_FOLDER``.
+
+    Raises:
+        DatasetError: the name is neither, or a file or folder is missing.
+    """
+    if name in KNOWN_DATASETS:
+        root = Path(os.path.expanduser(os.environ.get(ROOT_VARIABLE) or "datasets"))
+        json_file, image_root = (root / part for part in KNOWN_DATASETS[name])
+        advice = f"put the data there, or set {ROOT_VARIABLE} to the folder that holds it."
+        if ROOT_VARIABLE not in os.environ:
+            advice = f"{ROOT_VARIABLE} is not set, so ./datasets was searched; {advice}"
+    else:
+        split = name.lower().rfind(".json:")
+        if split < 0 or split + len(".json:") == len(name):
+            _fail_unknown(name)
+        json_file = Path(os.path.expanduser(name[: split + len(".json")]))
+        image_root = Path(os.path.expanduser(name[split + len(".json:") :]))
+        advice = "an entry of your own is written ANNOTATIONS.json:IMAGE_FOLDER."
+    if not os.path.isfile(json_file):  # not Path's, which fails where a name is too long for one
+        raise DatasetError(
+            f"Data set {name!r}: no annotation file {str(json_file)!r} "
+            f"(looked for {str(json_file.absolute())!r}); {advice}"
+        )
+    if not os.path.isdir(image_root):
+        raise DatasetError(
+            f"Data set {name!r}: no image folder {str(image_root)!r} "
+            f"(looked for {str(image_root.absolute())!r}); {advice}"
+        )
+    return DatasetSource(name, json_file, image_root)
+
+
+def _fail_unknown(name: str) -> NoReturn:
+    near = difflib.get_close_matches(name, KNOWN_DATASETS, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    if name.lower().endswith((".json", ".json:")):
+        hint = f" The image folder is missing: {name.rstrip(':')}:IMAGE_FOLDER."
+    raise DatasetError(
+        f"Unknown data set {name!r}.{hint} Known names are {', '.join(KNOWN_DATASETS)} "
+        f"(under ${ROOT_VARIABLE} or ./datasets); data of your own is given as "
+        f"ANNOTATIONS.json:IMAGE_FOLDER."
+    )
+
+
+def check_num_classes(json_file: Path, class_names: Sequence[str], num_classes: int) -> None:
+    """Raise ``DatasetError`` unless an annotation file has as many classes as the model."""
+    found = len(class_names)
+    if found != num_classes:
+        classes = "1 class" if found == 1 else f"{found} classes"
+        raise DatasetError(
+            f"{json_file.name} has {classes} ({shortened(class_names)}), "
+            f"but MODEL.OneNet.NUM_CLASSES is {num_classes}. "
+            f"Add to the command: MODEL.OneNet.NUM_CLASSES {found}"
+        )
+
+
+def compare_classes(one: object, ours: Sequence[str], other: object, theirs: Sequence[str]) -> None:
+    """Warn where two name their classes differently, such as a checkpoint and a test set.
+
+    Args:
+        one, other: the files.
+        ours, theirs: their classes by label; empty where they are not known.
+    """
+    for number, (our, their) in enumerate(zip(ours, theirs, strict=False), start=1):
+        if our != their:
+            logger.warning(
+                "%s and %s name their classes differently (by category id, number %d is %s and %s):"
+                " trained labels are tested in this order",
+                one,
+                other,
+                number,
+                our,
+                their,
+            )
+            return

@@ -1,0 +1,217 @@
+"""The detector as one graph, pixels in and detections out, for ONNX and torch.export."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from onenet.detector import OneNet
+from onenet.errors import OneNetError
+from onenet.inference.fuse import fold_batch_norms
+
+from .runtime import IMAGES, OUTPUTS, SIZES, ModelInfo
+
+if TYPE_CHECKING:
+    import onnx
+
+# DeformConv came with 19, Gelu with 20.
+OPSET = 20
+# What an exported graph must not hold: OneNet needs no NMS, and batch norms are folded.
+FORBIDDEN = ("NonMaxSuppression", "BatchNormalization")
+# Within these, two detections are the same: px and score.
+BOX_TOLERANCE, SCORE_TOLERANCE = 1e-2, 1e-4
+# Heights and widths of images that fill their batch.
+_WHOLE = np.iinfo(np.int32).max
+
+
+class ExportError(OneNetError, ValueError):
+    """A model that cannot be exported, or a graph that is not what it should be."""
+
+
+class Deployed(nn.Module):
+    """What an exported file holds: normalisation, network, decoding and top-k.
+
+    Args:
+        model: as loaded, or fused; a copy of it is taken, on the CPU, its batch norms folded.
+        bgr: the model's channel order is BGR; the input's is RGB all the same.
+
+    Raises:
+        ExportError: the model applies NMS, is compiled, or computes in half precision.
+    """
+
+    def __init__(self, model: OneNet, bgr: bool = False) -> None:
+        super().__init__()
+        if model.nms_iou is not None:
+            raise ExportError(
+                "MODEL.OneNet.NMS is True: NMS is for ablation and is not exported. Leave it out, "
+                "or set it to False"
+            )
+        if model.precision is not None or "find" in vars(model):
+            raise ExportError(
+                "exported are models as loaded, or fused: TEST.PRECISION must be float32 and "
+                "TEST.COMPILE False"
+            )
+        self.model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+        # Not model.fuse(): saved programs know contiguous weights only.
+        self.model.to(memory_format=torch.contiguous_format)
+        fold_batch_norms(self.model)
+        self.bgr = bgr
+
+    def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Detections of a batch.
+
+        Args:
+            images: (B, 3, H, W) uint8 RGB; H and W multiples of the model's
+                ``size_divisibility``.
+            sizes: (B, 2) or (1, 2) int64, the images' own heights and widths; what lies right of
+                and below them counts as padding, whatever it holds.
+
+        Returns:
+            ``boxes`` (B, k', 4) float32 xyxy px, not clipped; ``scores`` (B, k') float32 in
+            [0, 1], best first; ``labels`` (B, k') int64. k' is k, or all of the samples × classes
+            of an image so small that there are fewer.
+        """
+        model = self.model
+        # Floats first: TensorRT can do nothing else with uint8.
+        pixels = images.float()
+        pixels = pixels.flip(1) if self.bgr else pixels
+        pixels = (pixels - model.pixel_mean) / model.pixel_std
+        sizes = sizes.expand(images.shape[0], 2)
+        rows = torch.arange(images.shape[2], device=images.device) < sizes[:, :1]
+        columns = torch.arange(images.shape[3], device=images.device) < sizes[:, 1:]
+        inside = rows[:, None, :, None] & columns[:, None, None, :]
+        return model.find(torch.where(inside, pixels, 0.0))
+
+
+def require(*packages: str) -> None:
+    """Raise ``ExportError`` unless all of these packages of the extra "export" are installed."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ExportError(f"ONNX needs {', '.join(missing)}: pip install 'onenet[export]'")
+
+
+def to_torch(deployed: Deployed) -> ExportedProgram:
+    """The graph of ``torch.export``: batch, height and width are free, in ``sizes`` too."""
+    batch = Dim("batch")
+    return _trace(deployed, batch, {0: batch})
+
+
+def to_onnx(deployed: Deployed, info: ModelInfo) -> onnx.ModelProto:
+    """The ONNX graph, with ``info`` as its metadata.
+
+    Its input ``sizes`` may be left out: then every image fills its place in the batch.
+
+    Raises:
+        ExportError: onnx or onnxscript is not installed, or the graph holds what it must not.
+    """
+    require("onnx", "onnxscript")
+    import onnx
+
+    # One row of sizes for all images, so that its default fits every batch: ONNX's Expand leaves
+    # a row for each image as it is.
+    program = torch.onnx.export(
+        _trace(deployed, Dim("batch"), {}),
+        dynamo=True,
+        input_names=[IMAGES, SIZES],
+        output_names=list(OUTPUTS),
+        opset_version=OPSET,
+        verbose=False,
+    )
+    proto = program.model_proto
+    graph = proto.graph
+    _name_dimensions(graph.input[0], "batch", 3, "height", "width")
+    _name_dimensions(graph.input[1], "batch_or_1", 2)
+    for output in graph.output:
+        _name_dimensions(output, "batch", "detections", *[4] * (output.name == "boxes"))
+    default = np.full((1, 2), _WHOLE, np.int64)
+    graph.initializer.append(onnx.numpy_helper.from_array(default, SIZES))
+    _strip(graph)
+    for key, value in info.to_metadata().items():
+        proto.metadata_props.add(key=key, value=value)
+    onnx.checker.check_model(proto)
+    check_nodes(proto)
+    return proto
+
+
+def check_nodes(proto: onnx.ModelProto) -> None:
+    """Raise ``ExportError`` if an operator of ``FORBIDDEN`` is in the graph or its functions."""
+    nodes = [*proto.graph.node, *(node for f in proto.functions for node in f.node)]
+    found = {node.op_type for node in nodes} & set(FORBIDDEN)
+    if found:
+        raise ExportError(f"the exported graph holds {', '.join(sorted(found))}")
+
+
+def largest_differences(
+    expected: Sequence[np.ndarray], found: Sequence[np.ndarray], image_size: Sequence[int]
+) -> tuple[float, float]:
+    """How far apart two sets of detections in one image are.
+
+    Every detection is compared with its likest of the same class in the other set. The last ones
+    may have none: where scores are next to equal, rounding decides who is among the best k.
+
+    Args:
+        expected, found: boxes (n, 4), scores (n,) and labels (n,) each, n > 0.
+        image_size: (H, W) px that the boxes are clipped to.
+
+    Returns:
+        The largest difference of a coordinate, in px, and of a score; infinite where a detection
+        has none to be compared with.
+    """
+    height, width = image_size
+    px = score = 0.0
+    for (boxes, scores, labels), (others, other_scores, other_labels) in (
+        (expected, found),
+        (found, expected),
+    ):
+        limits = [width, height] * 2
+        apart = np.abs(boxes[:, None].clip(0, limits) - others.clip(0, limits)).max(axis=2)
+        unlike = np.abs(scores[:, None] - other_scores)
+        alien = labels[:, None] != other_labels
+        apart[alien] = unlike[alien] = np.inf
+        likest = np.maximum(apart / BOX_TOLERANCE, unlike / SCORE_TOLERANCE).argmin(axis=1)
+        rows = np.arange(len(scores))
+        apart, unlike = apart[rows, likest], unlike[rows, likest]
+        equal = (apart <= BOX_TOLERANCE) & (unlike <= SCORE_TOLERANCE)
+        counts = equal | (scores > scores.min() + SCORE_TOLERANCE)
+        px = max(px, apart[counts].max(initial=0.0))
+        score = max(score, unlike[counts].max(initial=0.0))
+    return float(px), float(score)
+
+
+def _trace(deployed: Deployed, batch: Dim, dims_of_sizes: dict[int, Dim]) -> ExportedProgram:
+    stride = deployed.model.size_divisibility
+    # Large enough that no map has a side of 1, which torch.export would take for a constant.
+    height, width = 9 * stride, 11 * stride
+    count = 2 if dims_of_sizes else 1
+    example = (
+        torch.zeros(2, 3, height, width, dtype=torch.uint8),
+        torch.tensor([[height, width]] * count),
+    )
+    dims = {0: batch, 2: stride * Dim("rows"), 3: stride * Dim("columns")}
+    with torch.no_grad():
+        return torch.export.export(
+            deployed, example, dynamic_shapes={IMAGES: dims, SIZES: dims_of_sizes}
+        )
+
+
+def _name_dimensions(value: onnx.ValueInfoProto, *names: str | int) -> None:
+    for dim, name in zip(value.type.tensor_type.shape.dim, names, strict=True):
+        dim.Clear()
+        if isinstance(name, str):
+            dim.dim_param = name
+        else:
+            dim.dim_value = name
+
+
+def _strip(graph: onnx.GraphProto) -> None:
+    """Drop what the exporter notes of the Python code, with its paths, and shapes as formulas."""
+    del graph.value_info[:]
+    for part in (*graph.node, *graph.input, *graph.output, *graph.initializer):
+        del part.metadata_props[:]

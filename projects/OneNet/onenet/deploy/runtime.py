@@ -1,0 +1,243 @@
+"""Detections from an exported model: NumPy, Pillow and ONNX Runtime, no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onenet.data.batching import group_by_shape, pad_to
+from onenet.data.images import resize_shortest_edge
+from onenet.data.sources import is_line
+from onenet.errors import OneNetError
+
+IMAGES, SIZES = "images", "sizes"
+OUTPUTS = ("boxes", "scores", "labels")
+
+
+class ExportedModelError(OneNetError, ValueError):
+    """A file that is not an exported OneNet, or that cannot be run here."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What an exported file says of its model.
+
+    Attributes:
+        class_names: of the labels 0, 1, ….
+        max_detections: k, the most detections of an image.
+        min_size, max_size: px that the shortest edge is resized to, and the most of the longest
+            edge; ``min_size`` 0 leaves images as they are.
+        stride: height and width of the input are multiples of this many px.
+        input_format, input_layout: of the uint8 input.
+        ema: the weights are a moving average of training's.
+        config: name of the config file.
+        onenet_version: of the package that wrote the file.
+    """
+
+    class_names: list[str]
+    max_detections: int
+    min_size: int
+    max_size: int
+    stride: int
+    input_format: str
+    input_layout: str
+    ema: bool
+    config: str
+    onenet_version: str
+
+    def to_metadata(self) -> dict[str, str]:
+        """Texts as they are, other values as JSON."""
+        return {
+            name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            for name, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_metadata(cls, texts: Mapping[str, str]) -> ModelInfo:
+        """Inverse of :meth:`to_metadata`.
+
+        Raises:
+            ExportedModelError: names what is missing, or is not what it should be.
+        """
+        missing = [f.name for f in fields(cls) if f.name not in texts]
+        if missing:
+            raise ExportedModelError(
+                f"not a file of tools/export.py: its metadata lacks {', '.join(missing)}"
+            )
+        return cls(**{f.name: _read(f.name, str(f.type), texts[f.name]) for f in fields(cls)})
+
+
+def _read(name: str, kind: str, text: str) -> Any:
+    try:
+        value = text if kind == "str" else json.loads(text)
+    except json.JSONDecodeError:
+        value = None
+    good = {
+        "str": is_line(value),
+        "bool": isinstance(value, bool),
+        "int": type(value) is int and value >= (name != "min_size"),
+        "list[str]": isinstance(value, list) and bool(value) and all(map(is_line, value)),
+    }
+    if not good[kind]:
+        raise ExportedModelError(
+            f"not a file of tools/export.py: its metadata say {text!r:.60} for {name}"
+        )
+    return value
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What is found in one image, best score first.
+
+    Attributes:
+        boxes: (n, 4) float32 xyxy px.
+        scores: (n,) float32 in [0, 1].
+        labels: (n,) int64 in [0, K).
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, keep: np.ndarray | slice) -> Detections:
+        """The detections that a mask, an index array or a slice selects."""
+        return Detections(self.boxes[keep], self.scores[keep], self.labels[keep])
+
+
+class OnnxPredictor:
+    """An exported detector, ready for images of any size.
+
+    Args:
+        path: a file that ``tools/export.py --format onnx`` wrote.
+        providers: ONNX Runtime's execution providers, the preferred first; None: CUDA where this
+            ONNX Runtime has it, and the CPU.
+        threads: of one operator on the CPU; None: all cores.
+        images_per_batch: most images that go through the network together.
+
+    Attributes:
+        info: what the file says of its model.
+        class_names: of the labels.
+
+    Raises:
+        ExportedModelError: no such file, not an exported OneNet, ONNX Runtime is not installed,
+            or it has no such provider.
+    """
+
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        providers: Sequence[str] | None = None,
+        threads: int | None = None,
+        images_per_batch: int = 8,
+    ) -> None:
+        self.session = open_session(path, providers, threads)
+        self.images_per_batch = images_per_batch
+        try:
+            self.info = ModelInfo.from_metadata(self.session.get_modelmeta().custom_metadata_map)
+        except ExportedModelError as error:
+            raise ExportedModelError(f"{path} is {error}") from None
+        self.class_names = self.info.class_names
+
+    def __call__(self, image: np.ndarray) -> Detections:
+        """Detect objects in one image, (H, W, 3) uint8 RGB; see :meth:`predict_batch`."""
+        return self.predict_batch([image])[0]
+
+    def predict_batch(self, images: Sequence[np.ndarray]) -> list[Detections]:
+        """Detect objects in several images.
+
+        Those of like shape go through the network together; what is found in an image does not
+        depend on the others.
+
+        Args:
+            images: (H, W, 3) uint8 RGB each.
+
+        Returns:
+            For each image at most ``info.max_detections``, in its px, clipped to it.
+
+        Raises:
+            ValueError: an image of another shape or type.
+        """
+        info = self.info
+        for image in images:
+            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+                raise ValueError(
+                    f"expected (H, W, 3) uint8 RGB images, got {image.dtype} {image.shape}"
+                )
+        scaled = [resize_shortest_edge(image, info.min_size, info.max_size) for image in images]
+        shapes = (image.shape[:2] for image in scaled)
+        found: dict[int, Detections] = {}
+        for group in group_by_shape(shapes, self.images_per_batch, info.stride):
+            batch, sizes = pad_images([scaled[i] for i in group], info.stride)
+            outputs = self.session.run(OUTPUTS, {IMAGES: batch, SIZES: sizes})
+            for i, size, *values in zip(group, sizes, *outputs, strict=True):
+                found[i] = _to_image(Detections(*values), size, images[i].shape[:2])
+        return [found[i] for i in range(len(images))]
+
+
+def open_session(
+    path: str | PathLike[str],
+    providers: Sequence[str] | None = None,
+    threads: int | None = None,
+) -> Any:
+    """An ``onnxruntime.InferenceSession``; see :class:`OnnxPredictor`."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ExportedModelError(
+            f"running {path} needs ONNX Runtime ({error}): pip install 'onenet[export]'"
+        ) from error
+    if not Path(path).is_file():
+        raise ExportedModelError(f"{path}: there is no such file")
+    available = onnxruntime.get_available_providers()
+    if providers is None:
+        preferred = ("CUDAExecutionProvider", "CPUExecutionProvider")
+        providers = [name for name in preferred if name in available]
+    unknown = [name for name in providers if name not in available]
+    if unknown:
+        raise ExportedModelError(
+            f"this ONNX Runtime has no {', '.join(unknown)}; it has {', '.join(available)}"
+        )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors: the default of an input is worth a warning to it
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(path, options, list(providers))
+    except Exception as error:  # its errors have no common base
+        raise ExportedModelError(f"ONNX Runtime cannot load {path}: {error}") from error
+
+
+def pad_images(images: Sequence[np.ndarray], stride: int) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs of an exported model: images padded to one size, right and below.
+
+    Args:
+        images: (H, W, 3) uint8 each.
+        stride: the padded sides are multiples of it.
+
+    Returns:
+        (B, 3, H', W') uint8, and (B, 2) int64, the images' own heights and widths.
+    """
+    sizes = np.array([image.shape[:2] for image in images], np.int64)
+    height, width = (pad_to(int(side), stride) for side in sizes.max(axis=0))
+    batch = np.zeros((len(images), 3, height, width), np.uint8)
+    for row, image in zip(batch, images, strict=True):
+        row[:, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)
+    return batch, sizes
+
+
+def _to_image(found: Detections, from_size: Sequence[int], to_size: Sequence[int]) -> Detections:
+    """:func:`onenet.inference.postprocess.to_image` on arrays."""
+    (height, width), (new_height, new_width) = from_size, to_size
+    scale = np.array([new_width / width, new_height / height] * 2, np.float32)
+    boxes = (found.boxes * scale).clip(0, np.array([new_width, new_height] * 2, np.float32))
+    keep = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    return Detections(boxes, found.scores, found.labels)[keep]

@@ -1,0 +1,1 @@
+"""From predictions to detections, and what makes that fast."""

@@ -1,0 +1,89 @@
+"""From predictions to detections: the best k of all (sample, class) pairs, no NMS."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from onenet.structures import Detections, Predictions
+
+
+def top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The k best (sample, class) pairs of every image, exactly (ties apart).
+
+    In two stages: a sample that holds one of the best k pairs is among the best k samples by
+    their best class, so only those are looked at in full.
+
+    Args:
+        logits: (B, N, K).
+        k: how many; fewer come out where N · K is smaller.
+
+    Returns:
+        Logits, sample indices and class indices, each (B, min(k, N · K)), best first.
+    """
+    classes = logits.shape[2]
+    rows = logits.amax(dim=2).topk(min(k, logits.shape[1]), dim=1).indices
+    candidates = logits.gather(1, rows[..., None].expand(-1, -1, classes)).flatten(1)
+    best, flat = candidates.topk(min(k, candidates.shape[1]), dim=1)
+    row = torch.div(flat, classes, rounding_mode="floor")
+    return best, rows.gather(1, row), flat - row * classes
+
+
+def best_detections(predictions: Predictions, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The best of all images of a batch.
+
+    Args:
+        predictions: of B images.
+        k: most detections an image; fewer come out where N · K is smaller.
+
+    Returns:
+        Boxes (B, k, 4) float32 in the pixels of the input images, not clipped; scores (B, k)
+        float32, best first; labels (B, k) int64.
+    """
+    best, samples, labels = top_k(predictions.logits, k)
+    boxes = predictions.boxes.gather(1, samples[..., None].expand(-1, -1, 4))
+    return boxes, best.float().sigmoid(), labels
+
+
+def per_image(
+    boxes: Tensor, scores: Tensor, labels: Tensor, nms_iou: float | None = None
+) -> list[Detections]:
+    """What :func:`best_detections` gives, image by image.
+
+    Args:
+        nms_iou: class-wise NMS at this IoU, for ablation; ``None``, as OneNet is meant, leaves it
+            out.
+    """
+    detections = [Detections(*of) for of in zip(boxes, scores, labels, strict=True)]
+    if nms_iou is None:
+        return detections
+    # batched_nms moves the classes apart by the largest coordinate: enough from (0, 0) on only.
+    return [
+        d[batched_nms(d.boxes - d.boxes.min(), d.scores, d.labels, nms_iou)] for d in detections
+    ]
+
+
+def detect(
+    predictions: Predictions, k: int = 100, nms_iou: float | None = None
+) -> list[Detections]:
+    """:func:`best_detections` of predictions, image by image; see :func:`per_image`."""
+    return per_image(*best_detections(predictions, k), nms_iou)
+
+
+def to_image(
+    detections: Detections, from_size: tuple[int, int], to_size: tuple[int, int]
+) -> Detections:
+    """Detections in another size of the same image, clipped to it; boxes without area go.
+
+    Args:
+        from_size: (H, W) that the boxes are in.
+        to_size: (H, W) that they shall be in.
+    """
+    (height, width), (new_height, new_width) = from_size, to_size
+    x_scale, y_scale = new_width / width, new_height / height
+    boxes = detections.boxes * detections.boxes.new_tensor((x_scale, y_scale, x_scale, y_scale))
+    limits = boxes.new_tensor((new_width, new_height, new_width, new_height))
+    boxes = torch.minimum(boxes.clamp(min=0), limits)
+    keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    return Detections(boxes, detections.scores, detections.labels)[keep]

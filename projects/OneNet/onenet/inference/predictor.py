@@ -1,0 +1,122 @@
+"""What the predictors of both engines have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from onenet.checkpoints.files import CheckpointError
+from onenet.checkpoints.weights import AVERAGED
+from onenet.config.inference import images_per_batch, prepare_inference
+from onenet.data.batching import group_by_shape
+from onenet.data.sources import DatasetError
+from onenet.structures import Detections
+
+
+class BasePredictor(ABC):
+    """A trained detector, ready for images of any size.
+
+    Args:
+        cfg: its ``MODEL.WEIGHTS`` must be a checkpoint of the whole detector.
+
+    Attributes:
+        model: prepared as ``TEST.FUSE``, ``PRECISION`` and ``COMPILE`` say, on its device.
+        trained_classes: their names in the checkpoint, empty where it has none.
+        class_names: the same, else from the data set in ``DATASETS.TEST`` if it is on
+            this machine, else ``class 0``, ``class 1`` ….
+        ema: the weights are a moving average of training's.
+
+    Raises:
+        CheckpointError: no weights, or not this model's.
+        ConfigError: a precision that the device has not.
+    """
+
+    def __init__(self, cfg: Any) -> None:
+        if not cfg.MODEL.WEIGHTS:
+            raise CheckpointError(
+                "MODEL.WEIGHTS is empty: give a trained checkpoint, "
+                "--opts MODEL.WEIGHTS path/to/model.pth"
+            )
+        model, extras = self.load(cfg)
+        self.model = prepare_inference(cfg, model)
+        self.trained_classes = extras.get("class_names", [])
+        self.class_names = self.trained_classes or self._names_from_data(cfg)
+        if len(self.class_names) != cfg.MODEL.OneNet.NUM_CLASSES:
+            raise CheckpointError(
+                f"{cfg.MODEL.WEIGHTS} names {len(self.class_names)} classes, but "
+                f"MODEL.OneNet.NUM_CLASSES is {cfg.MODEL.OneNet.NUM_CLASSES}"
+            )
+        self.ema = extras.get("weights") == AVERAGED
+        self.bgr = cfg.INPUT.FORMAT == "BGR"
+        self.images_per_batch = images_per_batch(cfg)
+
+    def __call__(self, image: np.ndarray) -> Detections:
+        """Detect objects in one image, (H, W, 3) uint8 RGB; see :meth:`predict_batch`."""
+        return self.predict_batch([image])[0]
+
+    @torch.inference_mode()
+    def predict_batch(self, images: Sequence[np.ndarray]) -> list[Detections]:
+        """Detect objects in several images.
+
+        Those of like shape go through the network together, at most ``TEST.IMS_PER_BATCH``; what
+        is found in an image does not depend on the others.
+
+        Args:
+            images: (H, W, 3) uint8 RGB each.
+
+        Returns:
+            For each image at most ``TEST.DETECTIONS_PER_IMAGE``, in its px, on the CPU.
+        """
+        pixels = [self._to_tensor(image) for image in images]
+        sizes = [tuple(image.shape[:2]) for image in images]
+        found: dict[int, Detections] = {}
+        shapes = (tuple(p.shape[-2:]) for p in pixels)
+        for group in group_by_shape(shapes, self.images_per_batch):
+            batch = self.detect([pixels[i] for i in group], [sizes[i] for i in group])
+            found |= zip(group, batch, strict=True)
+        return [found[i] for i in range(len(images))]
+
+    def _to_tensor(self, image: np.ndarray) -> Tensor:
+        ordered = np.ascontiguousarray(image[..., ::-1]) if self.bgr else image
+        # A copy: Pillow's pixels are read-only.
+        return torch.from_numpy(self.resize(ordered).copy()).permute(2, 0, 1)
+
+    @abstractmethod
+    def load(self, cfg: Any) -> tuple[nn.Module, dict[str, Any]]:
+        """The model with its weights, on its device, and what else the checkpoint holds."""
+
+    @abstractmethod
+    def resize(self, image: np.ndarray) -> np.ndarray:
+        """An image (H, W, 3) uint8 in the size that ``INPUT`` asks for in testing."""
+
+    @abstractmethod
+    def detect(self, images: list[Tensor], sizes: list[tuple[int, int]]) -> list[Detections]:
+        """Detections in images that were resized, in px of the originals.
+
+        Args:
+            images: (3, h, w) uint8 each, in the model's channel order.
+            sizes: (H, W) px of the originals.
+
+        Returns:
+            Clipped to the originals, on the CPU.
+        """
+
+    @abstractmethod
+    def names_of(self, dataset: str) -> list[str]:
+        """Class names of an entry of ``DATASETS.TEST``; a ``DatasetError`` if it is not here."""
+
+    def _names_from_data(self, cfg: Any) -> list[str]:
+        count = cfg.MODEL.OneNet.NUM_CLASSES
+        for dataset in cfg.DATASETS.TEST:
+            try:
+                names = self.names_of(dataset)
+            except DatasetError:
+                continue
+            if len(names) == count:
+                return list(names)
+        return [f"class {i}" for i in range(count)]

@@ -1,0 +1,226 @@
+"""Metrics of a model on a data set: CrowdHuman's, or COCO's AP.
+
+AP is computed by faster-coco-eval, which gives pycocotools' numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from faster_coco_eval import COCO, COCOeval_faster
+from tabulate import tabulate
+from tqdm import tqdm
+
+from onenet.data.coco_json import read_coco_json
+from onenet.data.dataset import CocoDetection
+from onenet.detector import OneNet
+from onenet.evaluation.crowdhuman import evaluate_crowdhuman
+from onenet.evaluation.duplicates import detections_per_object, duplicates_line
+from onenet.files import write_whole
+from onenet.inference.postprocess import to_image
+from onenet.structures import Detections
+from onenet.training.oom import memory_errors, testing_advice
+
+from .loader import build_test_loader
+from .samples import TestSample
+
+logger = logging.getLogger(__name__)
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
+def evaluate(
+    cfg: Any, model: OneNet, dataset: CocoDetection, output_dir: Path
+) -> dict[str, float] | None:
+    """Detect in every image of a data set and score the result.
+
+    Runs on all processes of the group, each with its share of the images; rank 0 writes
+    ``coco_instances_results.json`` and computes.
+
+    Args:
+        model: on its device; its training mode is restored afterwards.
+        output_dir: for the results file.
+
+    Returns:
+        On rank 0 the metrics of :func:`score`; ``None`` on other ranks.
+
+    Raises:
+        OutOfMemoryError: names the settings that need less.
+        WriteError: the results cannot be written; the log has the metrics.
+    """
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    loader = build_test_loader(cfg, dataset, rank=rank, world_size=world_size)
+    results = []
+    with memory_errors(model, lambda: testing_advice(cfg)):
+        for sample, detections in detect_all(model, loader, progress=rank == 0):
+            results.extend(to_coco(sample.image_id, detections, dataset.category_ids))
+    if world_size > 1:
+        shares: list[Any] = [None] * world_size
+        dist.all_gather_object(shares, results)
+        results = [result for share in shares for result in share]
+    if rank != 0:
+        return None
+    results.sort(key=lambda result: result["image_id"])
+    path = output_dir / "coco_instances_results.json"
+    metrics, tables = score(cfg, dataset, results)
+    try:
+        write_whole(path, json.dumps(results).encode())
+    finally:  # they took their time
+        logger.info(
+            "%s: %d images, %d detections in %s\n%s",
+            dataset.source.name,
+            len(dataset),
+            len(results),
+            path,
+            tables,
+        )
+    return metrics
+
+
+@torch.inference_mode()
+def detect_all(model: OneNet, loader: Any, *, progress: bool = False) -> Any:
+    """Yield every :class:`TestSample` of a loader with its detections, in the original's px."""
+    training = model.training
+    model.eval()
+    try:
+        batches = tqdm(
+            loader, desc="evaluating", unit="batch", leave=False, disable=None if progress else True
+        )
+        for samples in batches:
+            found = model([sample.image for sample in samples])
+            for sample, detections in zip(samples, found, strict=True):
+                yield sample, to_original(sample, detections)
+    finally:
+        model.train(training)
+
+
+def to_original(sample: TestSample, detections: Detections) -> Detections:
+    """Detections in the px of the image as it lies on the disk, on the CPU."""
+    size = tuple(sample.image.shape[-2:])
+    return to_image(detections.to("cpu"), size, (sample.height, sample.width))
+
+
+def to_coco(
+    image_id: int, detections: Detections, category_ids: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Detections of one image as entries of COCO's results format (boxes x, y, width, height)."""
+    boxes = detections.boxes.clone()
+    boxes[:, 2:] -= boxes[:, :2]
+    rows = zip(boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True)
+    return [
+        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
+        for box, score, label in rows
+    ]
+
+
+def score(
+    cfg: Any, dataset: CocoDetection, results: Sequence[dict[str, Any]]
+) -> tuple[dict[str, float], str]:
+    """What ``TEST.EVALUATOR`` says of detections in the results format (:func:`to_coco`).
+
+    Returns:
+        The metrics, 0…100, NaN where there is no ground truth: ``bbox/AP``, ``bbox/AP50`` … and
+        ``bbox/AP-CLASS``; or ``crowdhuman/AP``, ``crowdhuman/mMR`` and ``crowdhuman/Recall``.
+        With them ``bbox/duplicates`` or ``crowdhuman/duplicates``, from 1 on, see
+        :func:`~onenet.evaluation.duplicates.detections_per_object`. And the tables that show them.
+    """
+    truth = read_coco_json(dataset.source.json_file)
+    if cfg.TEST.EVALUATOR == "crowdhuman":
+        kind = "crowdhuman"
+        found = evaluate_crowdhuman(truth, results).percent()
+        tables = _table([[f"{value:.2f}" for value in found.values()]], list(found))
+        metrics = {f"{kind}/{name}": value for name, value in found.items()}
+    else:
+        kind = "bbox"
+        metrics = average_precision(dataset, results, cfg.TEST.DETECTIONS_PER_IMAGE)
+        tables = ap_tables(metrics)
+    duplicates = detections_per_object(truth["annotations"], results)
+    metrics[f"{kind}/duplicates"] = duplicates
+    return metrics, f"{tables}\n\n{duplicates_line(duplicates)}"
+
+
+def average_precision(
+    dataset: CocoDetection, results: Sequence[dict[str, Any]], max_detections: int = 100
+) -> dict[str, float]:
+    """COCO's AP of detections in the results format.
+
+    Args:
+        results: see :func:`to_coco`.
+        max_detections: the best so many of an image count, at least COCO's 100.
+
+    Returns:
+        The metrics of COCO, see :func:`score`.
+    """
+    truth = _ground_truth(dataset)
+    names = [f"bbox/AP-{name}" for name in dataset.class_names]
+    if results:
+        found = truth.loadRes([dict(r) for r in results])
+    else:  # which loadRes refuses
+        logger.warning("%s: not a single detection, so AP is 0", dataset.source.name)
+        found = COCO({**truth.dataset, "annotations": []}, print_function=_quiet)
+    evaluation = COCOeval_faster(truth, found, "bbox", print_function=_quiet)
+    evaluation.params.imgIds = dataset.image_ids.tolist()
+    evaluation.params.catIds = list(dataset.category_ids)
+    evaluation.params.maxDets = [1, 10, max(100, max_detections)]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    # Thresholds × recalls × classes × areas × limits; -1 where there is no ground truth.
+    precision = evaluation.eval["precision"][..., -1]
+    parts = {
+        "AP": precision[..., 0],
+        "AP50": precision[0, ..., 0],
+        "AP75": precision[5, ..., 0],
+        "APs": precision[..., 1],
+        "APm": precision[..., 2],
+        "APl": precision[..., 3],
+    }
+    metrics = {f"bbox/{name}": _mean(values) for name, values in parts.items()}
+    for i, name in enumerate(names):
+        metrics[name] = _mean(precision[:, :, i, 0])
+    return metrics
+
+
+def _ground_truth(dataset: CocoDetection) -> COCO:
+    content = json.loads(dataset.source.json_file.read_bytes())
+    for number, annotation in enumerate(content["annotations"], start=1):
+        # COCO's evaluation takes a match with id 0 for none.
+        annotation["id"] = number
+        # Files for detection alone often leave these out.
+        annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
+        annotation.setdefault("iscrowd", 0)
+    return COCO(content, print_function=_quiet)
+
+
+def _mean(precision: np.ndarray) -> float:
+    known = precision[precision > -1]
+    return float(100 * known.mean()) if known.size else float("nan")
+
+
+def _quiet(*_: Any) -> None:
+    """Swallows what the evaluation prints on its way."""
+
+
+def ap_tables(metrics: dict[str, float]) -> str:
+    """The metrics as two tables, overall and by class."""
+    overall = _table([[f"{metrics[f'bbox/{name}']:.2f}" for name in METRICS]], METRICS)
+    prefix = "bbox/AP-"
+    cells = [
+        (key.removeprefix(prefix), f"{value:.2f}")
+        for key, value in metrics.items()
+        if key.startswith(prefix)
+    ]
+    columns = min(3, len(cells))
+    rows = [sum(cells[i : i + columns], ()) for i in range(0, len(cells), columns)]
+    return f"{overall}\n\n{_table(rows, ['class', 'AP'] * columns)}"
+
+
+def _table(rows: list[Any], headers: Sequence[str]) -> str:
+    align = ["left" if name == "class" else "right" for name in headers]
+    # Text as it is: a class may be named "007" or "1e3".
+    return tabulate(rows, headers, tablefmt="pipe", colalign=align, disable_numparse=True)

@@ -1,0 +1,244 @@
+"""Processes that work together: started here, or by ``torchrun``; when one fails, all end."""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.strategies import DDPStrategy
+from torch.multiprocessing import (
+    ProcessExitedException,
+    ProcessRaisedException,
+    start_processes,
+)
+from tqdm import tqdm
+
+from onenet.checkpoints.files import find_checkpoints
+from onenet.config.training import check_training
+from onenet.config.yaml import ConfigError
+from onenet.errors import OneNetError
+from onenet.training.signals import hand_on
+
+from .build import choose_device, device_of
+
+_TOLD = (1, 2, 130, 143)  # statuses of a process that has said why it ends
+
+
+class LostProcessError(OneNetError):
+    """Another process has ended, and work that takes all of them cannot go on."""
+
+    exit_status = 1
+
+
+def check_processes(cfg: Any, args: argparse.Namespace) -> None:
+    """Refuse numbers of processes that cannot work.
+
+    Raises:
+        ConfigError: more GPUs than there are, or what :func:`check_training` finds.
+    """
+    devices, nodes = _devices_and_nodes(args)
+    available = torch.cuda.device_count()
+    if device_of(cfg).type == "cuda" and devices > available:
+        raise ConfigError(f"--num-gpus {devices}: this machine has {available} CUDA device(s)")
+    if not args.eval_only:
+        check_training(cfg, devices * nodes)
+
+
+def _devices_and_nodes(args: argparse.Namespace) -> tuple[int, int]:
+    """Processes on each machine, and machines."""
+    if not _of_torchrun():
+        return args.num_gpus, args.num_machines
+    devices = int(os.environ["LOCAL_WORLD_SIZE"])
+    return devices, int(os.environ["WORLD_SIZE"]) // devices
+
+
+def _of_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def must_start(args: argparse.Namespace) -> bool:
+    """Whether the processes that flags ask for are still to be started."""
+    return args.num_gpus * args.num_machines > 1 and "LOCAL_RANK" not in os.environ
+
+
+def start(args: argparse.Namespace, run: Callable[..., Any], *words: Any) -> None:
+    """Call ``run(args, *words)`` in ``--num-gpus`` processes, and wait.
+
+    When one of them fails, the others get SIGTERM, and after 30 s SIGKILL. Where this process is
+    killed, they stop as after SIGTERM.
+
+    Raises:
+        SystemExit: the status of the process that failed first, 128 + the signal's number where
+            one killed it; stderr has its traceback.
+    """
+    _set_rendezvous(args)
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
+    try:
+        with hand_on():
+            start_processes(_work, (run, args, *words), nprocs=args.num_gpus)
+    except ProcessRaisedException as error:
+        print(error.msg.strip(), file=sys.stderr, flush=True)
+        raise SystemExit(1) from error
+    except ProcessExitedException as error:
+        _exit_like(error)
+
+
+def _work(local_rank: int, run: Callable[..., Any], *words: Any) -> None:
+    os.environ["LOCAL_RANK"] = str(local_rank)
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    tqdm.set_lock(threading.RLock())  # its own stays behind when a process is killed, and is told
+    run(*words)
+
+
+def _stop_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    # torch has SIGINT sent, which jobs in the background ignore. If it came after SIGTERM, others
+    # would stop at once, without saving.
+    time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _exit_like(error: ProcessExitedException) -> NoReturn:
+    status, how = error.exit_code, f"ended with status {error.exit_code}"
+    if status < 0:
+        status, how = 128 - status, f"was ended by {error.signal_name}"
+        if status == 128 + signal.SIGKILL:
+            how += ", which is also what happens where memory runs out"
+    if status not in _TOLD:
+        line = f"error: the process of local rank {error.error_index} {how}"
+        print(line, file=sys.stderr, flush=True)
+    raise SystemExit(status) from error
+
+
+def join(cfg: Any, args: argparse.Namespace) -> Fabric:
+    """Join the group of processes, which may be this one alone."""
+    devices, nodes = _devices_and_nodes(args)
+    several = devices * nodes > 1
+    device = choose_device(cfg)
+    if several:
+        faulthandler.enable()  # a traceback where native code crashes, too
+    if device.type == "cpu" and several:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    which: Any = devices
+    torchrun = _of_torchrun()
+    if torchrun and nodes == 1 and _restarts() and _agent_has_the_store():
+        _meet_again(device)
+    if device.type == "cuda" and devices == 1 and device.index is not None and not torchrun:
+        which = [device.index]
+    fabric = Fabric(
+        accelerator=device.type,
+        devices=which,
+        num_nodes=nodes,
+        # Batch norms keep their own statistics on each process, as under Detectron2.
+        strategy=DDPStrategy(broadcast_buffers=False) if several or torchrun else "auto",
+        precision="bf16-mixed" if cfg.SOLVER.AMP.ENABLED else "32-true",
+        # Or else it would wait for SLURM to start processes.
+        plugins=None if torchrun else [LightningEnvironment()],
+    )
+    fabric.launch()
+    return fabric
+
+
+def _restarts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+def _agent_has_the_store() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _meet_again(device: torch.device) -> None:
+    """Join a group that ``torchrun`` has started again, before Lightning would.
+
+    ``torchrun --standalone`` keeps one store for all of its restarts. Without a prefix, processes
+    would find the addresses of those that have ended (pytorch/pytorch#135712).
+    """
+    env = os.environ
+    store = dist.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=False)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=dist.PrefixStore(f"restart {_restarts()}", store),
+        rank=int(env["RANK"]),
+        world_size=int(env["WORLD_SIZE"]),
+        timeout=timedelta(minutes=30),  # Lightning's: others wait while the first one evaluates
+    )
+
+
+def started_again(fabric: Fabric) -> bool:
+    """Whether ``torchrun --max-restarts`` has started the group in place of one that failed."""
+    # Every machine counts its own failures only.
+    return bool(fabric.all_reduce(torch.tensor(_restarts()), reduce_op="max"))
+
+
+def leave(status: int) -> None:
+    """End this process at once, if it is one of several, so that the others end soon.
+
+    Taking down what they share takes seconds, and may wait for those that have gone.
+    """
+    if "LOCAL_RANK" in os.environ:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def is_lost_process(error: Exception) -> bool:
+    """Whether an error of a collective operation says that another process has gone."""
+    # gloo's own are RuntimeErrors that name its source file.
+    return dist.is_initialized() and (isinstance(error, dist.DistError) or "gloo" in str(error))
+
+
+def has_own_checkpoint(folder: Path) -> bool:
+    """Whether the next checkpoint to go on from was written since ``config.yaml`` was.
+
+    That is, by this run, and not by one before it in the same folder.
+    """
+    started, checkpoints = folder / "config.yaml", find_checkpoints(folder)
+    if not checkpoints or not started.exists():
+        return False
+    return checkpoints[0].stat().st_mtime >= started.stat().st_mtime
+
+
+def _set_rendezvous(args: argparse.Namespace) -> None:
+    """Tell Lightning where the processes meet."""
+    if not 0 <= args.machine_rank < args.num_machines:
+        raise ConfigError(
+            f"--machine-rank must be from 0 to {args.num_machines - 1}, as --num-machines is "
+            f"{args.num_machines}, got {args.machine_rank}"
+        )
+    if args.dist_url == "auto":
+        if args.num_machines > 1:
+            raise ConfigError(
+                "--dist-url auto works on one machine; for several give tcp://HOST:PORT of the "
+                "first one on each"
+            )
+        host, port = "127.0.0.1", os.environ.get("MASTER_PORT") or str(_free_port())
+    else:
+        scheme, _, address = args.dist_url.partition("://")
+        host, _, port = address.rpartition(":")
+        if scheme != "tcp" or not host or not port.isdigit():
+            raise ConfigError(f"--dist-url must be auto or tcp://HOST:PORT, got {args.dist_url}")
+    os.environ.update(MASTER_ADDR=host, MASTER_PORT=port, NODE_RANK=str(args.machine_rank))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,1 @@
+"""Operators: what is fast, beside its plain formula."""

@@ -1,0 +1,86 @@
+"""Deformable convolution: torchvision's operator, and on the CPU one of torch's that is faster."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
+
+# torch < 2.7 cannot tell an export from a compilation.
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
+
+class DeformConv(nn.Module):
+    """3×3 deformable convolution, v2 (arXiv 1811.11168) where a mask is given, v1 otherwise.
+
+    Samples in float32 whatever the network's precision: offsets need it, and torchvision's
+    operator has no bfloat16. It has no bias until :mod:`onenet.inference.fuse` gives it one.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, 3, 3))
+        self.register_parameter("bias", None)
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor, offset: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, C_out, H, W) from ``x`` (B, C_in, H, W), ``offset`` (B, 18, H, W) and ``mask``
+        (B, 9, H, W)."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        x, offset = x.to(dtype), offset.to(dtype)
+        mask = None if mask is None else mask.to(dtype)
+        # An exported graph holds the operator, which ONNX knows.
+        if x.device.type == "cpu" and not _is_exporting():
+            return self._by_gathering(x, offset, mask)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return deform_conv2d(x, offset, self.weight.to(dtype), bias, padding=1, mask=mask)
+
+    def _by_gathering(self, x: Tensor, offset: Tensor, mask: Tensor | None) -> Tensor:
+        batch, channels, height, width = x.shape
+        rows, shares = corners(offset, mask)
+        pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)
+        # Each tap is a weighted mean of four pixels, all channels at a time.
+        taps = F.embedding_bag(rows, pixels, mode="sum", per_sample_weights=shares)
+        weight = self.weight.permute(0, 2, 3, 1).flatten(1)
+        taps = taps.to(weight.dtype).view(-1, weight.shape[1])
+        out = F.linear(taps, weight, self.bias)
+        return out.view(batch, height, width, -1).permute(0, 3, 1, 2)
+
+
+def corners(offset: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The pixels between which a 3×3 kernel's displaced taps lie, and their bilinear shares.
+
+    Args:
+        offset: (B, 18, H, W) px, (dy, dx) of the nine taps.
+        mask: (B, 9, H, W) factors of the taps, or ``None``.
+
+    Returns:
+        Indices (B · H · W · 9, 4) int32 into the batch's pixels, row by row, and shares of that
+        shape, 0 for what lies outside of the map.
+    """
+    batch, _, height, width = offset.shape
+    device = offset.device
+    shift = offset.permute(0, 2, 3, 1).unflatten(3, (9, 2))
+    tap = torch.arange(9, device=device)
+    y = torch.arange(height, device=device)[:, None, None] + tap // 3 - 1
+    x = torch.arange(width, device=device)[:, None] + tap % 3 - 1
+    top, y_shares = _neighbours(shift[..., 0] + y, height)
+    left, x_shares = _neighbours(shift[..., 1] + x, width)
+    image = torch.arange(batch, device=device)[:, None, None, None, None, None]
+    rows = (image * height + top[..., :, None]) * width + left[..., None, :]
+    shares = y_shares[..., :, None] * x_shares[..., None, :]
+    if mask is not None:
+        shares = shares * mask.permute(0, 2, 3, 1)[..., None, None]
+    return rows.to(torch.int32).view(-1, 4), shares.view(-1, 4)
+
+
+def _neighbours(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The two cells around a position on an axis, within it, and their shares, (..., 2) each."""
+    # From -1 and from ``size`` on there is nothing; no whole number holds what lies far outside.
+    position = position.clamp(-1, size)
+    first = position.floor()
+    share = position - first
+    cells = torch.stack((first, first + 1), dim=-1).long()
+    shares = torch.stack((1 - share, share), dim=-1) * ((cells >= 0) & (cells < size))
+    return cells.clamp(0, size - 1), shares

@@ -1,0 +1,111 @@
+"""Optimiser with gradient clipping, and learning-rate schedule, of ``SOLVER``."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def build_optimizer(cfg: Any, model: nn.Module, *, fused: bool = False) -> Optimizer:
+    """AdamW or SGD on the trainable parameters; the backbone's rate has a multiplier.
+
+    Every parameter, biases and norms included, decays by ``WEIGHT_DECAY`` as in the original.
+    Gradients are clipped as ``SOLVER.CLIP_GRADIENTS`` says before every step.
+
+    Args:
+        fused: one kernel for the whole step, see :mod:`onenet.training.guard`. Not with a gradient
+            scaler, which leaves its scale in the gradients of a fused optimiser, where clipping
+            would see it.
+    """
+    backbone, rest = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (backbone if name.startswith("backbone.") else rest).append(parameter)
+    s = cfg.SOLVER
+    groups = [
+        {"params": backbone, "lr": s.BASE_LR * s.BACKBONE_MULTIPLIER},
+        {"params": rest, "lr": s.BASE_LR},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if s.OPTIMIZER == "SGD":
+        optimizer: Optimizer = SGD(
+            groups, momentum=s.MOMENTUM, weight_decay=s.WEIGHT_DECAY, fused=fused
+        )
+    elif s.OPTIMIZER == "ADAMW":
+        optimizer = AdamW(groups, weight_decay=s.WEIGHT_DECAY, fused=fused)
+    else:
+        raise ValueError(f"SOLVER.OPTIMIZER must be ADAMW or SGD, got {s.OPTIMIZER!r}")
+    if fused and s.OPTIMIZER == "SGD" and s.MOMENTUM:
+        # It would leave them uninitialised in a first step that is skipped.
+        for group in groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    if s.CLIP_GRADIENTS.ENABLED:
+        optimizer.register_step_pre_hook(lambda *_: clip_gradients(s.CLIP_GRADIENTS, model))
+    optimizer.register_load_state_dict_post_hook(_match_layout)
+    return optimizer
+
+
+def _match_layout(optimizer: Optimizer) -> None:
+    """Lay loaded state out in memory as the parameters are: a fused optimiser does not look."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if torch.is_tensor(value) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def gradient_norm(model: nn.Module) -> Tensor:
+    """Scalar 2-norm of all gradients together."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+
+
+def lr_factor(cfg: Any, iteration: int) -> float:
+    """What the base rates are multiplied by at an iteration, counted from 0 (Detectron2's curves).
+
+    Warm-up rises to the value that the schedule has at its end; it lasts ``MAX_ITER`` iterations
+    at most.
+    """
+    s = cfg.SOLVER
+    warmup = min(s.WARMUP_ITERS, s.MAX_ITER)
+    if iteration >= warmup:
+        return _scheduled(s, iteration)
+    start, end = s.WARMUP_FACTOR * _scheduled(s, 0), _scheduled(s, warmup)
+    if s.WARMUP_METHOD == "constant":
+        return start
+    return start + (end - start) * iteration / warmup
+
+
+def _scheduled(s: Any, iteration: int) -> float:
+    if s.LR_SCHEDULER_NAME == "WarmupCosineLR":
+        end = s.BASE_LR_END / s.BASE_LR
+        progress = min(iteration / s.MAX_ITER, 1.0)
+        return end + (1 - end) * (1 + math.cos(math.pi * progress)) / 2
+    return s.GAMMA ** bisect.bisect_right(sorted(s.STEPS), iteration)
+
+
+def build_scheduler(cfg: Any, optimizer: Optimizer) -> LambdaLR:
+    """The schedule as a torch scheduler, stepped once an iteration."""
+    return LambdaLR(optimizer, lambda iteration: lr_factor(cfg, iteration))
+
+
+def clip_gradients(c: Any, model: nn.Module) -> None:
+    """Clip as a ``SOLVER.CLIP_GRADIENTS`` section says.
+
+    ``full_model``: the norm over all parameters together (the original's); ``norm``: of each
+    parameter; ``value``: each element.
+    """
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    if c.CLIP_TYPE == "full_model":
+        torch.nn.utils.clip_grad_norm_(parameters, c.CLIP_VALUE, norm_type=c.NORM_TYPE)
+    elif c.CLIP_TYPE == "norm":
+        for parameter in parameters:
+            torch.nn.utils.clip_grad_norm_(parameter, c.CLIP_VALUE, norm_type=c.NORM_TYPE)
+    else:
+        torch.nn.utils.clip_grad_value_(parameters, c.CLIP_VALUE)

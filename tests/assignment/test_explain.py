@@ -1,0 +1,131 @@
+"""What the pictures of assignments show: positives, terms of the cost, maps of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from onenet.assignment.costs import PredefinedAnchor, PredefinedPoint, PredictedLocation
+from onenet.assignment.explain import assign, cost_grid
+from onenet.assignment.matchers import HungarianMatcher, MinCostMatcher
+from onenet.ops.boxes import point_grid
+from onenet.structures import Predictions, Targets
+
+SIZE = (16, 16)
+
+
+def predictions(logits=None, boxes=None, samples=None):
+    """Of 2 × 2 points 8 px apart and two classes, boxes of 8 px around them."""
+    points = point_grid(2, 2, 8)
+    samples = torch.cat((points, points), dim=1) if samples is None else samples
+    boxes = samples + torch.tensor([-4.0, -4, 4, 4]) if boxes is None else boxes
+    logits = torch.zeros(len(samples), 2) if logits is None else logits
+    levels = torch.zeros(len(samples), dtype=torch.int64)
+    return Predictions(logits[None], boxes[None], samples, levels)
+
+
+def objects(*boxes, labels=None):
+    labels = [0] * len(boxes) if labels is None else labels
+    return Targets(torch.tensor(boxes, dtype=torch.float32), torch.tensor(labels), SIZE)
+
+
+def matcher(class_weight=2.0, location=None, kind=MinCostMatcher):
+    return kind(location=location or PredictedLocation(), class_weight=class_weight)
+
+
+def test_the_class_moves_the_positive_away_from_the_centre():
+    # The object lies on the first point, and the second is surer of its class.
+    logits = torch.full((4, 2), -6.0)
+    logits[1, 1] = 6.0
+    truth = objects([0, 0, 10, 8], labels=[1])
+    found = assign(predictions(logits), truth, matcher(), PredefinedPoint())
+    assert found.positives.tolist() == [1]
+    assert found.by_location.tolist() == [0]
+    assert found.points[1].tolist() == [12, 4]
+    assert found.inside.tolist() == [False]
+    without = assign(predictions(logits), truth, matcher(class_weight=0), PredefinedPoint())
+    assert without.positives.tolist() == [0] and without.inside.tolist() == [True]
+
+
+def test_terms_are_weighted_and_their_sum_is_the_cost():
+    torch.manual_seed(0)
+    p = predictions(torch.randn(4, 2), torch.rand(4, 4).sort(dim=1).values * 16)
+    truth = objects([0, 0, 8, 8], [2, 4, 15, 16], labels=[1, 0])
+    location = PredictedLocation(l1_weight=3.0, giou_weight=4.0)
+    found = assign(p, truth, matcher(location=location), PredefinedPoint())
+    assert list(found.terms) == ["class", "L1", "GIoU"]
+    cost = matcher(location=location).cost(p, 0, truth)
+    torch.testing.assert_close(found.cost, cost)
+    assert torch.equal(found.positives, cost.argmin(dim=0))
+    # The first point's box is the first object: no distance, and a GIoU of 1, weighted by 4.
+    p = predictions()
+    terms = assign(p, truth, matcher(location=location), PredefinedPoint()).terms
+    assert terms["L1"][0, 0] == 0
+    assert terms["GIoU"][0, 0] == pytest.approx(-4)
+    # The second point's lies 8 px, half of the image's width, to the right: two sides of it.
+    assert terms["L1"][1, 0] == pytest.approx(3 * (0.5 + 0.5))
+
+
+def test_terms_of_other_location_costs():
+    p = predictions(boxes=torch.rand(4, 4).sort(dim=1).values * 16)
+    truth = objects([0, 0, 8, 8])
+    found = assign(p, truth, matcher(location=PredefinedPoint()), PredefinedPoint())
+    assert list(found.terms) == ["class", "L1"]
+    anchors = predictions(samples=p.samples + torch.tensor([-4.0, -4, 4, 4]))
+    found = assign(anchors, truth, matcher(0, PredefinedAnchor()), PredefinedAnchor())
+    assert list(found.terms) == ["L1", "GIoU"]  # no class cost, no term
+    assert found.terms["GIoU"][0, 0] == pytest.approx(-2)
+    assert found.points[0].tolist() == [4, 4]
+
+
+def test_what_has_no_weight_is_a_term_of_its_own():
+    # The farthest sides are 8, 12, 12 and 12 px away, and the level answers for 9 px and more.
+    levels = PredefinedPoint(level_sizes=[(9.0, 100.0)])
+    found = assign(predictions(), objects([0, 0, 12, 5]), matcher(0, levels), levels)
+    assert list(found.terms) == ["L1", "other"]
+    assert found.terms["other"][:, 0].tolist() == [9999, 0, 0, 0]
+    # Twice the distance of (12, 4) to the centre (6, 2.5), in parts of 16 px.
+    assert found.terms["L1"][1, 0] == pytest.approx(5 * 15 / 16)
+
+
+def test_an_object_without_a_sample():
+    truth = objects(*[[0, 0, 8, 8]] * 5)  # of four samples
+    found = assign(predictions(), truth, matcher(kind=HungarianMatcher), PredefinedPoint())
+    assert sorted(found.positives.tolist()) == [-1, 0, 1, 2, 3]
+    left_over = found.positives.tolist().index(-1)
+    assert found.level_of(left_over) == 0
+    assert found.inside.nonzero().flatten().tolist() == [found.positives.tolist().index(0)]
+    assert found.by_location.tolist() == [0] * 5
+
+
+def test_the_window_shows_the_object_and_its_positives():
+    logits = torch.full((4, 2), -6.0)
+    logits[3, 0] = 9.0
+    found = assign(predictions(logits), objects([2, 2, 6, 7]), matcher(9), PredefinedPoint())
+    assert found.positives.tolist() == [3]
+    assert found.around(0, margin=0.25) == pytest.approx((1, 0.75, 12, 12))
+    assert found.around(0, margin=10) == (0, 0, 16, 16)  # of the image, no more
+
+
+def test_a_map_of_costs_holds_the_cheapest_sample_of_every_place():
+    # Two anchors on each of 2 × 3 places, 4 px apart.
+    points = point_grid(2, 3, 4).repeat_interleave(2, dim=0).numpy()
+    cost = np.array([5, 4, 1, 2, 0, 0.5, 7, 6, 9, 9, 3, 8])
+    grid, covered = cost_grid(points, cost, (0, 0, 12, 8))
+    assert cost[grid].tolist() == [[4, 1, 0], [6, 9, 3]]
+    assert covered == (0, 0, 12, 8)
+    assert np.allclose(points[grid[1, 2]], [10, 6])
+
+
+def test_a_map_leaves_out_what_the_window_does_not_show():
+    points, cost = point_grid(4, 4, 4).numpy(), np.arange(16.0)
+    grid, covered = cost_grid(points, cost, (4, 5, 8, 13))
+    assert grid.tolist() == [[5], [9], [13]]
+    assert covered == (4, 4, 8, 16)
+
+
+def test_a_map_of_a_single_sample():
+    grid, (x1, y1, x2, y2) = cost_grid(np.array([[64.0, 64]]), np.array([1.0]), (10, 10, 90, 80))
+    assert grid.tolist() == [[0]]
+    assert x1 <= 10 and y1 <= 10 and x2 >= 90 and y2 >= 80

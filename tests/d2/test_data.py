@@ -1,0 +1,278 @@
+"""Configs, data sets and the dataset mapper of the Detectron2 engine."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("detectron2")
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog, detection_utils
+from detectron2.data import transforms as T
+from detectron2.structures import BoxMode
+from helpers.coco_example import GOOD
+from helpers.configs import ROOT, SHIPPED, flat, write
+from helpers.detectron2_runs import name_of
+from helpers.runs import edit_json
+from PIL import Image
+
+from onenet.config.yaml import ConfigError
+from onenet.d2 import OneNetDatasetMapper, register_datasets
+from onenet.d2 import datasets as d2_datasets
+from onenet.d2.config import get_cfg, load_cfg
+from onenet.data.dataset import CocoDetection
+from onenet.data.sources import DatasetError, find_dataset
+from onenet.lightning.config import load_cfg as load_embedded
+
+R18 = ROOT / "projects" / "OneNet" / "configs" / "onenet.res18.nodcn.yaml"
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_shipped_files_have_the_same_values_in_both_engines(path):
+    ours = dict(flat(load_embedded(path)))
+    if ours["MODEL.META_ARCHITECTURE"].startswith("torchvision."):
+        with pytest.raises(ConfigError, match="--engine lightning"):
+            load_cfg(path)
+        return
+    theirs = dict(flat(load_cfg(path)))
+    different = [k for k in ours if k in theirs and theirs[k] != ours[k]]
+    # The one falls back to the CPU in the config, the other when it places the model.
+    assert [key for key in different if key != "MODEL.DEVICE"] == []
+    assert all(key.startswith("MODEL.TORCHVISION.") for key in set(ours) - set(theirs))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("SOLVER: {MAX_ITR: 5}", "SOLVER.MAX_ITR"),
+        ("SOLVER: {MAX_ITER: soon}", "SOLVER.MAX_ITER"),
+        ("MODEL: 5", "MODEL"),
+        ("MODEL: {DEVICE: {a: 1}}", "MODEL.DEVICE"),
+        ("MODEL: {OneNet: {PRE_DEFINE: True}}", "LOCATION_COST"),
+        ("SEED: !!python/object/apply:os.getcwd []", "would execute code"),
+        ("SOLVER: {1: 2}", "1"),
+        ("VERSION: 1", "VERSION is 1; expected 2"),
+        ("_BASE_: gone.yaml", "gone.yaml, named by _BASE_"),
+    ],
+)
+def test_a_wrong_file_is_named_with_the_key(tmp_path, text, told):
+    path = write(tmp_path, text + "\n")
+    with pytest.raises(ConfigError, match=told) as error:
+        load_cfg(path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "opts",
+    [["NO.SUCH", "1"], ["SEED"], ["SEED", "x"], ["MODEL", "x"], ["MODEL.DEVICE.x", "1"], ["", ""]],
+)
+def test_wrong_overrides_are_told(opts):
+    with pytest.raises(ConfigError, match="^command line: "):
+        load_cfg(R18, opts)
+
+
+def test_a_missing_file_is_told(tmp_path):
+    with pytest.raises(ConfigError, match="none.yaml does not exist"):
+        load_cfg(tmp_path / "none.yaml")
+
+
+def test_one_line_says_that_the_cpu_is_used(monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with caplog.at_level("INFO", logger="onenet"):
+        assert load_cfg(R18).MODEL.DEVICE == "cpu"
+        assert load_cfg(R18, ["MODEL.DEVICE", "cpu"]).MODEL.DEVICE == "cpu"
+    assert [r.getMessage() for r in caplog.records] == [
+        "MODEL.DEVICE is cuda, but there is no CUDA: running on the CPU"
+    ]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert load_cfg(R18, ["MODEL.DEVICE", "cuda:1"]).MODEL.DEVICE == "cuda:1"
+
+
+def test_a_data_set_is_registered_once(shapes):
+    name = name_of(shapes)
+    register_datasets([name, name])
+    register_datasets([name])
+    records = DatasetCatalog.get(name)
+    ours = CocoDetection(find_dataset(name))
+    assert [r["image_id"] for r in records] == ours.image_ids.tolist()
+    assert all(Path(r["file_name"]).is_file() for r in records)
+    assert MetadataCatalog.get(name).evaluator_type == "coco"
+    assert d2_datasets.class_names(name) == ours.class_names
+
+
+def test_categories_are_ordered_by_id(tmp_path):
+    (tmp_path / "images").mkdir()
+    write(tmp_path, json.dumps(GOOD), "data.json")
+    name = f"{tmp_path}/data.json:{tmp_path}/images"
+    register_datasets([name])
+    assert d2_datasets.class_names(name) == ["person", "toothbrush"]
+    labels = [a["category_id"] for r in DatasetCatalog.get(name) for a in r["annotations"]]
+    assert labels == [1, 0, 0]
+
+
+@pytest.mark.parametrize("name", ["nowhere", "a.json", "no.json:no"])
+def test_an_unknown_data_set_is_told_as_by_the_embedded_engine(name):
+    with pytest.raises(DatasetError) as expected:
+        find_dataset(name)
+    with pytest.raises(DatasetError) as error:
+        register_datasets([name])
+    assert str(error.value) == str(expected.value)
+    assert name not in DatasetCatalog.list()
+
+
+def test_coco_that_is_not_there_is_told(monkeypatch, tmp_path):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    assert "coco_2017_val" in DatasetCatalog.list()
+    with pytest.raises(DatasetError, match="instances_val2017.json"):
+        register_datasets(["coco_2017_val"])
+
+
+def test_another_number_of_classes_is_told_as_by_the_embedded_engine(shapes):
+    name = name_of(shapes)
+    register_datasets([name])
+    d2_datasets.check_classes([name], 6)
+    with pytest.raises(DatasetError) as expected:
+        CocoDetection(find_dataset(name)).check_num_classes(80)
+    with pytest.raises(DatasetError) as error:
+        d2_datasets.check_classes([name], 80)
+    assert str(error.value) == str(expected.value)
+
+
+def test_a_broken_json_names_the_entry(shapes, tmp_path):
+    def cut(content):
+        content["annotations"][2]["bbox"] = [1, 2, 3]
+
+    name = name_of(edit_json(shapes, tmp_path / "broken", "val", cut))
+    register_datasets([name])
+    with pytest.raises(DatasetError, match=r"annotations\[2\].*'bbox' must be"):
+        d2_datasets.check_classes([name], 6)
+
+
+def test_data_sets_that_are_trained_on_together_agree(shapes, tmp_path):
+    def rename(content):
+        content["categories"][0]["name"] = "other"
+
+    other = name_of(edit_json(shapes, tmp_path / "renamed", "val", rename))
+    register_datasets([name_of(shapes), other])
+    d2_datasets.check_same_classes([name_of(shapes)] * 2)
+    with pytest.raises(DatasetError, match="same classes"):
+        d2_datasets.check_same_classes([name_of(shapes), other])
+
+
+def test_a_data_set_of_the_users_own(shapes):
+    """Registered with Detectron2, without a JSON."""
+    DatasetCatalog.register("own_dicts", lambda: [])
+    MetadataCatalog.get("own_dicts").thing_classes = ["a", "b"]
+    DatasetCatalog.register("own_nameless", lambda: [])
+    try:
+        register_datasets(["own_dicts", "own_nameless"])
+        d2_datasets.check_classes(["own_dicts", "own_nameless"], 2)
+        with pytest.raises(DatasetError, match="own_dicts has 2 classes"):
+            d2_datasets.check_classes(["own_dicts"], 3)
+    finally:
+        for name in ("own_dicts", "own_nameless"):
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def record(tmp_path):
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (90, 140, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    boxes = [[10, 20, 30, 40], [0, 0, 140, 90], [100, 50, 39, 30], [5, 5, 100, 60], [60, 10, 9, 9]]
+    annotations = [
+        {"bbox": box, "bbox_mode": BoxMode.XYWH_ABS, "category_id": i, "iscrowd": int(i == 3)}
+        for i, box in enumerate(boxes)
+    ]
+    return {
+        "file_name": str(tmp_path / "a.png"), "height": 90, "width": 140, "image_id": 1,
+        "annotations": annotations,
+    }  # fmt: skip
+
+
+def mapper_cfg(*opts: str):
+    words = ["INPUT.MIN_SIZE_TRAIN", "(64, 80, 96)", "INPUT.MAX_SIZE_TRAIN", "130"]
+    return load_cfg(R18, [*words, "INPUT.CROP.SIZE", "(120, 300)", *opts])
+
+
+def originals(cfg, record):
+    """The original's mapper: which draws, in which order."""
+    image = detection_utils.read_image(record["file_name"], format=cfg.INPUT.FORMAT)
+    resize = T.ResizeShortestEdge(
+        cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+    )
+    steps = [T.RandomFlip(), resize]
+    cropped = cfg.INPUT.CROP.ENABLED and np.random.rand() <= 0.5
+    if cropped:
+        crop = T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE)
+        steps[1:1] = [T.ResizeShortestEdge([400, 500, 600], sample_style="choice"), crop]
+    image, transforms = T.apply_transform_gens(steps, image)
+    annotations = [
+        detection_utils.transform_instance_annotations(dict(a), transforms, image.shape[:2])
+        for a in record["annotations"]
+        if a["iscrowd"] == 0
+    ]
+    found = detection_utils.annotations_to_instances(annotations, image.shape[:2])
+    return image, detection_utils.filter_empty_instances(found), cropped
+
+
+@pytest.mark.parametrize("crop", ["True", "False"])
+def test_pixels_and_boxes_are_the_originals(record, crop):
+    cfg = mapper_cfg("INPUT.CROP.ENABLED", crop, "INPUT.FORMAT", "BGR")
+    mapper = OneNetDatasetMapper(cfg, is_train=True)
+    before = json.dumps(record)
+    crops, empty = 0, 0
+    for seed in range(40):
+        np.random.seed(seed)
+        image, instances, cropped = originals(cfg, record)
+        np.random.seed(seed)
+        inputs = mapper(record)
+        assert (inputs["image"].numpy() == image.transpose(2, 0, 1)).all()
+        assert (inputs["instances"].gt_boxes.tensor == instances.gt_boxes.tensor).all()
+        assert inputs["instances"].gt_classes.tolist() == instances.gt_classes.tolist()
+        assert 3 not in instances.gt_classes and "annotations" not in inputs
+        assert inputs["instances"].image_size == tuple(inputs["image"].shape[1:])
+        crops += cropped
+        empty += len(instances) < 4
+    assert json.dumps(record) == before
+    assert (8 < crops < 32 and empty > 2) if crop == "True" else (crops, empty) == (0, 0)
+
+
+def test_no_flip_and_no_annotations(record):
+    record["annotations"] = []
+    cfg = mapper_cfg("INPUT.RANDOM_FLIP", "none", "INPUT.CROP.ENABLED", "False")
+    mapper = OneNetDatasetMapper(cfg, is_train=True)
+    assert mapper.flip == [] and len(mapper(record)["instances"]) == 0
+
+
+def test_boxes_without_a_size_are_left_out(record):
+    for annotation, size in zip(
+        record["annotations"], [[-5, 4], [0, 4], [4, float("nan")], [1, 1], [3, 4]], strict=True
+    ):
+        annotation["bbox"][2:] = size
+    inputs = OneNetDatasetMapper(mapper_cfg("INPUT.CROP.ENABLED", "False"))(record)
+    assert inputs["instances"].gt_classes.tolist() == [4]
+
+
+def test_in_evaluation_images_are_only_resized(record):
+    cfg = mapper_cfg("INPUT.MIN_SIZE_TEST", "45", "INPUT.CROP.ENABLED", "True")
+    mapper = OneNetDatasetMapper(cfg, is_train=False)
+    first, second = mapper(record), mapper(record)
+    assert first["image"].shape == (3, 45, 70) and (first["image"] == second["image"]).all()
+    assert "annotations" not in first and "instances" not in first
+    assert (first["height"], first["width"]) == (90, 140)
+
+
+def test_broken_images_are_named(record, tmp_path):
+    mapper = OneNetDatasetMapper(get_cfg(), is_train=False)
+    with pytest.raises(DatasetError, match="a.png.*expect"):
+        mapper({**record, "width": 141})
+    (tmp_path / "b.png").write_text("no image")
+    with pytest.raises(DatasetError, match="b.png' cannot be read"):
+        mapper({**record, "file_name": str(tmp_path / "b.png")})
+    with pytest.raises(DatasetError, match="c.png' does not exist; check the image folder"):
+        mapper({**record, "file_name": str(tmp_path / "c.png")})

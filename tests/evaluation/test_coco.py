@@ -1,0 +1,354 @@
+"""COCO AP against pycocotools, and the files and tables that it goes to."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.runs import write_config
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from onenet.data.dataset import CocoDetection
+from onenet.data.sources import DatasetSource, find_dataset
+from onenet.evaluation.duplicates import detections_per_object
+from onenet.lightning.build import build_detector
+from onenet.lightning.config import load_cfg
+from onenet.lightning.evaluate import (
+    METRICS,
+    ap_tables,
+    average_precision,
+    detect_all,
+    evaluate,
+    score,
+    to_coco,
+    to_original,
+)
+from onenet.lightning.loader import build_test_loader
+from onenet.lightning.samples import TestSample
+from onenet.lightning.test_sets import evaluate_all
+from onenet.structures import Detections
+
+NAMES = {7: "cat", 2: "dog", 50: "bird"}  # by category id; labels follow the sorted ids
+SIZES = {"small": 20.0, "medium": 60.0, "large": 150.0}  # sides of boxes, px
+
+
+def content(annotations: list[dict[str, Any]], images: int = 6) -> dict[str, Any]:
+    return {
+        "images": [
+            {"id": i, "file_name": f"{i}.png", "width": 400, "height": 400} for i in range(images)
+        ],
+        "categories": [{"id": k, "name": name} for k, name in NAMES.items()],
+        "annotations": [{"id": n, **a} for n, a in enumerate(annotations, start=1)],
+    }
+
+
+def dataset(folder: Path, truth: dict[str, Any]) -> CocoDetection:
+    file = folder / "truth.json"
+    file.write_text(json.dumps(truth))
+    return CocoDetection(DatasetSource("mine", file, folder))
+
+
+def random_truth(seed: int) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    annotations = []
+    for image in range(5):  # image 5 has nothing
+        for _ in range(rng.integers(1, 6)):
+            w, h = rng.choice(list(SIZES.values())) * rng.uniform(0.7, 1.3, 2)
+            x, y = rng.uniform(0, 200, 2)
+            annotations.append(
+                {
+                    "image_id": image,
+                    "category_id": int(rng.choice([7, 2])),
+                    "bbox": [float(v) for v in (x, y, w, h)],
+                    "area": float(w * h * rng.uniform(0.5, 1)),  # a mask's, less than the box's
+                    "iscrowd": int(rng.random() < 0.15),
+                }
+            )
+    return content(annotations)
+
+
+def random_results(truth: dict[str, Any], seed: int) -> list[dict[str, Any]]:
+    """Jittered truth with doubles and some wrong classes, and noise; more than 100 an image."""
+    rng = np.random.default_rng(seed)
+    results = []
+    for a in truth["annotations"]:
+        for _ in range(rng.integers(0, 4)):
+            category = a["category_id"] if rng.random() < 0.8 else 50
+            box = np.array(a["bbox"]) * rng.uniform(0.8, 1.2, 4)
+            results.append((a["image_id"], category, box))
+    for _ in range(700):
+        box = np.concatenate([rng.uniform(0, 300, 2), rng.uniform(5, 200, 2)])
+        results.append((int(rng.integers(6)), int(rng.choice(list(NAMES))), box))
+    scores = rng.random(len(results)).round(3)  # some are equal
+    return [
+        {"image_id": i, "category_id": k, "bbox": box.tolist(), "score": float(s)}
+        for (i, k, box), s in zip(results, scores, strict=True)
+    ]
+
+
+def pycocotools_precision(truth: dict[str, Any], results: list[dict[str, Any]]) -> np.ndarray:
+    """Thresholds × recalls × classes × areas, for the best 100 detections of an image."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = copy.deepcopy(truth)
+        coco.createIndex()
+        evaluation = COCOeval(coco, coco.loadRes(copy.deepcopy(results)), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    precision = evaluation.eval["precision"][..., -1]
+    known = precision[..., 0][precision[..., 0] > -1]
+    assert evaluation.stats[0] == known.mean()
+    return precision
+
+
+def mean(precision: np.ndarray) -> float:
+    known = precision[precision > -1]
+    return 100 * known.mean() if known.size else math.nan
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_ap_is_that_of_pycocotools(tmp_path, seed):
+    truth = random_truth(seed)
+    results = random_results(truth, seed + 100)
+    metrics = average_precision(dataset(tmp_path, truth), results)
+    precision = pycocotools_precision(truth, results)
+    expected = {
+        "AP": mean(precision[..., 0]),
+        "AP50": mean(precision[0, ..., 0]),
+        "AP75": mean(precision[5, ..., 0]),
+        "APs": mean(precision[..., 1]),
+        "APm": mean(precision[..., 2]),
+        "APl": mean(precision[..., 3]),
+        # pycocotools sorts the categories by id.
+        "AP-dog": mean(precision[:, :, 0, 0]),
+        "AP-cat": mean(precision[:, :, 1, 0]),
+        "AP-bird": math.nan,
+    }
+    assert 0 < expected["AP"] < 100
+    assert metrics == pytest.approx(
+        {f"bbox/{k}": v for k, v in expected.items()}, abs=1e-9, nan_ok=True
+    )
+
+
+def one_of_each() -> dict[str, Any]:
+    """A dog of every size and a small cat; no bird."""
+    boxes = [(2, side) for side in SIZES.values()] + [(7, 25.0)]
+    return content(
+        [
+            {"image_id": i, "category_id": k, "bbox": [10.0, 20.0, s, s], "area": s * s,
+             "iscrowd": 0}
+            for i, (k, s) in enumerate(boxes)
+        ]
+    )  # fmt: skip
+
+
+def found(truth: dict[str, Any]) -> list[dict[str, Any]]:
+    """Perfect detections of everything but crowds."""
+    return [
+        {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 1}
+        for a in truth["annotations"]
+        if not a.get("iscrowd")
+    ]
+
+
+def test_perfect_detections_give_100_and_a_class_without_truth_nan(tmp_path):
+    truth = one_of_each()
+    metrics = average_precision(dataset(tmp_path, truth), found(truth))
+    assert math.isnan(metrics.pop("bbox/AP-bird"))
+    assert metrics == pytest.approx(dict.fromkeys(metrics, 100.0))
+    assert {f"bbox/{name}" for name in METRICS} < set(metrics)
+
+
+def test_no_detection_gives_0_and_nan_where_there_is_nothing_to_find(tmp_path):
+    truth = one_of_each()
+    truth["annotations"] = truth["annotations"][1:2]  # one dog of medium size
+    metrics = average_precision(dataset(tmp_path, truth), [])
+    nothing = {"bbox/APs", "bbox/APl", "bbox/AP-cat", "bbox/AP-bird"}
+    assert {k for k, v in metrics.items() if math.isnan(v)} == nothing
+    assert {v for k, v in metrics.items() if k not in nothing} == {0.0}
+
+
+def test_a_wrong_class_is_no_detection(tmp_path):
+    truth = one_of_each()
+    wrong = [{**r, "category_id": 50} for r in found(truth)]
+    assert average_precision(dataset(tmp_path, truth), wrong)["bbox/AP"] == 0.0
+
+
+def test_area_and_iscrowd_may_be_missing(tmp_path):
+    truth = one_of_each()
+    full = average_precision(dataset(tmp_path, truth), found(truth)[1:])
+    for annotation in truth["annotations"]:
+        del annotation["area"], annotation["iscrowd"]
+    bare = average_precision(dataset(tmp_path, truth), found(truth)[1:])
+    assert bare == pytest.approx(full, nan_ok=True)
+    assert bare["bbox/APs"] == pytest.approx(50.0)  # of the dog and the cat, one is found
+
+
+def test_crowds_are_neither_missed_nor_punished(tmp_path):
+    truth = one_of_each()
+    truth["annotations"].append(
+        {"id": 99, "image_id": 5, "category_id": 2, "bbox": [0.0, 0.0, 200.0, 200.0],
+         "area": 40000.0, "iscrowd": 1}
+    )  # fmt: skip
+    data = dataset(tmp_path, truth)
+    assert average_precision(data, found(truth))["bbox/AP-dog"] == pytest.approx(100)
+    inside = {"image_id": 5, "category_id": 2, "bbox": [50.0, 50.0, 60.0, 60.0], "score": 2.0}
+    assert average_precision(data, [inside, *found(truth)])["bbox/AP-dog"] == pytest.approx(100)
+    outside = {**inside, "bbox": [250.0, 250.0, 60.0, 60.0]}
+    assert average_precision(data, [outside, *found(truth)])["bbox/AP-dog"] < 100
+
+
+def test_more_detections_than_100_count_where_they_are_asked_for(tmp_path):
+    truth = content([{"image_id": 0, "category_id": 2, "bbox": [0.0, 0.0, 50.0, 50.0]}])
+    wrong = {"image_id": 0, "category_id": 2, "bbox": [200.0, 200.0, 50.0, 50.0], "score": 0.9}
+    results = [wrong] * 100 + [{**found(truth)[0], "score": 0.1}]
+    data = dataset(tmp_path, truth)
+    assert average_precision(data, results, 100)["bbox/AP"] == 0
+    assert average_precision(data, results, 300)["bbox/AP"] == pytest.approx(100 / 101)
+    # COCO's own figure looks at 100, however few the model may give.
+    assert average_precision(data, results[50:], 10)["bbox/AP"] == pytest.approx(100 / 51)
+
+
+def test_the_given_results_are_left_as_they_are(tmp_path):
+    truth = one_of_each()
+    results = found(truth)
+    before = copy.deepcopy(results)
+    average_precision(dataset(tmp_path, truth), results)
+    assert results == before
+
+
+def test_results_have_coco_boxes_and_category_ids():
+    detections = Detections(
+        torch.tensor([[10.0, 20.0, 40.0, 80.0], [0.0, 0.0, 1.0, 2.0]]),
+        torch.tensor([0.75, 0.5]),
+        torch.tensor([2, 0]),
+    )
+    rows = to_coco(42, detections, [2, 7, 50])
+    assert rows == [
+        {"image_id": 42, "category_id": 50, "bbox": [10.0, 20.0, 30.0, 60.0], "score": 0.75},
+        {"image_id": 42, "category_id": 2, "bbox": [0.0, 0.0, 1.0, 2.0], "score": 0.5},
+    ]
+    assert detections.boxes[0].tolist() == [10.0, 20.0, 40.0, 80.0]
+
+
+def test_detections_go_to_the_originals_pixels_and_are_clipped_to_it():
+    sample = TestSample(torch.zeros(3, 50, 100, dtype=torch.uint8), 1, "a.png", 100, 400)
+    detections = Detections(
+        torch.tensor([[10.0, 20.0, 30.0, 40.0], [-5.0, 45.0, 120.0, 60.0], [-9.0, 0.0, -1.0, 9.0]]),
+        torch.tensor([0.9, 0.8, 0.7]),
+        torch.tensor([0, 1, 2]),
+    )
+    original = to_original(sample, detections)
+    assert original.boxes.tolist() == [[40, 40, 120, 80], [0, 90, 400, 100]]
+    assert original.labels.tolist() == [0, 1]
+
+
+@pytest.fixture
+def cfg(shapes, tmp_path) -> Any:
+    return load_cfg(write_config(tmp_path, shapes))
+
+
+def shapes_val(cfg: Any) -> CocoDetection:
+    return CocoDetection(find_dataset(cfg.DATASETS.TEST[0]))
+
+
+def test_evaluate_writes_the_results_and_scores_them(cfg, tmp_path):
+    torch.manual_seed(0)
+    model, data = build_detector(cfg).train(), shapes_val(cfg)
+    metrics = evaluate(cfg, model, data, tmp_path / "new" / "folder")
+    assert model.training
+    file = tmp_path / "new" / "folder" / "coco_instances_results.json"
+    results = json.loads(file.read_text())
+    assert {r["image_id"] for r in results} <= set(data.image_ids.tolist())
+    assert {r["category_id"] for r in results} <= set(data.category_ids)
+    assert max(np.bincount([r["image_id"] for r in results])) <= 100
+    for row in results:
+        assert set(row) == {"image_id", "category_id", "bbox", "score"}
+        x, y, w, h = row["bbox"]
+        assert 0 <= x and 0 <= y and w > 0 and h > 0 and x + w <= 64.001 and y + h <= 64.001
+    truth = json.loads(data.source.json_file.read_text())["annotations"]
+    assert metrics.pop("bbox/duplicates") == pytest.approx(
+        detections_per_object(truth, results), nan_ok=True
+    )
+    assert metrics == pytest.approx(average_precision(data, results), nan_ok=True)
+    assert [p.name for p in file.parent.iterdir()] == [file.name]
+
+
+def test_duplicates_are_counted_beside_ap(cfg):
+    data = shapes_val(cfg)
+    truth = json.loads(data.source.json_file.read_text())
+    once = found(truth)
+    # As many count as there are objects: the first twice, and all others but the last.
+    for results, mean in (
+        (once, 1),
+        ([{**once[0], "score": 2}, *once], len(once) / (len(once) - 1)),
+    ):
+        metrics, tables = score(cfg, data, results)
+        assert metrics["bbox/duplicates"] == pytest.approx(mean)
+        assert tables.endswith(f"duplicates: {mean:.2f} detections per matched object")
+
+
+def test_batches_do_not_change_what_is_found(cfg, tmp_path):
+    torch.manual_seed(0)
+    model, data = build_detector(cfg).eval(), shapes_val(cfg)
+    found = {}
+    for count in (1, 4):
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.TEST.IMS_PER_BATCH = count
+        batches = list(build_test_loader(cfg, data))
+        assert [len(batch) for batch in batches] == ([1] * 6 if count == 1 else [4, 2])
+        found[count] = {s.image_id: d for s, d in detect_all(model, batches)}
+    assert found[1].keys() == found[4].keys() == {*data.image_ids.tolist()}
+    for image_id, one in found[1].items():
+        torch.testing.assert_close(one.boxes, found[4][image_id].boxes, rtol=1e-4, atol=1e-2)
+        torch.testing.assert_close(one.scores, found[4][image_id].scores, rtol=1e-4, atol=1e-5)
+
+
+def test_detect_all_restores_the_training_mode_even_if_it_is_left_early(cfg):
+    model = build_detector(cfg).train()
+    sample = TestSample(torch.zeros(3, 32, 32, dtype=torch.uint8), 1, "a.png", 32, 32)
+    detections = detect_all(model, [[sample], [sample]])
+    next(detections)
+    assert not model.training
+    detections.close()
+    assert model.training
+
+
+def test_several_test_sets_keep_their_metrics_and_files_apart(cfg, tmp_path):
+    first = shapes_val(cfg)
+    second = CocoDetection(
+        DatasetSource("other/set", first.source.json_file, first.source.image_root)
+    )
+    model = build_detector(cfg)
+    metrics = evaluate_all(cfg, model, [first, second])
+    assert metrics["other_set/bbox/AP"] == metrics[f"{first.source.name.replace('/', '_')}/bbox/AP"]
+    assert len(list((tmp_path / "run" / "inference").glob("*/*results.json"))) == 2
+
+
+def test_tables_show_every_figure_by_its_name():
+    metrics = {f"bbox/{name}": 10.0 + i for i, name in enumerate(METRICS)}
+    metrics |= {"bbox/AP-1e3": 1.234, "bbox/AP-007": math.nan, "bbox/AP-cat": 5, "bbox/AP-d": 6.0}
+    overall, by_class = ap_tables(metrics).split("\n\n")
+    header, _, values = overall.splitlines()
+    assert [c.strip() for c in header.split("|")[1:-1]] == list(METRICS)
+    assert [float(c) for c in values.split("|")[1:-1]] == [10, 11, 12, 13, 14, 15]
+    cells = [[c.strip() for c in line.split("|")[1:-1]] for line in by_class.splitlines()]
+    assert cells[0] == ["class", "AP"] * 3
+    assert cells[2] == ["1e3", "1.23", "007", "nan", "cat", "5.00"]
+    assert cells[3] == ["d", "6.00", "", "", "", ""]
+
+
+def test_one_class_gives_one_column():
+    metrics = {f"bbox/{name}": 1.0 for name in METRICS} | {"bbox/AP-only": 2.0}
+    assert ap_tables(metrics).splitlines()[-1].replace(" ", "") == "|only|2.00|"

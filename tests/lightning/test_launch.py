@@ -1,0 +1,200 @@
+"""Several processes on the CPU: the same training as one, and errors of any of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.runs import assert_same, edit_json, finish, load, metrics, start, train, write_config
+
+from onenet.checkpoints.files import save_checkpoint
+
+LOSSES = {"loss_ce", "loss_giou", "loss_bbox"}
+
+
+def without_batch_norms(shapes: Path, folder: Path) -> Path:
+    """Plain SGD, whose momentum after an iteration is the gradient, on norms of single images.
+
+    The deconvolutions of the CenterNet head have batch norms, hence FCOS. Images of one size:
+    padding depends on the images that share a process.
+    """
+    return write_config(
+        folder,
+        shapes,
+        MODEL__BACKBONE__NAME="build_retinanet_resnet_fpn_backbone",
+        MODEL__RESNETS__NORM="FrozenBN",
+        MODEL__FPN__IN_FEATURES=["res3", "res4", "res5"],
+        MODEL__FPN__OUT_CHANNELS=32,
+        MODEL__OneNet__HEAD="FCOS",
+        MODEL__OneNet__IN_FEATURES=["p3", "p4", "p5", "p6", "p7"],
+        MODEL__OneNet__CONV_CHANNELS=64,
+        MODEL__OneNet__NUM_CONV=1,
+        SOLVER__WEIGHT_DECAY=0.0,
+        SOLVER__BASE_LR=1e-3,
+        SOLVER__WARMUP_ITERS=0,
+        SOLVER__STEPS=[],
+        SOLVER__MAX_ITER=2,
+        SOLVER__CHECKPOINT_PERIOD=1,
+        INPUT__CROP__ENABLED=False,
+        INPUT__MIN_SIZE_TRAIN=[64],
+    )
+
+
+@pytest.fixture(scope="module")
+def one_process(shapes, tmp_path_factory) -> tuple[Path, Path]:
+    """A run of one process with the whole batch: its folder and its config."""
+    folder = tmp_path_factory.mktemp("one")
+    config = without_batch_norms(shapes, folder)
+    train(config)
+    return folder / "run", config
+
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+@pytest.fixture(scope="module")
+def by_torchrun(one_process, tmp_path_factory) -> tuple[Path, str]:
+    """The same run of two processes under torchrun: its folder and its stdout."""
+    folder = tmp_path_factory.mktemp("torchrun")
+    return folder, two(one_process[1], "OUTPUT_DIR", folder, program=TORCHRUN)
+
+
+@pytest.fixture(scope="module")
+def in_parts(one_process, tmp_path_factory) -> tuple[Path, str]:
+    """The same of two processes that accumulate gradients."""
+    folder = tmp_path_factory.mktemp("parts")
+    words = ("--num-gpus", "2", "SOLVER.ACCUMULATE", "2", "OUTPUT_DIR", folder)
+    return folder, two(one_process[1], *words)
+
+
+def two(config: Path, *words: Any, program: tuple[str, ...] = ()) -> str:
+    """Stdout of a run of two processes."""
+    # A job of SLURM with one task must not keep the program from starting its own processes.
+    slurm = {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train", "SLURM_NTASKS_PER_NODE": "1"}
+    code, out, err = finish(start(config, *words, program=program, **slurm))
+    assert code == 0, err
+    return out
+
+
+def flat(tensors: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+@pytest.mark.parametrize("kind", ["in_parts", "by_torchrun"])
+def test_two_processes_are_one(one_process, request, kind):
+    alone, _ = one_process
+    folder, out = request.getfixturevalue(kind)
+    assert "2 processes" in out
+    (one, _), (two, _) = metrics(alone), metrics(folder)
+    for name in LOSSES:  # means over both iterations and both processes
+        assert two[name] == pytest.approx(one[name], rel=1e-5), name
+    for checkpoint in ("model_0000000.pth", "model_0000001.pth"):
+        ours, theirs = load(folder / checkpoint), load(alone / checkpoint)
+        gradients = [
+            flat([state["momentum_buffer"] for state in run["optimizer"]["state"].values()])
+            for run in (ours, theirs)
+        ]
+        error = (gradients[0] - gradients[1]).norm() / gradients[1].norm()
+        assert gradients[1].norm() > 0 and error < 5e-4
+        for name, value in theirs["model"].items():
+            torch.testing.assert_close(ours["model"][name], value, rtol=1e-5, atol=5e-5)
+    results = "inference/coco_instances_results.json"
+    rows = [json.loads((run / results).read_text()) for run in (folder, alone)]
+    assert [r["image_id"] for r in rows[0]] == [r["image_id"] for r in rows[1]]
+    aps = [line for run in (folder, alone) for line in metrics(run) if "bbox/AP" in line]
+    assert aps[0] == pytest.approx(aps[1], abs=0.1, nan_ok=True)
+
+
+# The second process is killed in its second iteration, the first time that it is started.
+KILLED_ONCE = """
+import os, signal
+from onenet.lightning.trainer import Trainer
+
+step = Trainer.step
+
+def killed(self, batch):
+    first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+    if first and self.iteration == 1 and os.environ["LOCAL_RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, batch)
+
+Trainer.step = killed
+"""
+
+
+def test_torchrun_restarts_from_the_last_checkpoint(one_process, by_torchrun, tmp_path):
+    hook, run = tmp_path / "killed_once.py", tmp_path / "run"
+    hook.write_text(KILLED_ONCE)
+    program = (*TORCHRUN, "--max-restarts", "1")
+    out = two(one_process[1], "--import", hook, "OUTPUT_DIR", run, program=program)
+    assert "torchrun has started this run again, which goes on from its last checkpoint" in out
+    assert f"Resumed from {run / 'model_0000000.pth'}: 1 iterations are done" in out
+    for file in ("model_0000001.pth", "model_final.pth"):
+        assert_same(load(run / file), load(by_torchrun[0] / file))
+
+
+def test_an_error_of_the_second_process_is_told(shapes, tmp_path):
+    def break_one(content: dict) -> None:
+        # The processes take turns, so the second one meets this image.
+        content["images"][1]["height"] = 1
+
+    data = edit_json(shapes, tmp_path / "broken", "val", break_one)
+    # Evaluation does not share the batch of training.
+    config = write_config(tmp_path, data, SOLVER__IMS_PER_BATCH=3)
+    code, _, err = finish(start(config, "--num-gpus", "2", "--eval-only"))
+    assert code != 0
+    (line,) = (line for line in err.splitlines() if line.startswith("error: "))
+    assert "000001.jpg" in line
+
+
+def test_an_error_of_all_processes_is_told_once(shapes, tmp_path):
+    config = write_config(tmp_path, shapes, SOLVER__MAX_ITER=1)
+    other = tmp_path / "other.pth"
+    save_checkpoint(other, {"model": {"head.other": torch.zeros(1)}})
+    code, _, err = finish(start(config, "--num-gpus", "2", "MODEL.WEIGHTS", other))
+    assert code == 2
+    assert err.startswith(f"error: {other} does not fit the model.")
+    assert err.count("error: ") == 1 and "Traceback" not in err
+
+
+# The losses of the second process go wrong in three iterations.
+SPOILT = """
+import os
+from onenet.losses import Criterion
+
+forward, calls = Criterion.forward, []
+
+def spoilt(self, *args):
+    calls.append(0)
+    losses = forward(self, *args)
+    if os.environ.get("LOCAL_RANK") == "1" and len(calls) in (2, 4, 5):
+        losses["loss_giou"] = losses["loss_giou"] * float("nan")
+    return losses
+
+Criterion.forward = spoilt
+"""
+
+
+def test_what_goes_wrong_on_one_process_is_skipped_and_stops_on_all(shapes, tmp_path):
+    (tmp_path / "spoilt.py").write_text(SPOILT)
+    config = write_config(
+        tmp_path, shapes, SOLVER__SKIP_NONFINITE=1, SOLVER__CHECKPOINT_PERIOD=1, DATASETS__TEST=[]
+    )
+    words = ("--num-gpus", "2", "--import", tmp_path / "spoilt.py")
+    code, out, err = finish(start(config, *words))
+    assert code == 1
+    assert "iteration 2 is skipped, number 1 since the start: loss_giou = nan" in out
+    (line,) = (line for line in err.splitlines() if line.startswith("error: "))
+    assert "iteration 5: loss_giou = nan" in line
+    assert sum(f"{i:06d}.jpg" in line for i in range(12)) == 4
+    run = tmp_path / "run"
+    first, second, *_ = (load(run / f"model_{i:07d}.pth")["model"] for i in range(3))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    # Only the process whose losses they were tells what it computed them on.
+    assert [path.name for path in run.glob("nonfinite*")] == ["nonfinite_0000005_rank1.pt"]
+    assert str(run / "nonfinite_0000005_rank1.pt") in line
+    files = load(run / "nonfinite_0000005_rank1.pt")["files"]
+    assert len(files) == 2 and all(file in line for file in files)

@@ -1,0 +1,245 @@
+"""The trainings and evaluations of an ablation, and the configs that they have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from _shared.ablations.spec import RESERVED, Axes, Change, Spec, slug, words
+from _shared.ablations.table import Result, Row
+from _shared.training_runs import (
+    check_model,
+    check_same_config,
+    config_loader,
+    finished_metrics,
+    flat,
+    run_once,
+)
+from onenet.config.training import check_training
+from onenet.config.yaml import ConfigError
+
+WEIGHTS = "model_final.pth"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Of a trained model.
+
+    Attributes:
+        folder: its run's; the training's own, which ends with an evaluation, where that is the
+            same.
+        opts: all overrides of the config.
+    """
+
+    folder: Path
+    opts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Training:
+    """A run for one point of the grid and one seed, and its evaluations.
+
+    Attributes:
+        name: labels and seed.
+        folder: its ``OUTPUT_DIR``.
+        opts: all overrides of the config.
+        iterations: ``SOLVER.MAX_ITER``.
+        evaluations: (without NMS, with NMS) by labels of the evaluation.
+    """
+
+    name: str
+    folder: Path
+    opts: tuple[str, ...]
+    iterations: int
+    evaluations: Mapping[tuple[str, ...], tuple[Evaluation, Evaluation]]
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to run."""
+        pairs = self.evaluations.values()
+        return all(finished_metrics(one.folder) is not None for pair in pairs for one in pair)
+
+    def result(self, labels: tuple[str, ...], failed: bool) -> Result:
+        """What there is on the disk for the ``labels`` of an evaluation."""
+        without, nms = (finished_metrics(one.folder) for one in self.evaluations[labels])
+        return Result(without, nms, failed)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is to run for a spec.
+
+    Attributes:
+        spec: what is asked for.
+        config: the config file.
+        opts: overrides for all, with data sets and classes.
+        engine: ``lightning`` or ``detectron2``.
+        gpus: processes of a training.
+        output: folder of all runs.
+        imports: the user's Python files that every run imports first.
+    """
+
+    spec: Spec
+    config: Path
+    opts: tuple[str, ...]
+    engine: str
+    gpus: int
+    output: Path
+    imports: tuple[str, ...] = ()
+
+    def trainings(self, seeds: Sequence[int]) -> dict[tuple[str, ...], dict[int, Training]]:
+        """By labels, then by seed.
+
+        Raises:
+            ConfigError: an override that the config refuses; names the spec and the row.
+            RunError: a folder holds a run with another config.
+        """
+        self.load(self.opts)
+        found: dict[tuple[str, ...], dict[int, Training]] = {}
+        wanted: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+        for row in self.spec.rows:
+            labels, evaluation = self.split(row)
+            wanted.setdefault(labels, []).append(evaluation)
+        for labels, evaluations in wanted.items():
+            try:
+                found[labels] = {seed: self._training(labels, seed, evaluations) for seed in seeds}
+                self._check_models(found[labels][seeds[0]])
+            except ConfigError as error:
+                raise ConfigError(f"{self.spec.path}: {', '.join(labels)}: {error}") from error
+        return found
+
+    def split(self, row: Mapping[str, str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """A row's labels of the training and of the evaluation."""
+        return tuple(row[a] for a in self.spec.axes), tuple(row[a] for a in self.spec.evaluate)
+
+    def load(self, opts: Sequence[str]) -> Any:
+        """The config with overrides; ``ConfigError`` where a value is not known."""
+        cfg = config_loader(self.engine)(self.config, opts)
+        check_training(cfg, self.gpus)
+        return cfg
+
+    def _training(
+        self, labels: tuple[str, ...], seed: int, evaluations: Sequence[tuple[str, ...]]
+    ) -> Training:
+        opts = self._changed(self.opts, self.spec.axes, labels)
+        off, on = _nms(self.load(opts))
+        opts = (*opts, *off, "SEED", str(seed))
+        point = "_".join(map(slug, labels))
+        folder = self.output / self.spec.path.stem / point / f"seed{seed}"
+        cfg = self.load([*opts, "OUTPUT_DIR", str(folder)])
+        check_same_config(folder, cfg, config_loader(self.engine))
+        pairs = {}
+        for chosen in evaluations:
+            changed = self._changed(opts, self.spec.evaluate, chosen)
+            name = "_".join(["eval", *map(slug, chosen)])
+            pairs[chosen] = (
+                self._evaluation(folder, opts, changed, name),
+                self._evaluation(folder, opts, (*changed, *on), f"{name}_nms"),
+            )
+        return Training(
+            name=", ".join([*labels, f"seed {seed}"]),
+            folder=folder,
+            opts=opts,
+            iterations=cfg.SOLVER.MAX_ITER,
+            evaluations=pairs,
+        )
+
+    def _check_models(self, training: Training) -> None:
+        """Raise ``ConfigError`` unless what is trained and evaluated can be built."""
+        pairs = training.evaluations.values()
+        for opts in {training.opts, *(one.opts for pair in pairs for one in pair)}:
+            check_model(self.engine, self.load(opts))
+
+    def _evaluation(
+        self, folder: Path, trained: tuple[str, ...], opts: tuple[str, ...], name: str
+    ) -> Evaluation:
+        if dict(flat(self.load(opts))) == dict(flat(self.load(trained))):
+            return Evaluation(folder, trained)
+        opts = (*opts, "MODEL.WEIGHTS", str(folder / WEIGHTS))
+        cfg = self.load([*opts, "OUTPUT_DIR", str(folder / name)])
+        check_same_config(folder / name, cfg, config_loader(self.engine))
+        return Evaluation(folder / name, opts)
+
+    def _changed(self, opts: Sequence[str], axes: Axes, labels: Sequence[str]) -> tuple[str, ...]:
+        """Overrides with those of a label of each axis."""
+        changes = [axes[axis][label] for axis, label in zip(axes, labels, strict=True)]
+        cfg = self.load(opts) if any(change.factors for change in changes) else None
+        return (*opts, *(word for change in changes for word in _words(change, cfg)))
+
+    def run(self, training: Training, call: Callable[..., int]) -> None:
+        """Train and evaluate, as far as that is not done; ``call``: see ``Children.call``."""
+        once = partial(run_once, config=self.config, engine=self.engine)
+        imports = [word for file in self.imports for word in ("--import", file)]
+        once(
+            training.folder,
+            opts=training.opts,
+            flags=(*imports, "--num-gpus", str(self.gpus)),
+            call=partial(call, folder=training.folder),
+        )
+        for pair in training.evaluations.values():
+            for one in pair:
+                if one.folder != training.folder:
+                    call_there = partial(call, folder=one.folder)
+                    flags = (*imports, "--eval-only")
+                    once(one.folder, opts=one.opts, flags=flags, call=call_there)
+
+    def rows(
+        self,
+        trainings: Mapping[tuple[str, ...], Mapping[int, Training]],
+        failed: Mapping[str, str],
+        speeds: Mapping[int, float],
+    ) -> list[Row]:
+        """The table so far.
+
+        Args:
+            failed: names of trainings.
+            speeds: images/s by the row's number.
+        """
+        rows = []
+        for number, row in enumerate(self.spec.rows):
+            labels, evaluation = self.split(row)
+            results = {
+                seed: training.result(evaluation, training.name in failed)
+                for seed, training in trainings[labels].items()
+            }
+            rows.append(Row(row, results, speeds.get(number)))
+        return rows
+
+
+def check_opts(spec: Spec, opts: Sequence[str]) -> None:
+    """Raise ``ConfigError`` where ``--opts`` sets what the spec varies or the program sets."""
+    for key in opts[::2]:
+        if key in RESERVED:
+            raise ConfigError(f"--opts sets {key}, which is set here: {RESERVED[key]}")
+        for axis, labels in {**spec.axes, **spec.evaluate}.items():
+            if any(key in change.values for change in labels.values()):
+                raise ConfigError(
+                    f"--opts sets {key}, which {axis} of {spec.path} varies; change it there"
+                )
+
+
+def _words(change: Change, cfg: Any) -> list[str]:
+    """Overrides as words; factors are of the values in ``cfg``."""
+    scaled = {}
+    for key, factor in change.factors.items():
+        value = dict(flat(cfg)).get(key)
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if not all(type(number) in (int, float) for number in numbers):
+            raise ConfigError(f"scale: {key} is {value!r}; expected a key of numbers")
+        # Whole numbers stay whole, such as iterations and pixels.
+        product = [
+            round(number * factor) if type(number) is int else number * factor for number in numbers
+        ]
+        scaled[key] = product if isinstance(value, list | tuple) else product[0]
+    return words({**change.values, **scaled})
+
+
+def _nms(cfg: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Overrides that leave NMS out, and that put it in."""
+    if cfg.MODEL.META_ARCHITECTURE.startswith("torchvision."):
+        key = "MODEL.TORCHVISION.NMS_THRESH"
+        return (key, "1.0"), (key, str(cfg.MODEL.TORCHVISION.NMS_THRESH))
+    return ("MODEL.OneNet.NMS", "False"), ("MODEL.OneNet.NMS", "True")

@@ -1,0 +1,214 @@
+"""Results of an ablation: mean ± standard deviation over the seeds, for every row."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from tabulate import tabulate
+
+from _shared.machine import summary
+from onenet.visualization.paper_figures import plain_text
+
+# Decimals of each.
+COLUMNS = {
+    "AP": 1,
+    "AP50": 1,
+    "AP with NMS": 1,
+    "AP50 with NMS": 1,
+    "gain of NMS": 1,
+    "duplicates": 2,
+}
+SPEED = "images/s"
+NOTES = (
+    "Mean ± standard deviation over the seeds. Duplicates: detections of an object that is found "
+    "at all, without NMS; 1 is none."
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out of a row's training with one seed; ``None``: not yet.
+
+    Attributes:
+        without: metrics without NMS.
+        nms: metrics with it.
+        failed: whether a run of it ended badly.
+    """
+
+    without: Mapping[str, float] | None = None
+    nms: Mapping[str, float] | None = None
+    failed: bool = False
+
+    @property
+    def values(self) -> dict[str, float]:
+        """By column, those that there are."""
+        found: dict[str, float] = {}
+        if self.without is not None:
+            found |= {name: self.without[f"bbox/{name}"] for name in ("AP", "AP50", "duplicates")}
+        if self.nms is not None:
+            found |= {f"{name} with NMS": self.nms[f"bbox/{name}"] for name in ("AP", "AP50")}
+        if self.without is not None and self.nms is not None:
+            found["gain of NMS"] = found["AP with NMS"] - found["AP"]
+        return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Attributes:
+        labels: by axis.
+        results: by seed.
+        speed: images/s without NMS, once measured.
+    """
+
+    labels: Mapping[str, str]
+    results: Mapping[int, Result]
+    speed: float | None = None
+
+    def column(self, name: str) -> list[float]:
+        """The seeds' values that there are."""
+        if name == SPEED:
+            return [] if self.speed is None else [self.speed]
+        return [r.values[name] for r in self.results.values() if name in r.values]
+
+    @property
+    def seeds(self) -> str:
+        """How many there are, and which failed."""
+        done = sum(result.nms is not None for result in self.results.values())
+        failed = [str(seed) for seed, result in self.results.items() if result.failed]
+        text = str(done) if done == len(self.results) else f"{done} of {len(self.results)}"
+        return f"{text}, failed: {', '.join(failed)}" if failed else text
+
+
+def spread(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation; ``None`` where there are too few values."""
+    return (mean(values) if values else None, stdev(values) if len(values) > 1 else None)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown, one line a row; cells without any result are empty."""
+    columns = _columns(rows)
+    axes = list(rows[0].labels)
+    cells = [
+        [*row.labels.values(), row.seeds, *(_cell(row.column(c), d) for c, d in columns.items())]
+        for row in rows
+    ]
+    align = [*["left"] * len(axes), *["right"] * (1 + len(columns))]
+    headers = [*axes, "seeds", *columns]
+    return tabulate(cells, headers, "pipe", colalign=align, disable_numparse=True)
+
+
+def _columns(rows: Sequence[Row]) -> dict[str, int]:
+    return {**COLUMNS, **({SPEED: 1} if any(row.speed is not None for row in rows) else {})}
+
+
+def _cell(values: Sequence[float], decimals: int) -> str:
+    middle, deviation = spread(values)
+    if middle is None:
+        return ""
+    text = f"{middle:.{decimals}f}"
+    return text if deviation is None else f"{text} ± {deviation:.{decimals}f}"
+
+
+def write(
+    output: Path,
+    name: str,
+    title: str,
+    rows: Sequence[Row],
+    machine: Mapping[str, Any],
+    plot: Sequence[str],
+) -> str:
+    """``NAME.md``, ``.csv``, ``.json`` and ``.png`` in ``output``; returns the table."""
+    text = table(rows)
+    parts = [f"# {title}", text, NOTES, summary(dict(machine)), f"`{machine['command']}`"]
+    (output / f"{name}.md").write_text("\n\n".join(parts) + "\n")
+    _write_csv(output / f"{name}.csv", rows)
+    content = {"title": title, "machine": machine, "rows": [_to_json(row) for row in rows]}
+    (output / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    draw(rows, plot, title, output / f"{name}.png")
+    return text
+
+
+def _write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """A line for each row and seed."""
+    columns = _columns(rows)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*rows[0].labels, "seed", "state", *columns])
+        for row in rows:
+            for seed, result in row.results.items():
+                values = result.values | ({} if row.speed is None else {SPEED: row.speed})
+                state = "failed" if result.failed else "done" if result.nms is not None else ""
+                cells = [values.get(column, "") for column in columns]
+                writer.writerow([*row.labels.values(), seed, state, *cells])
+
+
+def _to_json(row: Row) -> dict[str, Any]:
+    over_seeds = {column: spread(row.column(column)) for column in COLUMNS}
+    return {
+        "labels": dict(row.labels),
+        "mean": {column: both[0] for column, both in over_seeds.items()},
+        "sd": {column: both[1] for column, both in over_seeds.items()},
+        SPEED: row.speed,
+        "seeds": {
+            seed: {
+                "failed": result.failed,
+                **result.values,
+                "without NMS": _finite(result.without),
+                "with NMS": _finite(result.nms),
+            }
+            for seed, result in row.results.items()
+        },
+    }
+
+
+def _finite(metrics: Mapping[str, float] | None) -> dict[str, float | None] | None:
+    """JSON has no NaN."""
+    if metrics is None:
+        return None
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+
+
+def draw(rows: Sequence[Row], plot: Sequence[str], title: str, path: Path) -> None:
+    """Bars of the means, a panel for each column in ``plot``; a dot for every seed.
+
+    A column that is also there with NMS has a second bar for that.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2.5 + 4.5 * len(plot), 1.2 + 0.5 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(plot), squeeze=False, sharey=True)[0]
+    for panel, column in zip(panels, plot, strict=True):
+        names = [name for name in (column, f"{column} with NMS") if name in (*COLUMNS, SPEED)]
+        height = 0.8 / len(names)
+        for number, name in enumerate(names):
+            for place, row in enumerate(rows):
+                values = row.column(name)
+                y = place + (number - (len(names) - 1) / 2) * height
+                if values:
+                    panel.barh(y, mean(values), height * 0.9, color=f"C{number}", alpha=0.7)
+                panel.plot(values, [y] * len(values), "k.", ms=4)
+            panel.barh(0, 0, color=f"C{number}", alpha=0.7, label=name)
+        panel.set_xlabel(column)
+        panel.grid(axis="x", alpha=0.3)
+        panel.set_axisbelow(True)
+        if len(names) > 1:
+            panel.legend(
+                fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False
+            )
+    labels = [plain_text(", ".join(row.labels.values())) for row in rows]
+    panels[0].set_yticks(range(len(rows)), labels)
+    panels[0].set_ylim(len(rows) - 0.5, -0.5)
+    panels[0].set_ylabel(plain_text(", ".join(rows[0].labels)))
+    figure.suptitle(plain_text(title), fontsize=10)
+    figure.savefig(path, dpi=120)

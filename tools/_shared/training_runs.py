@@ -1,0 +1,275 @@
+"""Runs of train_net.py for programs that need many: what is done is not done again."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from onenet.cli import EMBEDDED, add_import_flag, choose_engine, positive
+from onenet.config.yaml import ConfigError
+from onenet.data.dataset import CocoDetection
+from onenet.data.sources import find_dataset
+from onenet.errors import OneNetError
+from onenet.files import write_whole
+from onenet.lightning.build import build_detector
+from onenet.lightning.evaluate import score
+
+TRAIN_NET = Path(__file__).parents[2] / "projects" / "OneNet" / "train_net.py"
+RESULT = "result.json"
+CONSOLE = "console.txt"
+
+
+class RunError(OneNetError):
+    """A run that failed, or a folder that holds another one."""
+
+
+class Children:
+    """Programs that were started here, and end together.
+
+    They do not see the terminal's Ctrl-C but :meth:`end`'s signal, so that they can save and are
+    waited for.
+    """
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen] = set()
+        self._lock = threading.Lock()
+        self._ended = False
+
+    def call(
+        self,
+        command: Sequence[str],
+        *,
+        folder: Path | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> int:
+        """Exit code of a program, which is waited for.
+
+        Args:
+            folder: gets what the program prints, appended to ``console.txt``; None: the terminal.
+            env: on top of this process' environment.
+
+        Raises:
+            RunError: another program prints into ``folder`` still.
+        """
+        with _console(folder) as console:
+            with self._lock:
+                if self._ended:
+                    raise KeyboardInterrupt
+                process = subprocess.Popen(
+                    command,
+                    stdout=console,
+                    stderr=console,
+                    env={**os.environ, **(env or {})},
+                    start_new_session=True,
+                )
+                self._running.add(process)
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                self.end()
+                raise
+            finally:
+                with self._lock:
+                    self._running.discard(process)
+
+    def end(self) -> None:
+        """End those that run by SIGTERM, and wait; Ctrl-C kills them. No other will start."""
+        with self._lock:
+            self._ended = True
+            running = list(self._running)
+        try:
+            # Not SIGINT, which programs in the background may have been started to ignore.
+            _signal(running, signal.SIGTERM)
+            for process in running:
+                process.wait()
+        except KeyboardInterrupt:
+            _signal(running, signal.SIGKILL)
+            raise
+
+
+def _signal(running: Sequence[subprocess.Popen], number: int) -> None:
+    """Send a signal to programs and to what they have started, as a terminal does."""
+    for process in running:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+
+
+@contextmanager
+def _console(folder: Path | None) -> Iterator[IO[bytes] | None]:
+    """Where a run prints; locked for as long as it or a child of it has it open."""
+    if folder is None:
+        yield None
+        return
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / CONSOLE).open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                f"{folder}: a run works there already; wait until it has ended, or end it"
+            ) from None
+        yield file
+
+
+def add_training_flags(parser: argparse.ArgumentParser) -> None:
+    """What every program takes that trains: data, the output folder, files to import, processes."""
+    parser.add_argument(
+        "--dataset",
+        nargs=2,
+        required=True,
+        metavar=("TRAIN", "TEST"),
+        help="known names or ANNOTATIONS.json:FOLDER",
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for runs and tables")
+    add_import_flag(parser)
+    parser.add_argument(
+        "--num-gpus",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="processes of a training (default: 1)",
+    )
+
+
+def dataset_opts(train: str, test: str) -> list[str]:
+    """Overrides that train on one data set and test on another, by COCO's AP.
+
+    Raises:
+        DatasetError: one of them is not to be found, or the test set cannot be read.
+    """
+    find_dataset(train)
+    classes = len(CocoDetection(find_dataset(test)).class_names)
+    return [
+        *("DATASETS.TRAIN", repr((train,)), "DATASETS.TEST", repr((test,))),
+        *("MODEL.OneNet.NUM_CLASSES", str(classes), "TEST.EVALUATOR", "coco"),
+    ]
+
+
+def engine_name(choice: str) -> str:
+    """The engine that ``--engine`` stands for: ``lightning`` or ``detectron2``."""
+    return "lightning" if choose_engine(choice)[0] == EMBEDDED else "detectron2"
+
+
+def config_loader(engine: str) -> Callable[..., Any]:
+    """``load_cfg`` of an engine, by its name on the command line."""
+    return importlib.import_module(f"{choose_engine(engine)[0]}.config").load_cfg
+
+
+def check_model(engine: str, cfg: Any) -> None:
+    """Raise ``ConfigError`` unless an engine can build a config's model."""
+    if engine == "lightning":
+        with torch.device("meta"):  # shapes without values
+            build_detector(cfg)
+        return
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    importlib.import_module("onenet.d2.trainer").Trainer.build_model(cfg)
+
+
+def run_once(
+    folder: Path,
+    config: Path,
+    opts: Sequence[str],
+    *,
+    flags: Sequence[str] = (),
+    engine: str = "lightning",
+    call: Callable[[list[str]], int] | None = None,
+) -> dict[str, float]:
+    """Metrics of a run of train_net.py on the data set in ``DATASETS.TEST``.
+
+    A run that ended well is not repeated; a training that did not goes on from its last checkpoint.
+
+    Args:
+        folder: the run's ``OUTPUT_DIR``; gets ``result.json`` at the end.
+        opts: ``KEY VALUE …``, with a single data set in ``DATASETS.TEST``.
+        flags: of train_net.py, such as ``--eval-only``.
+        engine: ``lightning`` or ``detectron2``.
+        call: runs a command and gives its exit code, see :meth:`Children.call`.
+
+    Raises:
+        RunError: it failed, or ``folder`` holds a run with another config.
+        ConfigError, DatasetError: the config or its data set is at fault.
+    """
+    opts = [*map(str, opts), "OUTPUT_DIR", str(folder)]
+    load_cfg = config_loader(engine)
+    cfg = load_cfg(config, opts)
+    check_same_config(folder, cfg, load_cfg)
+    result = folder / RESULT
+    if not result.is_file():
+        start = time.monotonic()
+        command = [sys.executable, str(TRAIN_NET), "--engine", engine, *flags]
+        command += [] if "--eval-only" in flags else ["--resume"]
+        code = (call or Children().call)([*command, "--config-file", str(config), *opts])
+        if code:
+            log = folder / (CONSOLE if (folder / CONSOLE).is_file() else "log.txt")
+            raise RunError(f"{config} ended with exit code {code}; see {log}")
+        content = {"metrics": _metrics(cfg, folder), "seconds": time.monotonic() - start}
+        write_whole(result, f"{json.dumps(content, indent=1)}\n".encode())
+    return finished_metrics(folder)
+
+
+def finished_metrics(folder: Path) -> dict[str, float] | None:
+    """What :func:`run_once` gave for a folder; ``None``: it has not ended well yet."""
+    result = folder / RESULT
+    return json.loads(result.read_text())["metrics"] if result.is_file() else None
+
+
+def check_same_config(folder: Path, cfg: Any, load_cfg: Callable[..., Any]) -> None:
+    """Raise ``RunError`` where ``folder`` holds a run whose config has other values.
+
+    Args:
+        load_cfg: of the engine that is to run.
+    """
+    file = folder / "config.yaml"
+    if not file.is_file():
+        return
+    advice = "give another output folder, or remove this one"
+    try:
+        stored = dict(flat(load_cfg(file)))
+    except ConfigError as error:
+        raise RunError(
+            f"{folder} holds a run of another engine or version ({error}); {advice}"
+        ) from error
+    for key, value in flat(cfg):
+        # inf and NaN are not equal to what YAML makes of them in lists.
+        if repr(_as_lists(stored[key])) != repr(_as_lists(value)):
+            raise RunError(
+                f"{folder} holds another run: its {key} is {stored[key]!r}, not {value!r}; {advice}"
+            )
+
+
+def _as_lists(value: Any) -> Any:
+    """What YAML makes of tuples, at any depth."""
+    return [_as_lists(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every leaf of a config."""
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _metrics(cfg: Any, folder: Path) -> dict[str, float]:
+    """Of the detections that a run has written last."""
+    (name,) = cfg.DATASETS.TEST
+    results = json.loads((folder / "inference" / "coco_instances_results.json").read_text())
+    return score(cfg, CocoDetection(find_dataset(name)), results)[0]

@@ -1,1 +1,0 @@
-"""The parts of ``tools/benchmark.py``: each a module with ``run(options) -> [Comparison]``."""

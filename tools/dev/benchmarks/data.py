@@ -1,0 +1,79 @@
+"""Images a second that the training loader reads, transforms and hands over."""
+
+from __future__ import annotations
+
+import tempfile
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from _shared.timing import Comparison, Run
+from make_shapes_dataset import make_dataset
+from torch.utils.data import DataLoader
+
+from benchmarks.options import Options
+from onenet.data.dataset import CocoDetection
+from onenet.data.sources import find_dataset
+from onenet.lightning.config import load_cfg
+from onenet.lightning.loader import build_train_loader
+
+BATCH = 8
+
+
+def make_loader(options: Options, dataset: CocoDetection, workers: int, images: int) -> Any:
+    """The training loader of the first config, with an end after ``images``.
+
+    With an end, since workers that read ahead would work while another candidate is timed.
+    """
+    cfg = load_cfg(
+        options.configs[0],
+        ["MODEL.OneNet.NUM_CLASSES", len(dataset.class_names), "SOLVER.IMS_PER_BATCH", BATCH]
+        + ["DATALOADER.NUM_WORKERS", workers, "MODEL.DEVICE", options.device.type],
+    )
+    endless = build_train_loader(cfg, [dataset])
+    return DataLoader(
+        endless.dataset,
+        batch_sampler=list(islice(endless.batch_sampler, images // BATCH)),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        collate_fn=endless.collate_fn,
+        pin_memory=endless.pin_memory,
+    )
+
+
+def read_all(loader: Any) -> Run:
+    """What takes every batch of a loader once."""
+    return lambda watch: [len(batch) for batch in loader]
+
+
+def run(options: Options) -> list[Comparison]:
+    """A data set of the user's, or drawn images of the size that was asked for."""
+    images = 16 if options.quick else 128
+    with tempfile.TemporaryDirectory() as folder:
+        name = options.dataset or draw_dataset(Path(folder), max(options.size), images)
+        dataset = CocoDetection(find_dataset(name), keep_empty=False)
+        samples = options.time(
+            {
+                f"{count} worker{'s' * (count != 1)}": read_all(
+                    make_loader(options, dataset, count, images)
+                )
+                for count in options.workers
+            },
+            device=torch.device("cpu"),
+        )
+    return [
+        Comparison(
+            title=f"data: {images} images from {options.dataset or 'drawn shapes'} in batches of "
+            f"{BATCH}, with the training transforms of {options.configs[0].name}",
+            samples=samples,
+            baseline=next(iter(samples)) if len(samples) > 1 else "",
+            images=images,
+        )
+    ]
+
+
+def draw_dataset(folder: Path, size: int, images: int) -> str:
+    """A set of shapes, as ``ANNOTATIONS.json:FOLDER``."""
+    make_dataset(folder, train=images, val=1, size=size, seed=0)
+    return f"{folder}/annotations/instances_train.json:{folder}/train"

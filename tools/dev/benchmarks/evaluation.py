@@ -1,0 +1,145 @@
+"""COCO AP of a made-up result: pycocotools against what the embedded engine evaluates with."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _shared.timing import Comparison, Stopwatch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from benchmarks.options import Options
+from onenet.data.dataset import CocoDetection
+from onenet.data.sources import DatasetSource
+from onenet.lightning.evaluate import METRICS, average_precision
+
+PYCOCOTOOLS, OURS = "pycocotools", "faster-coco-eval"
+CLASSES, OBJECTS, DETECTIONS = 80, 7, 100
+WIDTH, HEIGHT = 640, 480
+
+
+def make_truth(images: int, rng: np.random.Generator) -> dict[str, Any]:
+    """Ground truth in COCO's format: about 7 objects an image, every hundredth a crowd."""
+    counts = rng.poisson(OBJECTS, images)
+    total = int(counts.sum())
+    # Sizes evenly over the logarithm: objects of all of COCO's three ranges of area.
+    sizes = np.exp(rng.uniform(np.log(8), np.log(400), (total, 2)))
+    corners = rng.uniform(0, 1, (total, 2)) * np.maximum((WIDTH, HEIGHT) - sizes, 1)
+    boxes = np.concatenate((corners, sizes), axis=1).round(2)
+    rows = zip(
+        np.repeat(np.arange(images), counts).tolist(),
+        rng.integers(CLASSES, size=total).tolist(),
+        boxes.tolist(),
+        (rng.random(total) < 0.01).astype(int).tolist(),
+        strict=True,
+    )
+    return {
+        "images": [
+            {"id": i, "file_name": f"{i}.jpg", "width": WIDTH, "height": HEIGHT}
+            for i in range(images)
+        ],
+        "categories": [{"id": k + 1, "name": f"class {k}"} for k in range(CLASSES)],
+        "annotations": [
+            {
+                "id": number,
+                "image_id": image,
+                "category_id": label + 1,
+                "bbox": box,
+                "area": box[2] * box[3],
+                "iscrowd": crowd,
+            }
+            for number, (image, label, box, crowd) in enumerate(rows, start=1)
+        ],
+    }
+
+
+def make_results(truth: dict[str, Any], rng: np.random.Generator) -> list[dict[str, Any]]:
+    """100 detections an image: one or two near most objects, of high score, the rest at random."""
+    objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in truth["images"]}
+    for annotation in truth["annotations"]:
+        objects[annotation["image_id"]].append(annotation)
+    results = []
+    for image, of_image in objects.items():
+        near = [a for a in of_image for _ in range(rng.choice(3, p=(0.2, 0.6, 0.2)))]
+        near = near[:DETECTIONS]
+        boxes = rng.uniform(1, 200, (DETECTIONS, 4))
+        labels = rng.integers(1, CLASSES + 1, DETECTIONS)
+        scores = rng.beta(1, 8, DETECTIONS)
+        if near:
+            exact = np.array([a["bbox"] for a in near])
+            shifts = rng.normal(0, 0.08, exact.shape) * np.tile(exact[:, 2:], 2)
+            boxes[: len(near)] = np.maximum(exact + shifts, 1)
+            labels[: len(near)] = [a["category_id"] for a in near]
+            scores[: len(near)] = rng.beta(4, 3, len(near))
+        rows = zip(boxes.tolist(), labels.tolist(), scores.tolist(), strict=True)
+        results += [
+            {"image_id": image, "category_id": label, "bbox": box, "score": score}
+            for box, label, score in rows
+        ]
+    return results
+
+
+def with_pycocotools(
+    truth: Path, results: list[dict[str, Any]], watch: Stopwatch
+) -> dict[str, float]:
+    """The six COCO figures, 0…100."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(str(truth))
+        found = coco.loadRes([dict(result) for result in results])
+        watch("load")
+        evaluation = COCOeval(coco, found, "bbox")
+        evaluation.evaluate()
+        watch("evaluate")
+        evaluation.accumulate()
+        watch("accumulate")
+        evaluation.summarize()
+    return dict(zip(METRICS, (100 * evaluation.stats[:6]).tolist(), strict=True))
+
+
+def with_ours(truth: Path, results: list[dict[str, Any]]) -> dict[str, float]:
+    """The same, by the embedded engine."""
+    dataset = CocoDetection(DatasetSource("made up", truth, truth.parent))
+    metrics = average_precision(dataset, results)
+    return {name: metrics[f"bbox/{name}"] for name in METRICS}
+
+
+def run(options: Options) -> list[Comparison]:
+    """A result of the size of COCO's val2017: 5,000 images with 100 detections each."""
+    images = 20 if options.quick else 5000
+    rng = np.random.default_rng(0)
+    content = make_truth(images, rng)
+    results = make_results(content, rng)
+    figures: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        truth = Path(folder) / "truth.json"
+        truth.write_text(json.dumps(content))
+
+        def theirs(watch: Stopwatch) -> None:
+            figures[PYCOCOTOOLS] = with_pycocotools(truth, results, watch)
+
+        def ours(watch: Stopwatch) -> None:
+            figures[OURS] = with_ours(truth, results)
+
+        samples = options.time(
+            {PYCOCOTOOLS: theirs, OURS: ours}, device=torch.device("cpu"), most_repeats=3
+        )
+    difference = max(abs(figures[OURS][name] - figures[PYCOCOTOOLS][name]) for name in METRICS)
+    if difference > 1e-4:
+        raise RuntimeError(f"the evaluations do not agree: {figures}")
+    return [
+        Comparison(
+            title=f"evaluation: {images} images with {DETECTIONS} detections each, {CLASSES} "
+            "classes, from the annotation file to the figures",
+            samples=samples,
+            baseline=PYCOCOTOOLS,
+            facts={name: {"AP": f"{figures[name]['AP']:.4f}"} for name in samples},
+            notes=[f"largest difference of the six figures (0…100): {difference:.1e}"],
+        )
+    ]

@@ -1,0 +1,94 @@
+"""Extra peak memory of a piece of work.
+
+On CUDA torch's allocator is asked. On the CPU the work is done in a fresh process, whose largest
+resident size Linux keeps (``VmHWM``); there the C library gives every block back at once, so that
+nothing is hidden in memory that earlier work has left behind.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MIB = 2**20
+_STATUS = Path("/proc/self/status")
+
+
+def peaks_mib(
+    maker: str, works: Sequence[dict[str, Any]], device: torch.device
+) -> list[float] | None:
+    """MiB that each piece of work takes at its peak beyond what was taken before it.
+
+    Args:
+        maker: ``"module:function"``; the function takes a work's keywords and ``device`` and
+            returns what does it once, its inputs already made.
+
+    Returns:
+        ``None`` where there is no way to tell: on CPUs of systems other than Linux.
+    """
+    if device.type == "cuda":
+        return [_cuda_peak(_find(maker)(**work, device=device)) for work in works]
+    if not _STATUS.exists():
+        return None
+    dev = Path(__file__).parents[1]
+    path = os.pathsep.join(filter(None, (str(dev), str(dev.parent), os.getenv("PYTHONPATH"))))
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.memory"],
+        input=json.dumps({"maker": maker, "works": works, "threads": torch.get_num_threads()}),
+        env={**os.environ, "PYTHONPATH": path, "MALLOC_MMAP_THRESHOLD_": "65536"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _find(maker: str) -> Callable[..., Callable[[], Any]]:
+    module, _, name = maker.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _cuda_peak(work: Callable[[], Any]) -> float:
+    work()  # the first run makes handles and workspaces that stay
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / MIB
+
+
+def _cpu_peak(work: Callable[[], Any]) -> float:
+    work()  # the first run starts threads and loads code that stays
+    before = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew from here
+    work()
+    return (_resident("VmHWM") - before) / MIB
+
+
+def _resident(name: str) -> int:
+    """Bytes that a line of /proc/self/status tells in KiB."""
+    lines = _STATUS.read_text().splitlines()
+    line = next(line for line in lines if line.startswith(f"{name}:"))
+    return 1024 * int(line.split()[1])
+
+
+def main() -> None:
+    """Read the works from standard input, write their peaks to standard output."""
+    asked = json.load(sys.stdin)
+    torch.set_num_threads(asked["threads"])
+    make = _find(asked["maker"])
+    device = torch.device("cpu")
+    print(json.dumps([_cpu_peak(make(**work, device=device)) for work in asked["works"]]))
+
+
+if __name__ == "__main__":
+    main()

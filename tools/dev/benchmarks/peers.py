@@ -1,0 +1,90 @@
+"""Whole detectors side by side: images in, detections out, NMS included where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from _shared.timing import Comparison, Run
+
+from benchmarks.detectors import PLAIN, make_images, onenet_settings
+from benchmarks.options import ONNX, Options
+from benchmarks.stock import Detector, detectron2_detectors, torchvision_detectors
+
+CANDIDATES = 1000
+
+
+def settings_of(detector: Detector, options: Options) -> dict[str, Detector]:
+    """A detector in the settings that OneNet is tried in, too."""
+    fused = detector.fused()
+    makers: dict[str, Callable[[], Detector]] = {
+        "eager": lambda: detector,
+        "fused": lambda: fused,
+        "bf16": fused.in_bfloat16,
+        "compiled": fused.compiled,
+        "compiled-bf16": lambda: fused.in_bfloat16().compiled(),
+    }
+    return {name: makers[name]() for name in options.settings if name in makers}
+
+
+def run(options: Options) -> list[Comparison]:
+    """All in every setting, then each in its fastest, with as much work for NMS as after training.
+
+    Batch 1.
+    """
+    images = make_images(1, options.size, options.device)
+    detectors = {**torchvision_detectors(options), **detectron2_detectors(options)}
+    if options.quick:
+        detectors = dict(list(detectors.items())[:1])
+    # Nobody's detector through ONNX Runtime, and no reference that is slow on purpose.
+    shared = replace(options, settings=tuple(s for s in options.settings if s != ONNX))
+    ours: dict[str, dict[str, Run]] = {}
+    for config in options.configs:
+        settings = onenet_settings(config, shared)
+        settings.pop(PLAIN, None)
+        ours[config.stem] = {n: partial(of, images) for n, of in settings.items()}
+    theirs = {name: settings_of(one, options) for name, one in detectors.items()}
+    empty = {name: one.make_up(images, 0) for name, one in detectors.items()}
+    full = {name: one.make_up(images, CANDIDATES) for name, one in detectors.items()}
+
+    def bind(name: str, setting: str, made_up: Any) -> Run:
+        return partial(theirs[name][setting].run, images, made_up)
+
+    runs = {f"{n}, {s}": run for n, settings in ours.items() for s, run in settings.items()}
+    for name, settings in theirs.items():
+        runs.update({f"{name}, {s}": bind(name, s, empty[name]) for s in settings})
+    height, width = options.size
+    title = f"1×3×{height}×{width}, 80 classes, best 100"
+    everything = Comparison(
+        title=f"peers in every setting, without a candidate for NMS: {title}",
+        samples=options.time(runs),
+        images=1,
+        notes=["fused: batch norms in the convolutions, channels_last; compiled: that, too."],
+    )
+
+    def fastest(name: str, settings: Iterable[str]) -> str:
+        return min(settings, key=lambda s: everything.seconds(f"{name}, {s}"))
+
+    best: dict[str, Run] = {}
+    for name, settings in ours.items():
+        setting = fastest(name, settings)
+        best[f"{name}, {setting}"] = settings[setting]
+    for name, settings in theirs.items():
+        setting = fastest(name, settings)
+        best[f"{name}, {setting}, no candidates"] = bind(name, setting, empty[name])
+        best[f"{name}, {setting}, {CANDIDATES}"] = bind(name, setting, full[name])
+    found = Comparison(
+        title=f"peers, each in its fastest setting: {title}",
+        samples=options.time(best),
+        images=1,
+        notes=[
+            "Weights are random, so the peers' class scores are exchanged for made-up ones: none "
+            f"above the threshold, their least work, or {CANDIDATES} an image. OneNet's top-k does "
+            "not depend on scores.",
+        ],
+    )
+    first = next(iter(best))
+    gains = {n: {f"time / {first}": found.seconds(n) / found.seconds(first)} for n in best}
+    return [everything, replace(found, facts=gains)]

@@ -1,0 +1,143 @@
+"""Tables for the terminal, JSON for programs, tables and charts for documents."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from _shared.machine import summary
+from _shared.timing import TOTAL, Comparison
+from tabulate import tabulate
+
+
+def table(comparison: Comparison) -> str:
+    """A comparison as a table: median ms, stages, images/s, factor over the baseline, facts."""
+    stages = comparison.stages
+    facts = {column: None for row in comparison.facts.values() for column in row}
+    headers = [comparison.axis or "", "ms", *stages]
+    headers += ["images/s"] * bool(comparison.images)
+    headers += [f"× {comparison.baseline}"] * bool(comparison.baseline)
+    rows = []
+    for name, samples in comparison.samples.items():
+        row: list[Any] = [name, _number(1000 * comparison.seconds(name))]
+        row += [
+            _number(1000 * comparison.seconds(name, stage)) if stage in samples else ""
+            for stage in stages
+        ]
+        if comparison.images:
+            row.append(_number(comparison.images / comparison.seconds(name)))
+        if comparison.baseline:
+            row.append(f"{comparison.speedup(name):.2f}")
+        given = comparison.facts.get(name, {})
+        row += [_number(given.get(column, "")) for column in facts]
+        rows.append(row)
+    text = tabulate(
+        rows,
+        [*headers, *facts],
+        tablefmt="pipe",
+        colalign=["left", *["right"] * (len(headers) + len(facts) - 1)],
+        disable_numparse=True,
+    )
+    return "\n".join([comparison.title, "", text, *(["", *comparison.notes])]).rstrip()
+
+
+def _number(value: Any) -> str:
+    """Three figures of a number, or all before the point; other values as they are."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def write(
+    output: Path, results: Mapping[str, Sequence[Comparison]], machine: Mapping[str, Any]
+) -> list[Path]:
+    """Write ``benchmark.json``, ``benchmark.md`` and a chart for each part; returns their paths."""
+    output.mkdir(parents=True, exist_ok=True)
+    parts = {part: [to_json(one) for one in given] for part, given in results.items()}
+    path = output / "benchmark.json"
+    path.write_text(json.dumps({"machine": machine, "parts": parts}, indent=1) + "\n")
+    tables = [
+        "\n\n".join([f"## {part}", *map(table, comparisons)])
+        for part, comparisons in results.items()
+    ]
+    text = "\n\n".join([f"`{machine['command']}`", summary(machine), *tables])
+    (output / "benchmark.md").write_text(text + "\n")
+    paths = [path, output / "benchmark.md"]
+    for part, comparisons in results.items():
+        if comparisons:
+            paths.append(output / f"{part}.png")
+            draw(comparisons, paths[-1])
+    return paths
+
+
+def to_json(comparison: Comparison) -> dict[str, Any]:
+    """All samples of a comparison, with the medians (s) and factors that the table shows."""
+    return {
+        **asdict(comparison),
+        "medians": {
+            name: {stage: comparison.seconds(name, stage) for stage in samples}
+            for name, samples in comparison.samples.items()
+        },
+        "speedups": {name: comparison.speedup(name) for name in comparison.samples}
+        if comparison.baseline
+        else {},
+    }
+
+
+def draw(comparisons: Sequence[Comparison], path: Path) -> None:
+    """Draw comparisons below each other: bars, split by stage, or a log-log curve."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    heights = [3.0 if one.axis else 1.0 + 0.35 * len(one.samples) for one in comparisons]
+    figure = Figure(figsize=(8, sum(heights) + 0.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(comparisons), squeeze=False, height_ratios=heights)
+    for axes, comparison in zip(grid[:, 0], comparisons, strict=True):
+        (_curve if comparison.axis else _bars)(axes, comparison)
+        axes.set_title(comparison.title, fontsize=9, loc="left")
+        axes.tick_params(labelsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def _bars(axes: Any, comparison: Comparison) -> None:
+    """Median times, split into the stages that a candidate has, with a dot for every sample."""
+    names = list(comparison.samples)
+    for place, name in enumerate(names):
+        samples = comparison.samples[name]
+        left = 0.0
+        for number, stage in enumerate(comparison.stages):
+            if stage in samples:
+                width = 1000 * comparison.seconds(name, stage)
+                axes.barh(place, width, left=left, color=f"C{number}", height=0.6)
+                left += width
+        rest = max(1000 * comparison.seconds(name) - left, 0.0)
+        axes.barh(place, rest, left=left, color="0.7", height=0.6)
+        axes.plot([1000 * s for s in samples[TOTAL]], [place] * len(samples[TOTAL]), "k.", ms=3)
+    for number, stage in enumerate(comparison.stages):
+        axes.barh(0, 0, color=f"C{number}", label=stage)
+    if comparison.stages:
+        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel("ms", fontsize=8)
+
+
+def _curve(axes: Any, comparison: Comparison) -> None:
+    """Times, and what other facts are numbers, against the candidates' values, on log axes."""
+    x = [float(name) for name in comparison.samples]
+    axes.loglog(x, [1000 * comparison.seconds(n) for n in comparison.samples], "o-", label="ms")
+    columns = {column: None for row in comparison.facts.values() for column in row}
+    for column in columns:
+        points = [
+            (float(name), row[column])
+            for name, row in comparison.facts.items()
+            if isinstance(row.get(column), float) and row[column] > 0
+        ]
+        axes.loglog(*zip(*points, strict=True), "s--", label=column) if points else None
+    axes.set_xlabel(comparison.axis, fontsize=8)
+    axes.legend(fontsize=7)
+    axes.grid(which="both", alpha=0.3)

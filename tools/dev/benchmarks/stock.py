@@ -1,0 +1,230 @@
+"""Other libraries' detectors, as they build them, with random weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from _shared.timing import Stopwatch, stages_of
+from torch import Tensor, nn
+from torchvision.models import detection as tv
+
+from benchmarks.networks import fold_torchvision, settle_norms, weights_to_bfloat16
+from benchmarks.options import Options
+
+CLASSES, DETECTIONS = 80, 100
+# Far from every score threshold: certainly nothing, certainly background.
+_LOW, _BACKGROUND = -20.0, 20.0
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A detector whose stages can be timed.
+
+    What it finds in noise with random weights says nothing of the work that NMS has after training,
+    so the head's outputs, once computed, are exchanged for made-up ones of as many candidates as
+    one likes: the network's time is that of the network, the post-process' that of the candidates.
+
+    Attributes:
+        model: the whole.
+        prepare: uint8 images (3, H, W) to the model's argument.
+        backbone: module of the model, ends the stages "preprocess" and "backbone".
+        head: likewise, ends the stage "head"; what comes after it is post-process.
+        exchange: the head's output to one of this many candidates an image.
+        amp: whether it runs under autocast to bfloat16.
+    """
+
+    model: nn.Module
+    prepare: Callable[[Sequence[Tensor]], Any]
+    backbone: nn.Module
+    head: nn.Module
+    exchange: Callable[[Any, int], Any]
+    amp: bool = False
+
+    @torch.inference_mode()
+    def run(self, images: Sequence[Tensor], made_up: Any, watch: Stopwatch) -> Any:
+        """Detect; ``made_up`` (:meth:`make_up`) is what the head's output is exchanged for."""
+        with ExitStack() as stack:
+            ends = {"backbone": self.backbone, "head": self.head}
+            stack.enter_context(stages_of(watch, before={"preprocess": self.backbone}, after=ends))
+            hook = self.head.register_forward_hook(lambda *given: _fit(made_up, given[-1]))
+            stack.callback(hook.remove)
+            device = images[0].device.type
+            stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=self.amp))
+            found = self.model(self.prepare(images))
+        watch("post-process")
+        return found
+
+    @torch.inference_mode()
+    def make_up(self, images: Sequence[Tensor], candidates: int) -> Any:
+        """A head's output for these images with so many candidates in each."""
+        outputs = []
+        hook = self.head.register_forward_hook(lambda _, __, output: outputs.append(output))
+        self.model(self.prepare(images))
+        hook.remove()
+        return self.exchange(outputs[0], candidates)
+
+    def fused(self) -> Detector:
+        """A copy for inference: batch norms in the convolutions, ``channels_last``."""
+        twin = self._copy()
+        fold_torchvision(twin.model)
+        twin.model.to(memory_format=torch.channels_last)
+        return twin
+
+    def in_bfloat16(self) -> Detector:
+        """A copy in bfloat16 where autocast thinks that fit, its weights converted once."""
+        twin = replace(self._copy(), amp=True)
+        weights_to_bfloat16(twin.model)
+        return twin
+
+    def compiled(self) -> Detector:
+        """A copy with backbone and head compiled for one size of input, as CUDA graphs on CUDA."""
+        twin = self._copy()
+        on_cuda = next(twin.model.parameters()).is_cuda
+        mode = "reduce-overhead" if on_cuda else None
+        for module in (twin.backbone, twin.head):
+            module.forward = torch.compile(module.forward, dynamic=False, mode=mode)
+        return twin
+
+    def _copy(self) -> Detector:
+        # One memo, so that backbone and head are those of the copied model.
+        memo: dict[int, Any] = {}
+        parts = {n: copy.deepcopy(getattr(self, n), memo) for n in ("model", "backbone", "head")}
+        return replace(self, **parts)
+
+
+def torchvision_detectors(options: Options) -> dict[str, Detector]:
+    """RetinaNet, FCOS and Faster R-CNN on ResNet-50-FPN, and SSD300 on VGG-16.
+
+    They take the images in the size they come in, but for SSD300, which makes 300×300 of them.
+    """
+    random = {"weights": None, "weights_backbone": None}
+    most = {"detections_per_img": DETECTIONS}
+    retinanet = tv.retinanet_resnet50_fpn(num_classes=CLASSES, **most, **random)
+    fcos = tv.fcos_resnet50_fpn(num_classes=CLASSES, **most, **random)
+    ssd = tv.ssd300_vgg16(num_classes=CLASSES + 1, **most, **random)
+    faster = tv.fasterrcnn_resnet50_fpn(
+        num_classes=CLASSES + 1, box_detections_per_img=DETECTIONS, **random
+    )
+    for model in (retinanet, fcos, faster):
+        model.transform.resize = _keep_size
+        noise = torch.randn(1, 3, *options.size)
+        settle_norms(model.backbone, partial(model.backbone, noise))
+    detectors = {
+        "RetinaNet R50-FPN": (retinanet, retinanet.head, _dict_of(0.0)),
+        "FCOS R50-FPN": (fcos, fcos.head, _dict_of(2.0)),
+        "Faster R-CNN R50-FPN": (faster, faster.roi_heads.box_predictor, _faster_rcnn),
+        "SSD300 VGG-16": (ssd, ssd.head, _dict_of(0.0, background=True)),
+    }
+    return {
+        f"torchvision {name}": Detector(
+            model.to(options.device).eval(), _to_torchvision, model.backbone, head, exchange
+        )
+        for name, (model, head, exchange) in detectors.items()
+    }
+
+
+def detectron2_detectors(options: Options) -> dict[str, Detector]:
+    """RetinaNet and FCOS on ResNet-50-FPN, or nothing where Detectron2 is not installed."""
+    try:
+        from detectron2.config import instantiate
+        from detectron2.model_zoo import get_config
+    except ImportError:
+        return {}
+    detectors = {}
+    for name, boxes in (("RetinaNet", 0.0), ("FCOS", 2.0)):
+        config = get_config(f"COCO-Detection/{name.lower()}_R_50_FPN_1x.py")
+        model = instantiate(config.model).to(options.device).eval()
+        detectors[f"Detectron2 {name} R50-FPN"] = Detector(
+            model, _to_detectron2, model.backbone, model.head, _levels_of(boxes)
+        )
+    return detectors
+
+
+def _fit(made_up: Any, output: Any) -> Any:
+    """As many rows as the head has made: Faster R-CNN's proposals depend on rounding."""
+    if isinstance(output, tuple):
+        return tuple(made[: len(real)] for made, real in zip(made_up, output, strict=True))
+    return made_up
+
+
+def _keep_size(image: Tensor, target: Any) -> tuple[Tensor, Any]:
+    return image, target
+
+
+def _to_torchvision(images: Sequence[Tensor]) -> list[Tensor]:
+    return [image.float() / 255 for image in images]
+
+
+def _to_detectron2(images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+    return [{"image": image} for image in images]
+
+
+def with_candidates(logits: Sequence[Tensor], count: int) -> list[Tensor]:
+    """Logits under every threshold but for ``count`` entries of each image, at random over all.
+
+    Args:
+        logits: of each level (B, …); gives shapes and devices.
+    """
+    generator = torch.Generator().manual_seed(0)
+    sizes = [level[0].numel() for level in logits]
+    rows = []
+    for _ in range(len(logits[0])):
+        row = torch.full((sum(sizes),), _LOW)
+        chosen = torch.randperm(len(row), generator=generator)[:count]
+        row[chosen] = torch.rand(len(chosen), generator=generator) * 4 - 2
+        rows.append(row)
+    made = torch.stack(rows).split(sizes, dim=1)
+    return [m.reshape(like.shape).to(like.device) for m, like in zip(made, logits, strict=True)]
+
+
+def with_background(logits: Tensor, count: int) -> Tensor:
+    """The same for logits (B, N, 1 + K) of a softmax with the background in front."""
+    classes = with_candidates([logits[..., 1:]], count)[0]
+    chosen = classes > _LOW
+    # Certain background but where a class is sure of itself.
+    classes = torch.where(chosen, classes + _BACKGROUND, classes)
+    background = torch.where(chosen.any(dim=-1, keepdim=True), _LOW, _BACKGROUND)
+    return torch.cat((background, classes), dim=-1)
+
+
+def _dict_of(boxes: float, background: bool = False) -> Callable[[dict[str, Tensor], int], Any]:
+    """Exchanges what torchvision's dense heads return; ``boxes`` are all their regressions."""
+
+    def exchange(output: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+        logits = output["cls_logits"].float()
+        made = {name: torch.full_like(value.float(), boxes) for name, value in output.items()}
+        made["cls_logits"] = (
+            with_background(logits, count) if background else with_candidates([logits], count)[0]
+        )
+        if "bbox_ctrness" in output:
+            made["bbox_ctrness"].fill_(-_LOW)
+        return made
+
+    return exchange
+
+
+def _faster_rcnn(output: tuple[Tensor, Tensor], count: int) -> tuple[Tensor, Tensor]:
+    logits, deltas = output
+    # All proposals as if they were of one image, and some to spare, of nothing but background.
+    made = torch.cat((with_background(logits[None], count), with_background(logits[None], 0)), 1)
+    return made[0], deltas.new_zeros(2 * len(deltas), deltas.shape[1], dtype=torch.float32)
+
+
+def _levels_of(boxes: float) -> Callable[[Sequence[Any], int], Any]:
+    """Exchanges what Detectron2's heads return: lists over levels."""
+
+    def exchange(output: Sequence[list[Tensor]], count: int) -> list[list[Tensor]]:
+        logits, deltas, *centerness = output
+        return [
+            with_candidates(logits, count),
+            [torch.full_like(level, boxes) for level in deltas],
+            *[[torch.full_like(level, -_LOW) for level in levels] for levels in centerness],
+        ]
+
+    return exchange

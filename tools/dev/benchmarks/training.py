@@ -1,0 +1,75 @@
+"""One training step and its parts: float32 as models come against what is recommended."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from _shared.timing import Comparison, Run, Stopwatch, stages_of
+
+from benchmarks.criterion import make_targets
+from benchmarks.detectors import make_images
+from benchmarks.options import Options
+from onenet.detector import memory_format
+from onenet.lightning.build import build_detector
+from onenet.lightning.config import load_cfg
+from onenet.training.optim import build_optimizer
+
+OBJECTS = 8
+# Values of SOLVER.AMP.ENABLED, which brings channels_last with it.
+SETTINGS = {"float32": False, "bfloat16, channels_last": True}
+
+
+def make_step(config: Path, amp: bool, options: Options) -> Run:
+    """What trains a config's model, from random weights on, by one step on noise."""
+    opts = ["MODEL.DEVICE", str(options.device), "MODEL.WEIGHTS", "", "SOLVER.AMP.ENABLED", amp]
+    cfg = load_cfg(config, opts)
+    torch.manual_seed(0)
+    model = build_detector(cfg).train()
+    autocast = partial(torch.autocast, options.device.type, torch.bfloat16, enabled=amp)
+    with autocast():  # as the trainer does, since the memory format depends on it
+        model.to(options.device, memory_format=memory_format(options.device))
+    optimizer = build_optimizer(cfg, model, fused=True)
+    count, classes = options.train_batch, cfg.MODEL.OneNet.NUM_CLASSES
+    images = make_images(count, options.size, options.device)
+    targets = make_targets(count, options.size, classes, OBJECTS, options.device)
+    criterion = model.criterion
+
+    def step(watch: Stopwatch) -> None:
+        ends = {"matching": criterion.matcher, "losses": criterion}
+        with (
+            stages_of(watch, before={"forward": criterion}, after=ends),
+            autocast(),
+        ):
+            losses = model(images, targets)
+        optimizer.zero_grad(set_to_none=True)
+        sum(losses.values()).backward()
+        watch("backward")
+        optimizer.step()
+        watch("optimiser")
+
+    return step
+
+
+def run(options: Options) -> list[Comparison]:
+    """Every config; images already on the device."""
+    return [_compare(config, options) for config in options.configs]
+
+
+def _compare(config: Path, options: Options) -> Comparison:
+    samples = options.time({n: make_step(config, amp, options) for n, amp in SETTINGS.items()})
+    size = "×".join(map(str, (options.train_batch, 3, *options.size)))
+    found = Comparison(
+        title=f"training step of {config.stem} at {size}, {OBJECTS} objects each, {options.device}",
+        samples=samples,
+        baseline=next(iter(SETTINGS)),
+        images=options.train_batch,
+        notes=["criterion: share of matching and losses, without their part of backward."],
+    )
+    shares = {}
+    for name in samples:
+        spent = found.seconds(name, "matching") + found.seconds(name, "losses")
+        shares[name] = {"criterion": f"{spent / found.seconds(name):.1%}"}
+    return replace(found, facts=shares)
