@@ -18,17 +18,17 @@ from onenet.assignment.costs import PredefinedAnchor, PredefinedPoint, Predicted
 from onenet.backbones.resnet import Shape
 from onenet.config.build import model_options
 from onenet.config.registries import HEAD_REGISTRY, MATCHER_REGISTRY
-from onenet.detector import memory_format
-from onenet.heads.deconv import CenterNetHead
+from onenet.heads.deconv import DeconvHead
 from onenet.heads.fcos import FCOSHead
 from onenet.heads.retinanet import RetinaNetHead
 from onenet.lightning.build import build_detector
 from onenet.lightning.config import load_cfg
+from onenet.ops.memory_format import memory_format
 
 R18, FCOS, RETINANET = (
     CONFIGS / f"onenet.{name}.yaml" for name in ("res18.dcn", "fcos.res50", "retinanet.res50")
 )
-HEADS = {R18: CenterNetHead, FCOS: FCOSHead, RETINANET: RetinaNetHead}
+HEADS = {R18: DeconvHead, FCOS: FCOSHead, RETINANET: RetinaNetHead}
 PLAIN = {f"res{i + 2}": Shape(64 * 2**i, 4 * 2**i) for i in range(4)}
 PYRAMID = {f"p{i}": Shape(256, 2**i) for i in range(3, 8)}
 

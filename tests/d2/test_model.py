@@ -33,6 +33,7 @@ from onenet.checkpoints.files import save_checkpoint
 from onenet.checkpoints.weights import load_weights
 from onenet.d2 import HEAD_REGISTRY, MATCHER_REGISTRY, OneNet, OneNetDatasetMapper
 from onenet.d2.config import get_cfg, load_cfg
+from onenet.inference.optimize import prepare
 from onenet.inference.postprocess import to_image
 
 KEYS = json.loads((FOLDER / "checkpoint_keys.json").read_text())
@@ -140,7 +141,7 @@ def test_a_fused_model_predicts_the_same(shapes, name, norm):
     images = pictures(shapes)
     with torch.no_grad():
         expected = model.predict(images)
-        assert not [m for m in model.fuse().modules() if hasattr(m, "running_var")]
+        assert not [m for m in prepare(model).modules() if hasattr(m, "running_var")]
         found = model.predict(images)
     torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found.boxes, expected.boxes, rtol=1e-5, atol=1e-2)

@@ -16,6 +16,7 @@ from onenet.checkpoints.files import CheckpointError
 from onenet.checkpoints.weights import load_weights
 from onenet.config.build import build_head
 from onenet.heads.deconv import PairConv
+from onenet.inference.optimize import prepare
 from onenet.inference.postprocess import best_detections
 from onenet.lightning.build import build_detector
 from onenet.lightning.config import ConfigError, load_cfg
@@ -48,7 +49,7 @@ def test_the_stages_are_the_papers():
     head = centernet(num_stages=3)
     maps = maps_for(head)
     neck = previous = head.deconv(maps)
-    stages = head.stages(maps)
+    stages = list(head.outputs(maps).values())
     assert len(stages) == 3
     for number, found in enumerate(stages, start=1):
         conv = getattr(head, f"feat{number}")
@@ -74,7 +75,7 @@ def test_inference_runs_the_stages_that_it_needs(count):
         conv.register_forward_hook(lambda *_, number=number: ran.append(number))
     found = head(maps)
     assert ran == list(range(1, count + 1))
-    expected = head.stages(maps)[count - 1]
+    expected = list(head.outputs(maps).values())[count - 1]
     assert torch.equal(found.logits, expected.logits) and torch.equal(found.boxes, expected.boxes)
 
 
@@ -82,7 +83,7 @@ def test_one_stage_sees_the_map_once():
     head = centernet(num_stages=1)
     assert type(head.feat1) is nn.Conv2d and head.feat1.weight.shape == (4, 4, 3, 3)
     maps = maps_for(head)
-    (only,) = head.stages(maps)
+    (only,) = head.outputs(maps).values()
     assert torch.equal(only.logits, head(maps).logits)
 
 
@@ -95,7 +96,7 @@ def test_every_stage_is_matched_and_adds_its_losses():
     tiny.load_state_dict(statistics)
     assert list(losses) == [*NAMES, *(f"{n}_2" for n in NAMES), *(f"{n}_3" for n in NAMES)]
     maps = tiny.backbone(tiny.batch(images))
-    stages = tiny.head.stages([maps[name] for name in tiny.in_features])
+    stages = list(tiny.head.outputs([maps[name] for name in tiny.in_features]).values())
     for ending, predictions in zip(("", "_2", "_3"), stages, strict=True):
         for name, loss in tiny.criterion(predictions, goals).items():
             close(losses[name + ending], loss)
@@ -120,10 +121,10 @@ def test_fused_and_bfloat16_stages_are_those_of_training():
     images = [image(32, 40)]
     with torch.no_grad():
         expected = tiny.predict(images)
-        fused = tiny.prepare_inference().predict(images)
+        fused = prepare(tiny).predict(images)
         close(fused.logits, expected.logits, rtol=1e-4, atol=1e-5)
         close(fused.boxes, expected.boxes, rtol=1e-4, atol=1e-3)
-        half = tiny.prepare_inference(precision="bfloat16").predict(images)
+        half = prepare(tiny, precision="bfloat16").predict(images)
     assert half.logits.dtype == torch.bfloat16 and half.boxes.dtype == torch.float32
     assert (half.logits - expected.logits).norm() < 0.02 * expected.logits.norm()
 
@@ -186,7 +187,9 @@ def test_a_training_and_its_checkpoint(shapes, tmp_path):
         with torch.no_grad():
             found.append(tuned([pixels])[0])
             maps = tuned.backbone(tuned.batch([pixels]))
-            stage = tuned.head.stages([maps[name] for name in tuned.in_features])[int(count) - 1]
+            stage = list(tuned.head.outputs([maps[name] for name in tuned.in_features]).values())[
+                int(count) - 1
+            ]
             boxes, scores, _ = best_detections(stage, tuned.max_detections)
         close(found[-1].scores, scores[0])
         close(found[-1].boxes, boxes[0])

@@ -12,7 +12,7 @@ from torch import Tensor
 from helpers.project import ROOT
 from onenet import Predictions, Targets
 from onenet.heads.base import Head
-from onenet.heads.deconv import CenterNetHead
+from onenet.heads.deconv import DeconvHead
 from onenet.heads.fcos import FCOSHead
 from onenet.heads.retinanet import RetinaNetHead
 
@@ -63,7 +63,7 @@ def head(name: str, arrays: dict[str, Tensor]) -> Head:
     num_classes = arrays["logits"].shape[1]
     if name.startswith("centernet"):
         stages = [weights[f"deconv.lateral_conv{i}.weight"].shape[0] for i in (1, 2, 3)]
-        built = CenterNetHead(
+        built = DeconvHead(
             in_channels=[x.shape[1] for x in inputs],
             stride=4,
             num_classes=num_classes,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from onenet.heads.base import Head
-from onenet.heads.deconv import CenterNetHead
+from onenet.heads.deconv import DeconvHead
 from onenet.heads.fcos import FCOSHead
 from onenet.heads.retinanet import RetinaNetHead
 
@@ -15,7 +15,7 @@ STRIDES = (8, 16)
 SIZES = [[16, 20], [32, 40]]
 
 
-def centernet(**changes) -> CenterNetHead:
+def centernet(**changes) -> DeconvHead:
     settings = {
         "in_channels": [4, 6, 8, 10],
         "stride": 4,
@@ -23,7 +23,7 @@ def centernet(**changes) -> CenterNetHead:
         "deconv_channels": [10, 8, 6, 4],
         "dcn": False,
     }
-    return CenterNetHead(**(settings | changes)).eval()
+    return DeconvHead(**(settings | changes)).eval()
 
 
 def fcos(**changes) -> FCOSHead:
@@ -40,7 +40,7 @@ def retinanet(**changes) -> RetinaNetHead:
 def maps_for(head: Head, batch: int = 2) -> list[torch.Tensor]:
     """Maps of images 64 wide and 32 high."""
     generator = torch.Generator().manual_seed(0)
-    if isinstance(head, CenterNetHead):
+    if isinstance(head, DeconvHead):
         sizes = [(c, s) for c, s in zip([4, 6, 8, 10], [4, 8, 16, 32], strict=True)]
     else:
         sizes = [(5, stride) for stride in STRIDES]

@@ -7,7 +7,7 @@ from torch import nn
 
 from onenet import Criterion, MinCostMatcher, OneNet, Targets
 from onenet.assignment.costs import PredictedLocation
-from onenet.heads.deconv import CenterNetHead
+from onenet.heads.deconv import DeconvHead
 
 MEAN, STD = (10.0, 20.0, 30.0), (1.0, 2.0, 4.0)
 
@@ -26,7 +26,7 @@ class Backbone(nn.Module):
 
 def model(**changes) -> OneNet:
     torch.manual_seed(0)
-    head = CenterNetHead(
+    head = DeconvHead(
         in_channels=[4] * 4, stride=4, num_classes=2, deconv_channels=[4] * 4, dcn=False
     )
     # Boxes of some size, so that all sides train.

@@ -11,6 +11,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from onenet.heads.deconv import DCNDeconvLayer, DeconvLayer
 from onenet.inference.fuse import fold_batch_norms
+from onenet.inference.optimize import prepare
 from onenet.lightning.build import build_detector
 from onenet.lightning.config import load_cfg
 
@@ -199,7 +200,7 @@ def test_whole_models_keep_their_predictions(name):
     batch = torch.randn(1, 3, 64, 96, dtype=torch.float64)
     with torch.no_grad():
         assert norms(model) > 10
-        expected, found = model.network(batch), model.fuse().network(batch)
+        expected, found = model.network(batch), prepare(model).network(batch)
         assert norms(model) == 0
     close(found.logits, expected.logits, rtol=1e-9, atol=1e-9)
     close(found.boxes, expected.boxes, rtol=1e-6, atol=1e-4)  # float32

@@ -14,7 +14,8 @@ from torch import nn
 from onenet import Predictions
 from onenet.checkpoints.files import CheckpointError
 from onenet.checkpoints.weights import load_weights
-from onenet.heads.deconv import CenterNetHead
+from onenet.heads.deconv import DeconvHead
+from onenet.inference.optimize import prepare
 from onenet.inference.postprocess import best_detections, top_k
 
 close = torch.testing.assert_close
@@ -36,7 +37,7 @@ class Normed(nn.Module):
 
 def detector(dcn: bool = False):
     torch.manual_seed(0)
-    head = CenterNetHead(
+    head = DeconvHead(
         in_channels=[4] * 4, stride=4, num_classes=2, deconv_channels=[4] * 4, dcn=dcn
     )
     with torch.no_grad():
@@ -63,7 +64,7 @@ def assert_alike(found, expected, px, score):
 @pytest.mark.parametrize("dcn", [False, True])
 def test_a_fused_model_detects_the_same(dcn):
     plain = detector(dcn)
-    fused = copy.deepcopy(plain).fuse()
+    fused = prepare(copy.deepcopy(plain))
     assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
     assert not any(p.requires_grad for p in fused.parameters())
     assert_alike(detections(fused), detections(plain), px=1e-3, score=1e-5)
@@ -73,7 +74,7 @@ def test_a_fused_model_detects_the_same(dcn):
 @pytest.mark.parametrize("dcn", [False, True])
 def test_bfloat16_detects_nearly_the_same(dcn, fuse):
     plain = detector(dcn)
-    half = copy.deepcopy(plain).prepare_inference(fuse=fuse, precision="bfloat16")
+    half = prepare(copy.deepcopy(plain), fuse=fuse, precision="bfloat16")
     assert half.head.feat1.weight.dtype == torch.bfloat16
     assert half.head.ltrb_pred.weight.dtype == torch.float32
     assert_alike(detections(half), detections(plain), px=1.0, score=0.03)
@@ -86,7 +87,7 @@ def test_bfloat16_detects_nearly_the_same(dcn, fuse):
 
 
 def test_training_mode_is_left():
-    prepared = detector().train().prepare_inference()
+    prepared = prepare(detector().train())
     assert not any(m.training for m in prepared.modules())
     prepared.train(False)
     prepared.eval()
@@ -97,7 +98,7 @@ def test_a_prepared_model_neither_trains_nor_becomes_a_checkpoint(tmp_path, opti
     path = tmp_path / "model.pth"
     prepared = detector()
     torch.save({"model": prepared.state_dict()}, path)
-    prepared.prepare_inference(**options)
+    prepare(prepared, **options)
     with pytest.raises(RuntimeError, match="prepared for inference and cannot train"):
         prepared.train()
     with pytest.raises(RuntimeError, match="not those of a checkpoint"):
@@ -109,7 +110,7 @@ def test_a_prepared_model_neither_trains_nor_becomes_a_checkpoint(tmp_path, opti
 
 
 def test_a_fused_models_weights_do_not_load_as_a_checkpoint(tmp_path):
-    state = nn.ModuleDict({"x": detector().fuse()}).state_dict()
+    state = nn.ModuleDict({"x": prepare(detector())}).state_dict()
     torch.save({k.removeprefix("x."): v for k, v in state.items()}, tmp_path / "model.pth")
     with pytest.raises(CheckpointError, match="does not fit the model"):
         load_weights(detector(), str(tmp_path / "model.pth"))
@@ -118,7 +119,7 @@ def test_a_fused_models_weights_do_not_load_as_a_checkpoint(tmp_path):
 def test_nothing_asked_for_nothing_done():
     given = detector()
     before = {name: value.clone() for name, value in given.state_dict().items()}
-    given.prepare_inference(fuse=False)
+    prepare(given, fuse=False)
     given.train()
     for name, value in given.state_dict().items():
         assert torch.equal(value, before[name])
@@ -134,7 +135,7 @@ def test_nothing_asked_for_nothing_done():
 def test_a_precision_that_cannot_be_is_refused(precision, message):
     given = detector()
     with pytest.raises(ValueError, match=message):
-        given.prepare_inference(precision=precision)
+        prepare(given, precision=precision)
     given.train()  # it is as it was
 
 
@@ -147,10 +148,10 @@ def test_a_compiled_model_is_one_graph_for_each_shape(monkeypatch):
         return graph.forward
 
     plain = detector()
-    expected = detections(copy.deepcopy(plain).prepare_inference(precision="bfloat16"), IMAGES[:1])
+    expected = detections(prepare(copy.deepcopy(plain), precision="bfloat16"), IMAGES[:1])
     whole = partial(torch.compile, backend=backend, fullgraph=True)
     monkeypatch.setattr(torch, "compile", lambda find, mode, dynamic: whole(find, dynamic=dynamic))
-    plain.prepare_inference(precision="bfloat16", compile=True)
+    prepare(plain, precision="bfloat16", compile=True)
     torch._dynamo.reset()
     for _ in range(2):
         found = detections(plain, IMAGES[:1])
@@ -170,7 +171,7 @@ def test_ten_sizes_are_compiled_in_one_process(monkeypatch):
     torch._dynamo.reset()
     whole = partial(torch.compile, backend=backend)
     monkeypatch.setattr(torch, "compile", lambda find, mode, dynamic: whole(find, dynamic=dynamic))
-    model = detector().prepare_inference(compile=True)
+    model = prepare(detector(), compile=True)
     for number in range(10):
         model([torch.zeros(3, 32, 32 * (number + 1), dtype=torch.uint8)])
     assert len(graphs) == 10
@@ -187,15 +188,15 @@ def test_what_comes_out_of_a_compiled_model_stays(monkeypatch):
         return static
 
     monkeypatch.setattr(torch, "compile", lambda find, **_: run)
-    compiled = detector().prepare_inference(compile=True)
+    compiled = prepare(detector(), compile=True)
     first, second = compiled([IMAGES[0]])[0], compiled([IMAGES[0]])[0]
     assert first.scores.tolist() == [1.0] * 5 and second.scores.tolist() == [2.0] * 5
 
 
 def test_one_line_of_the_log_says_what_is_on(caplog):
     with caplog.at_level(logging.INFO, "onenet"):
-        detector().prepare_inference(precision="bfloat16")
-        detector().prepare_inference(fuse=False)
+        prepare(detector(), precision="bfloat16")
+        prepare(detector(), fuse=False)
     assert [r.getMessage() for r in caplog.records] == [
         "Inference on cpu: batch norms folded, channels_last, bfloat16",
         "Inference on cpu: as in training, float32",
@@ -204,7 +205,7 @@ def test_one_line_of_the_log_says_what_is_on(caplog):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_logits_are_those_of_the_head_without_a_copy(precision):
-    given = detector().prepare_inference(precision=precision)
+    given = prepare(detector(), precision=precision)
     seen = []
     given.head.cls_score.register_forward_hook(lambda _, __, maps: seen.append(maps))
     with torch.inference_mode():

@@ -31,7 +31,7 @@ import torch
 
 from onenet.cli import run_program
 from onenet.errors import OneNetError
-from onenet.inference.compilation import allow_many_sizes
+from onenet.inference.optimize import allow_many_sizes
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # tools/
 

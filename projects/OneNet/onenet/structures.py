@@ -1,7 +1,8 @@
-"""What the parts of OneNet hand to each other.
+"""The data that the parts of OneNet exchange.
 
 Boxes are absolute ``(x1, y1, x2, y2)`` in pixels of the resized, unpadded input image.
-Letters: B images, N samples (grid points or anchors), M targets of one image, K classes.
+Letters: B images, N samples (grid points or anchors), M targets of one image, T targets of the
+whole batch, K classes.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a head predicts for a batch. Every head returns this.
+    """The predictions of a head for a batch; every head returns this.
 
     Attributes:
-        logits: (B, N, K) class scores before the sigmoid; float32, or in inference of the
-            network's precision.
+        logits: (B, N, K) class scores before the sigmoid; float32 in training, in the network's
+            precision at inference.
         boxes: (B, N, 4) float32 xyxy px, decoded.
         samples: (N, 4) float32 xyxy px: the anchor, or the grid point twice.
-        levels: (N,) int64, the feature level that each sample comes from, 0 the finest.
+        levels: (N,) int64, the feature level of each sample; 0 is the finest.
     """
 
     logits: Tensor
@@ -33,7 +34,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Targets:
-    """Ground truth of one image; no objects (M = 0) is ordinary.
+    """Ground truth of one image; an image without objects (M = 0) is ordinary.
 
     Attributes:
         boxes: (M, 4) float32 xyxy px.
@@ -41,7 +42,7 @@ class Targets:
         image_size: (H, W) px of the resized, unpadded image.
 
     Raises:
-        ValueError: shapes that do not belong together.
+        ValueError: the shapes do not fit together.
     """
 
     boxes: Tensor
@@ -71,27 +72,27 @@ class Targets:
 
 @dataclass(frozen=True)
 class TargetBatch:
-    """Ground truth of a batch: the targets of all images, one image behind the other.
+    """Ground truth of a batch: the targets of all images in one row, ordered by image.
 
     Attributes:
         boxes: (T, 4) float32 xyxy px.
         labels: (T,) int64 in [0, K).
         image: (T,) int64, the image that each target belongs to.
         scales: (T, 4) float32, (W, H, W, H) px of that image.
-        counts: (B,) int64, targets of each image.
+        counts: (B,) int64, the number of targets of each image; ``None`` for a part of a batch.
     """
 
     boxes: Tensor
     labels: Tensor
     image: Tensor
     scales: Tensor
-    counts: Tensor
+    counts: Tensor | None
 
     @classmethod
     def of(cls, targets: Sequence[Targets] | TargetBatch, device: torch.device) -> TargetBatch:
-        """The targets of B images on ``device``, brought there without waiting for it.
+        """The targets of B images on ``device``; the host does not wait for the copy.
 
-        A batch that is made already is handed back as it is.
+        A ``TargetBatch`` is returned as it is.
         """
         if isinstance(targets, TargetBatch):
             return targets
@@ -105,29 +106,28 @@ class TargetBatch:
 
     @property
     def starts(self) -> Tensor:
-        """(B,) int64, where each image's targets begin."""
+        """(B,) int64, where each image's targets begin; not for a part of a batch."""
         return self.counts.cumsum(dim=0) - self.counts
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, part: slice) -> TargetBatch:
-        """Some of the targets; ``counts`` and ``starts`` stay those of the whole batch."""
-        return replace(
-            self,
-            boxes=self.boxes[part],
-            labels=self.labels[part],
-            image=self.image[part],
-            scales=self.scales[part],
-        )
+        """A part of the targets, without ``counts``."""
+        rows = (self.boxes, self.labels, self.image, self.scales)
+        return TargetBatch(*(tensor[part] for tensor in rows), counts=None)
 
 
 @dataclass(frozen=True)
 class Matches:
     """Positive samples of a batch: entry i pairs a sample with a target of the same image.
 
+    Minimum cost gives every target a sample: P = T. Hungarian matching gives min(M, N) pairs in
+    each image, fewer than its targets where M > N.
+
     Attributes:
-        image, sample, target: (T,) int64 indices of equal length, ordered by image, then target.
+        image, sample, target: (P,) int64 indices, ordered by image, then target; ``target``
+            counts within the image.
     """
 
     image: Tensor
@@ -140,7 +140,7 @@ class Matches:
 
 @dataclass(frozen=True)
 class Detections:
-    """What is found in one image, best score first.
+    """The detections in one image, best score first.
 
     Attributes:
         boxes: (n, 4) float32 xyxy px.

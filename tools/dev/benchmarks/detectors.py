@@ -20,6 +20,7 @@ from benchmarks.options import ONNX, PROVIDERS, Options
 from onenet.deploy.export import Deployed, to_onnx
 from onenet.deploy.runtime import IMAGES, OUTPUTS, SIZES, ModelInfo, open_session, pad_images
 from onenet.detector import OneNet
+from onenet.inference.optimize import prepare
 from onenet.inference.postprocess import per_image
 from onenet.lightning.build import build_detector
 from onenet.lightning.config import load_cfg
@@ -29,7 +30,7 @@ from onenet.structures import Detections
 # Detects in uint8 images (3, H, W) of one size.
 Detect = Callable[[Sequence[Tensor], Stopwatch], list[Detections]]
 PLAIN = "torchvision's DCN"
-# Arguments of OneNet.prepare_inference(); without any, a model is used as it was trained.
+# Arguments of onenet.inference.optimize.prepare(); without any, a model is used as it was trained.
 PREPARED: dict[str, dict[str, Any] | None] = {
     "eager": None,
     "fused": {},
@@ -80,7 +81,7 @@ def onenet_settings(config: Path, options: Options) -> dict[str, Detect]:
             continue
         twin, arguments = copy.deepcopy(model), PREPARED[name]
         if arguments is not None:
-            twin.prepare_inference(**arguments)
+            prepare(twin, **arguments)
         compiled = bool(arguments) and "compile" in arguments
         settings[name] = partial(detect_at_once if compiled else detect_in_stages, twin)
     return settings

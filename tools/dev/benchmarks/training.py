@@ -12,9 +12,9 @@ from _shared.timing import Comparison, Run, Stopwatch, stages_of
 from benchmarks.criterion import make_targets
 from benchmarks.detectors import make_images
 from benchmarks.options import Options
-from onenet.detector import memory_format
 from onenet.lightning.build import build_detector
 from onenet.lightning.config import load_cfg
+from onenet.ops.memory_format import memory_format
 from onenet.training.optim import build_optimizer
 
 OBJECTS = 8

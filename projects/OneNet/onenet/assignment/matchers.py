@@ -1,4 +1,4 @@
-"""Assignment of samples to targets: one positive a target, no NMS afterwards."""
+"""Assignment of samples to targets: one positive for each target, so that NMS is not needed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from onenet.ops.boxes import by_coordinate
 from onenet.ops.chunks import chunks
 from onenet.structures import Matches, Predictions, TargetBatch, Targets
 
-from .costs import focal_cost
+from .costs import ALPHA, CLASS_WEIGHT, GAMMA, focal_cost
 
 
 class NonFiniteError(OneNetError, FloatingPointError):
@@ -30,16 +30,17 @@ class Matcher(nn.Module, ABC):
     cost = class_weight · focal + location cost (arXiv 2012.05780, equation 3).
 
     Args:
-        location: module ``(boxes (B, N, 4), samples (N, 4), levels (N,), targets) -> (N, T)``,
-            where ``targets`` is a :class:`~onenet.structures.TargetBatch` of T, see
-            :mod:`onenet.assignment.costs`; weighs its own terms.
+        location: ``(predictions, targets) -> (N, T)`` with
+            :class:`~onenet.structures.Predictions` of B images and a
+            :class:`~onenet.structures.TargetBatch` of T targets; weighs its own terms, see
+            :mod:`onenet.assignment.costs`.
         class_weight: weight of the classification cost; 0 leaves location alone.
         alpha, gamma: of the focal cost.
 
     Attributes:
-        columnwise: whether :meth:`choose` decides every column by itself; then it gets those of
-            several images at once, else of one image at a time. A class that defines ``choose``
-            and says nothing of this is not columnwise.
+        columnwise: whether :meth:`choose` decides on every column by itself. It then gets the
+            columns of several images at once, otherwise those of one image. False for a class
+            that defines ``choose`` and does not set this.
     """
 
     columnwise = False
@@ -53,9 +54,9 @@ class Matcher(nn.Module, ABC):
         self,
         *,
         location: nn.Module,
-        class_weight: float = 2.0,
-        alpha: float = 0.25,
-        gamma: float = 2.0,
+        class_weight: float = CLASS_WEIGHT,
+        alpha: float = ALPHA,
+        gamma: float = GAMMA,
     ) -> None:
         super().__init__()
         self.location = location
@@ -64,12 +65,12 @@ class Matcher(nn.Module, ABC):
 
     @torch.no_grad()
     def costs(self, predictions: Predictions, targets: TargetBatch) -> Tensor:
-        """(N, T) float32 cost of every target for the samples of its own image.
+        """(N, T) float32 cost of giving each target a sample of its own image.
 
-        A term of your own belongs here: all other methods ask this one, for some of the batch's
-        targets at a time.
+        Override this to add a term: the other methods call it, with a part of the batch's targets
+        at a time.
         """
-        cost = self.location(predictions.boxes, predictions.samples, predictions.levels, targets)
+        cost = self.location(predictions, targets)
         if self.class_weight:
             focal = focal_cost(predictions.logits, targets, self.alpha, self.gamma)
             cost = cost.add(focal, alpha=self.class_weight)
@@ -87,7 +88,7 @@ class Matcher(nn.Module, ABC):
 
     @abstractmethod
     def choose(self, cost: Tensor) -> tuple[Tensor, Tensor]:
-        """(sample, target) indices, ordered by target, from a cost matrix (N, M), M > 0."""
+        """Indices of samples and of their targets, ordered by target, from (N, M) costs, M > 0."""
 
     @torch.no_grad()
     def forward(
@@ -100,7 +101,8 @@ class Matcher(nn.Module, ABC):
             targets: of these images, on any device; M = 0 gives no match.
 
         Raises:
-            NonFiniteError: a matcher that can't choose from such a cost; names the image.
+            NonFiniteError: the matcher cannot choose from a cost that is not finite; names the
+                image.
         """
         targets = TargetBatch.of(targets, predictions.logits.device)
         if len(targets) == 0:
@@ -149,12 +151,12 @@ class Matcher(nn.Module, ABC):
 
 
 class MinCostMatcher(Matcher):
-    """Every target gets its cheapest sample (the paper's choice); two targets may share one."""
+    """Every target gets its cheapest sample (the paper's choice); targets may share one."""
 
     columnwise = True
 
     def choose(self, cost: Tensor) -> tuple[Tensor, Tensor]:
-        """The row of the minimum of every column; the first of equals."""
+        """The row of each column's minimum, the first of equals."""
         return cost.argmin(dim=0), torch.arange(cost.shape[1], device=cost.device)
 
 

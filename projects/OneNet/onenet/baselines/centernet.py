@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onenet.assignment.criterion import mean_targets
-from onenet.detector import OneNet
+from onenet.detector import DenseDetector
 from onenet.heads.base import Head, conv3x3, per_sample
-from onenet.heads.deconv import CenterNetDeconv
+from onenet.heads.deconv import DeconvNeck
 from onenet.ops.boxes import point_grid
 from onenet.structures import Detections, Predictions, TargetBatch, Targets
 
@@ -50,7 +50,7 @@ class CenterHead(Head):
         stride: of the finest map, px.
         num_classes: K.
         deconv_channels, deconv_kernels, dcn, modulated: see
-            :class:`~onenet.heads.deconv.CenterNetDeconv`.
+            :class:`~onenet.heads.deconv.DeconvNeck`.
         channels: between a branch's two convolutions.
         prior_prob: see :class:`~onenet.heads.base.Head`.
     """
@@ -70,7 +70,7 @@ class CenterHead(Head):
     ) -> None:
         super().__init__(num_classes=num_classes, prior_prob=prior_prob)
         self.stride = stride
-        self.deconv = CenterNetDeconv(
+        self.deconv = DeconvNeck(
             in_channels=in_channels,
             channels=deconv_channels,
             kernels=deconv_kernels,
@@ -229,13 +229,16 @@ def peaks(maps: CenterMaps, kernel: int = 3) -> Predictions:
     )
 
 
-class CenterNet(OneNet):
-    """OneNet's frame around a :class:`CenterHead` and a :class:`CenterCriterion`.
+class CenterNet(DenseDetector):
+    """A :class:`CenterHead`, its :func:`peaks`, and a :class:`CenterCriterion`.
 
     Args:
         peak_kernel: see :func:`peaks`.
-        options: of :class:`~onenet.detector.OneNet`; its NMS would come after the peaks.
+        options: of :class:`~onenet.detector.DenseDetector`; its NMS would come after the peaks.
     """
+
+    head: CenterHead
+    criterion: CenterCriterion
 
     def __init__(self, *, peak_kernel: int = 3, **options: Any) -> None:
         super().__init__(**options)
@@ -247,15 +250,13 @@ class CenterNet(OneNet):
         self.peak_kernel = peak_kernel
 
     def network(self, batch: Tensor) -> Predictions:
-        """The :func:`peaks` of the head's maps; see OneNet's."""
-        return peaks(super().network(batch), self.peak_kernel)
+        """The :func:`peaks` of the head's maps."""
+        return peaks(self.head(self.features(batch)), self.peak_kernel)
 
-    def forward(
-        self, images: Sequence[Tensor], targets: Sequence[Targets] | None = None
-    ) -> dict[str, Tensor] | list[Detections]:
-        """Losses of the criterion in training, detections otherwise; see OneNet's.
+    def losses(self, batch: Tensor, targets: TargetBatch) -> dict[str, Tensor]:
+        """``loss_heat``, ``loss_size`` and ``loss_offset``; see :class:`CenterCriterion`."""
+        return self.criterion(self.head(self.features(batch)), targets)
 
-        Fewer than ``max_detections`` are detected where there are fewer peaks.
-        """
-        out = super().forward(images, targets)
-        return out if self.training else [found[found.scores > 0] for found in out]
+    def _detect(self, images: Sequence[Tensor]) -> list[Detections]:
+        """Fewer than ``max_detections`` where there are fewer peaks."""
+        return [found[found.scores > 0] for found in super()._detect(images)]

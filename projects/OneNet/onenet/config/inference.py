@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from onenet.detector import PRECISIONS
+from onenet.detector import DenseDetector
+from onenet.inference.optimize import PRECISIONS, prepare
 
 from .yaml import ConfigError
 
@@ -55,7 +57,11 @@ def prepare_inference(cfg: Any, model: nn.Module) -> nn.Module:
         ConfigError: a precision that the device has not, or keys that the model does not honour.
     """
     test = cfg.TEST
-    if not hasattr(model, "prepare_inference"):
+    if isinstance(model, DenseDetector):
+        prepare_model = partial(prepare, model)
+    elif hasattr(model, "prepare_inference"):
+        prepare_model = model.prepare_inference
+    else:
         if test.PRECISION != "float32" or test.COMPILE:
             raise ConfigError(
                 "TEST.PRECISION and TEST.COMPILE are OneNet's; leave them out for "
@@ -63,8 +69,6 @@ def prepare_inference(cfg: Any, model: nn.Module) -> nn.Module:
             )
         return model.eval()
     try:
-        return model.prepare_inference(
-            fuse=test.FUSE, precision=test.PRECISION, compile=test.COMPILE
-        )
+        return prepare_model(fuse=test.FUSE, precision=test.PRECISION, compile=test.COMPILE)
     except ValueError as error:
         raise ConfigError(f"TEST.PRECISION: {error}") from error

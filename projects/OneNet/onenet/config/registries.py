@@ -18,7 +18,7 @@ from torch import nn
 from onenet.assignment.costs import PredefinedAnchor, PredefinedPoint
 from onenet.assignment.matchers import HungarianMatcher, Matcher, MinCostMatcher
 from onenet.heads.base import Head
-from onenet.heads.deconv import CenterNetHead
+from onenet.heads.deconv import DeconvHead
 from onenet.heads.fcos import FCOSHead
 from onenet.heads.retinanet import RetinaNetHead
 
@@ -53,7 +53,7 @@ def _shared_channels(shapes: list[Any]) -> int:
 def CenterNet(cfg: Any, shapes: list[Any]) -> Head:
     """Deconvolution head on res2…res5."""
     c = cfg.MODEL.OneNet
-    return CenterNetHead(
+    return DeconvHead(
         in_channels=[shape.channels for shape in shapes],
         stride=shapes[0].stride,
         num_classes=c.NUM_CLASSES,

@@ -1,4 +1,4 @@
-"""CenterNet as a Detectron2 meta-architecture, which differs from OneNet's in its core alone."""
+"""CenterNet as a Detectron2 meta-architecture."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from onenet.baselines import centernet as core
 from onenet.config.build import centernet_options
 
-from .meta_arch import OneNet
+from .meta_arch import MetaArchitecture
 
 
 @META_ARCH_REGISTRY.register()
-class CenterNet(OneNet, core.CenterNet):
-    """:class:`onenet.baselines.centernet.CenterNet` on Detectron2's backbones and dicts."""
+class CenterNet(MetaArchitecture, core.CenterNet):
+    """:class:`onenet.baselines.centernet.CenterNet` as a Detectron2 meta-architecture."""
 
     core_options = staticmethod(centernet_options)

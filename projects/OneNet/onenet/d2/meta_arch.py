@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,21 +26,24 @@ _DIVISIBILITY = 32  # px, of the paper's backbones
 _DRAWN = 20  # predicted boxes on a training picture
 
 
-@META_ARCH_REGISTRY.register()
-class OneNet(core.OneNet):
-    """OneNet on Detectron2's backbones, fed with its dicts.
+class MetaArchitecture(core.DenseDetector):
+    """A detector of the core with Detectron2's backbones, inputs and outputs.
+
+    Subclasses are decorated ``@META_ARCH_REGISTRY.register()`` and name the core's class after
+    this one.
 
     Args:
         input_format: "RGB" or "BGR", the channels' order in the images.
         vis_period: iterations between pictures of training; 0: none.
-        options: of :class:`onenet.detector.OneNet`.
+        options: of the core's class.
 
     Attributes:
-        stop_at_nonfinite: look at the losses and raise; False: hand them back as they are.
+        stop_at_nonfinite: read the losses and raise an error if one is not finite; False: return
+            them as they are.
     """
 
-    # From a config to the core's arguments; another model of the core has others.
-    core_options = staticmethod(model_options)
+    # (cfg, backbone, shapes) -> the arguments of the core's class.
+    core_options: Callable[..., dict[str, Any]]
 
     @configurable
     def __init__(self, *, input_format: str = "RGB", vis_period: int = 0, **options: Any) -> None:
@@ -71,7 +74,7 @@ class OneNet(core.OneNet):
         Args:
             batched_inputs: dicts of a dataset mapper: ``image`` (3, H, W) uint8 or float;
                 ``instances`` with ``gt_boxes`` and ``gt_classes`` in training; ``height`` and
-                ``width`` that the detections shall be scaled to, the image's own by default.
+                ``width`` of the detections' coordinates, the image's own by default.
 
         Returns:
             A dict of losses, or a dict a image with ``instances``: ``pred_boxes``, ``scores`` and
@@ -79,8 +82,8 @@ class OneNet(core.OneNet):
 
         Raises:
             ValueError: training without ``instances``; names the image.
-            NonFiniteError: a loss is NaN or infinite; names it, the iteration and the images. Not
-                unless ``stop_at_nonfinite``.
+            NonFiniteError: a loss is NaN or infinite and ``stop_at_nonfinite`` is set; names the
+                loss, the iteration and the images.
         """
         images = [inputs["image"] for inputs in batched_inputs]
         if not self.training:
@@ -95,7 +98,7 @@ class OneNet(core.OneNet):
         losses = super().forward(images, targets)
         if not self.stop_at_nonfinite:
             return losses
-        # One look at the device for all: Detectron2's trainer takes another after this.
+        # One read for all losses: Detectron2's trainer reads them once more after this.
         values = torch.stack([loss.detach() for loss in losses.values()]).tolist()
         wrong = [f"{k} = {v}" for k, v in zip(losses, values, strict=True) if not math.isfinite(v)]
         if wrong:
@@ -116,6 +119,13 @@ class OneNet(core.OneNet):
         pictures = [torch.from_numpy(p.get_image().copy()) for p in (truth, predicted)]
         name = f"Left: GT bounding boxes; Right: {_DRAWN} Highest Scoring Results"
         get_event_storage().put_image(name, torch.cat(pictures, dim=1).permute(2, 0, 1))
+
+
+@META_ARCH_REGISTRY.register()
+class OneNet(MetaArchitecture, core.OneNet):
+    """:class:`onenet.detector.OneNet` as a Detectron2 meta-architecture."""
+
+    core_options = staticmethod(model_options)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torch.export import Dim, ExportedProgram
 from onenet.detector import OneNet
 from onenet.errors import OneNetError
 from onenet.inference.fuse import fold_batch_norms
+from onenet.inference.optimize import is_plain
 
 from .runtime import IMAGES, OUTPUTS, SIZES, ModelInfo
 
@@ -53,13 +54,13 @@ class Deployed(nn.Module):
                 "MODEL.OneNet.NMS is True: NMS is for ablation and is not exported. Leave it out, "
                 "or set it to False"
             )
-        if model.precision is not None or "find" in vars(model):
+        if not is_plain(model):
             raise ExportError(
                 "exported are models as loaded, or fused: TEST.PRECISION must be float32 and "
                 "TEST.COMPILE False"
             )
         self.model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
-        # Not model.fuse(): saved programs know contiguous weights only.
+        # Not prepare(): saved programs know contiguous weights only.
         self.model.to(memory_format=torch.contiguous_format)
         fold_batch_norms(self.model)
         self.bgr = bgr

@@ -1,4 +1,4 @@
-"""What every head has in common."""
+"""What all heads share."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Head(nn.Module, ABC):
         prior_prob: class probability that an untrained head starts from (arXiv 1708.02002, 4.1).
 
     Attributes:
-        num_stages: how many :meth:`stages` are trained.
-        inference_stages: the one of them, from 1 on, whose predictions :meth:`forward` gives.
+        num_stages: how many stages are trained.
+        inference_stages: the stage, counted from 1, whose predictions :meth:`forward` returns.
     """
 
     num_stages = inference_stages = 1
@@ -40,15 +40,15 @@ class Head(nn.Module, ABC):
     def forward(self, features: list[Tensor]) -> Predictions:
         """Predictions from feature maps (B, C_l, H_l, W_l), finest first."""
 
-    def stages(self, features: list[Tensor]) -> list[Predictions]:
-        """What is trained: the predictions of every stage, each to be matched for itself."""
-        return [self(features)]
+    def outputs(self, features: list[Tensor]) -> dict[str, Predictions]:
+        """The predictions that are trained, each matched by itself: "main", then "stage_2" …"""
+        return {"main": self(features)}
 
     def logits(self, maps: Tensor) -> Tensor:
         """(B, A · K, H, W) to (B, H · W · A, K).
 
-        float32 in training, for the loss; otherwise as they are: the few that become detections
-        are converted alone, to the same values.
+        float32 in training, for the loss. At inference they keep their dtype: only the few that
+        become detections are converted, to the same values.
         """
         logits = per_sample(maps, self.num_classes)
         return logits.float() if self.training else logits
@@ -56,8 +56,8 @@ class Head(nn.Module, ABC):
     def reset_parameters(self, class_layer: nn.Conv2d) -> None:
         """Xavier-uniform weights, then the focal prior on the bias of the class layer alone.
 
-        Deconvolutions and offset convolutions of DCN are included: the published figures rest on
-        it. Other biases keep what their layers gave them.
+        This includes deconvolutions and the offset convolutions of DCN, as in the original, which
+        the published figures rest on. Other biases keep their layers' initial values.
         """
         for parameter in self.parameters():
             if parameter.dim() > 1:
@@ -71,9 +71,9 @@ def conv3x3(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv2d
 
 
 class BoxConv(nn.Conv2d):
-    """3×3 convolution to the boxes' sides: in float32 under autocast, too.
+    """3×3 convolution to the boxes' sides, in float32 even under autocast.
 
-    bfloat16 rounds 100 px to half a pixel; these channels are few.
+    bfloat16 rounds 100 px to half a pixel, and these channels are few.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -97,7 +97,7 @@ def per_sample(maps: Tensor, width: int) -> Tensor:
 def join_levels(
     logits: Iterable[Tensor], boxes: Iterable[Tensor], samples: Iterable[Tensor]
 ) -> Predictions:
-    """Put the samples of all levels behind each other.
+    """Concatenate the samples of all levels.
 
     Args:
         logits, boxes: of each level (B, N_l, K) and (B, N_l, 4).
@@ -115,15 +115,15 @@ def join_levels(
 
 
 def make_tower(in_channels: int, channels: int, num_convs: int, norm: str) -> nn.Sequential:
-    """``num_convs`` × (3×3 convolution without bias, normalisation if any, ReLU), in one row.
+    """``num_convs`` × (3×3 convolution without bias, normalisation if any, ReLU).
 
-    In one, since checkpoints name the layers by their place in it.
+    One flat sequence, because checkpoints name the layers by their place in it.
 
     Args:
         norm: "GN" (32 groups), "BN" or "" for none.
 
     Raises:
-        ValueError: another norm, no convolution, or channels that GN cannot group.
+        ValueError: an unknown norm, no convolution, or channels that GN cannot group.
     """
     norms = {"GN": partial(nn.GroupNorm, 32), "BN": nn.BatchNorm2d, "": None}
     if norm not in norms:

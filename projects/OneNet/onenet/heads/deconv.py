@@ -1,4 +1,7 @@
-"""CenterNet-style head: one map of stride 4, made by three upsampling stages (section 3.1)."""
+"""Deconvolution head: one map of stride 4, made by three upsampling stages (section 3.1).
+
+The config names it "CenterNet", after the detector whose neck it has.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +75,7 @@ class DCNDeconvLayer(nn.Module):
         return F.relu_(self.up_bn(self.up_sample(x)))
 
 
-class CenterNetDeconv(nn.Module):
+class DeconvNeck(nn.Module):
     """Neck: the coarsest map, doubled three times, with the finer maps added on the way.
 
     Args:
@@ -95,7 +98,7 @@ class CenterNetDeconv(nn.Module):
         super().__init__()
         if len(in_channels) != 4 or len(channels) != 4 or len(kernels) != 3:
             raise ValueError(
-                "the CenterNet head needs 4 feature maps, 4 deconvolution channels and 3 kernels, "
+                "the deconvolution head needs 4 feature maps, 4 deconvolution channels and 3 kernels, "
                 f"got {list(in_channels)}, {list(channels)} and {list(kernels)}"
             )
         if channels[0] != in_channels[-1]:
@@ -125,38 +128,38 @@ class CenterNetDeconv(nn.Module):
 
 
 class PairConv(nn.Conv2d):
-    """3×3 convolution of two maps, one behind the other, that keeps their size."""
+    """3×3 convolution of two concatenated maps that keeps their size."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(2 * channels, channels, kernel_size=3, padding=1)
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) from two of that shape; ``x`` alone counts twice, for the cost of once."""
+        """(B, C, H, W) from two maps of that shape; ``x`` alone stands for both, at half the cost."""
         if other is not None:
             return super().forward(torch.cat((x, other), dim=1))
         first, second = self.weight.chunk(2, dim=1)
         return F.conv2d(x, first + second, self.bias, padding=1)
 
 
-class CenterNetHead(Head):
-    """One sample for every 4×4 px of the image: OneNet as the paper draws it.
+class DeconvHead(Head):
+    """One sample for every 4×4 px of the image: the paper's own head.
 
     With several stages, multi-head training (arXiv 2012.05780v1, section 4.1): the first stage
-    sees the neck's map twice, each further one that map and what the stage before made of it. The
-    class and the box convolution are shared by all. With one stage, the map is seen once.
+    reads the neck's map twice, each further stage that map and the output of the stage before.
+    All stages share the class and the box convolution. A single stage reads the map once.
 
     Args:
         in_channels: C of the four maps, finest first.
         stride: of the finest map, px.
         num_classes: K.
-        deconv_channels, deconv_kernels, dcn, modulated: see :class:`CenterNetDeconv`.
+        deconv_channels, deconv_kernels, dcn, modulated: see :class:`DeconvNeck`.
         activation: "relu" or "gelu".
-        num_stages, inference_stages: see :class:`~onenet.heads.base.Head`; inference runs no more
-            stages than it needs.
+        num_stages, inference_stages: see :class:`~onenet.heads.base.Head`; inference runs only the
+            stages that it needs.
         prior_prob: see :class:`~onenet.heads.base.Head`.
 
     Example:
-        >>> head = CenterNetHead(in_channels=[8, 8, 8, 8], stride=4, num_classes=3,
+        >>> head = DeconvHead(in_channels=[8, 8, 8, 8], stride=4, num_classes=3,
         ...                      deconv_channels=[8, 8, 8, 8], dcn=False)
         >>> maps = [torch.rand(1, 8, 64 // s, 64 // s) for s in (4, 8, 16, 32)]
         >>> head(maps).boxes.shape
@@ -193,7 +196,7 @@ class CenterNetHead(Head):
             )
         self.stride = stride
         self.activation = ACTIVATIONS[activation]
-        self.deconv = CenterNetDeconv(
+        self.deconv = DeconvNeck(
             in_channels=in_channels,
             channels=deconv_channels,
             kernels=deconv_kernels,
@@ -213,12 +216,14 @@ class CenterNetHead(Head):
         """Predictions from four maps (B, C_l, H_l, W_l), each half the size of the one before."""
         return self._predict(self._maps(features, self.inference_stages)[-1])
 
-    def stages(self, features: list[Tensor]) -> list[Predictions]:
-        """Predictions of every stage from the same maps."""
-        return [self._predict(x) for x in self._maps(features, self.num_stages)]
+    def outputs(self, features: list[Tensor]) -> dict[str, Predictions]:
+        """Predictions of every stage from the same maps, by name."""
+        maps = self._maps(features, self.num_stages)
+        names = ["main", *(f"stage_{number}" for number in range(2, self.num_stages + 1))]
+        return {name: self._predict(x) for name, x in zip(names, maps, strict=True)}
 
     def _maps(self, features: list[Tensor], stages: int) -> list[Tensor]:
-        """What each of the first stages makes of the neck's map, (B, C, H, W)."""
+        """The outputs of the first stages, (B, C, H, W) each."""
         x = self.deconv(features)
         maps = [self.activation(self.feat1(x))]
         for number in range(2, stages + 1):

@@ -1,0 +1,160 @@
+"""What makes a detector fast, for inference only: folding, precision, compilation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onenet.heads.base import BoxConv
+from onenet.ops.deform import DeformConv
+from onenet.structures import Predictions
+
+from .fuse import fold_batch_norms
+
+logger = logging.getLogger(__name__)
+
+# Values of TEST.PRECISION.
+PRECISIONS = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+MAX_SIZES = 256
+
+
+class Prepared:
+    """Mixed into a detector's class by :func:`prepare`: it detects, but no longer trains.
+
+    Attributes:
+        precision: of convolutions and matrix products; ``None``: float32.
+    """
+
+    precision: torch.dtype | None = None
+
+    def network(self, batch: Tensor) -> Predictions:
+        """The model's own, in :attr:`precision`."""
+        half = self.precision is not None
+        with torch.autocast(batch.device.type, self.precision) if half else nullcontext():
+            return super().network(batch)
+
+    def memory_format(self) -> torch.memory_format:
+        """As the weights lie."""
+        return torch.channels_last
+
+    def train(self, mode: bool = True) -> Any:
+        """Evaluation mode; ``RuntimeError`` if asked to train."""
+        if mode:
+            raise RuntimeError(
+                "this model was prepared for inference and cannot train; load its checkpoint into "
+                "a new one"
+            )
+        return super().train(mode)
+
+    def state_dict(self, *args: Any, **keywords: Any) -> dict[str, Any]:
+        """The state as a part of another module; ``RuntimeError`` if asked for a checkpoint's."""
+        # Within another module, such as one to be exported, it is not taken for a checkpoint.
+        if not keywords.get("prefix"):
+            raise RuntimeError(
+                "this model was prepared for inference; its weights are not those of a checkpoint, "
+                "which must be loaded or saved before"
+            )
+        return super().state_dict(*args, **keywords)
+
+
+def prepare(
+    model: nn.Module, *, fuse: bool = True, precision: str = "float32", compile: bool = False
+) -> nn.Module:
+    """Make a detector on its device fast, in place and for inference only.
+
+    A model that is fused or converted is :class:`Prepared` from then on: it neither trains nor
+    gives a state dict, since its weights are no longer those of a checkpoint.
+
+    Args:
+        model: a :class:`~onenet.detector.DenseDetector`.
+        fuse: fold batch norms into convolutions and lay maps out as ``channels_last``; the results
+            are the same but for rounding.
+        precision: of convolutions and matrix products: "float32", "bfloat16", or "float16" on
+            CUDA only. Boxes and scores are float32 in any case.
+        compile: with ``torch.compile``, as CUDA graphs on CUDA. Every size of a batch, its
+            number of images included, is compiled when it is first met, which takes seconds
+            to minutes: for images of one size or of a few.
+
+    Returns:
+        The model itself, in evaluation mode.
+
+    Raises:
+        ValueError: an unknown precision, or float16 on the CPU.
+    """
+    device = model.pixel_mean.device
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if precision == "float16" and device.type == "cpu":
+        raise ValueError("float16 is slower than float32 on the CPU; take bfloat16 there")
+    model.eval()
+    if (fuse or precision != "float32") and not isinstance(model, Prepared):
+        kind = type(model)
+        model.__class__ = type(kind.__name__, (Prepared, kind), {"__doc__": kind.__doc__})
+    if fuse:
+        fold_batch_norms(model.requires_grad_(False))
+        model.to(memory_format=torch.channels_last)
+    if precision != "float32":
+        model.precision = PRECISIONS[precision]
+        _convert_weights(model, model.precision)
+    if compile:
+        model.find = compile_for_each_size(model.find, device)
+    logger.info(
+        "Inference on %s: %s, %s%s",
+        device,
+        "batch norms folded, channels_last" if fuse else "as in training",
+        precision,
+        ", compiled for every size" if compile else "",
+    )
+    return model
+
+
+def is_plain(model: nn.Module) -> bool:
+    """Whether a detector computes in float32 and uncompiled; it may be fused."""
+    return getattr(model, "precision", None) is None and "find" not in vars(model)
+
+
+@torch.no_grad()
+def _convert_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Convert once what autocast would convert in every call."""
+    for layer in model.modules():
+        if isinstance(layer, BoxConv):
+            continue
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | DeformConv):
+            for parameter in layer.parameters(recurse=False):
+                parameter.data = parameter.data.to(dtype)
+
+
+def allow_many_sizes() -> None:
+    """Let this process compile ``MAX_SIZES`` sizes.
+
+    torch allows 8, for all models together. Batches of sizes beyond the limit run uncompiled, with
+    a warning from torch.
+    """
+    from torch._dynamo import config  # takes a second
+
+    config.cache_size_limit = max(config.cache_size_limit, MAX_SIZES)
+    config.accumulated_cache_size_limit = max(config.accumulated_cache_size_limit, MAX_SIZES)
+
+
+def compile_for_each_size(
+    find: Callable[[Tensor], tuple[Tensor, ...]], device: torch.device
+) -> Callable[[Tensor], list[Tensor]]:
+    """Compile a function for every size of a batch that it meets, as CUDA graphs on CUDA."""
+    allow_many_sizes()
+    mode = "reduce-overhead" if device.type == "cuda" else None
+    run = torch.compile(find, dynamic=False, mode=mode)
+
+    def copy(batch: Tensor) -> list[Tensor]:
+        # A CUDA graph writes each result over the last one.
+        return [tensor.clone() for tensor in run(batch)]
+
+    return copy
