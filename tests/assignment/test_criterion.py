@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from onenet import Criterion, Matches, Predictions, Targets
-from onenet.assignment.criterion import last_of_each_sample, mean_targets, sparse_focal_loss
+from onenet.assignment.criterion import last_of_each_sample, mean_targets
 
 close = torch.testing.assert_close
 TERMS = {"loss_ce", "loss_giou", "loss_bbox"}

@@ -9,8 +9,11 @@ import torch
 from torch import nn
 
 from onenet import HungarianMatcher, MinCostMatcher, Predictions, Targets
-from onenet.assignment.costs import PredictedLocation
-from onenet.assignment.matchers import Matcher, NonFiniteError
+from onenet.assignment.costs import (
+    PredictedLocation,
+)
+from onenet.assignment.matchers import Matcher
+from onenet.errors import NonFiniteError
 from onenet.ops import chunks
 
 MATCHERS = [MinCostMatcher, HungarianMatcher]

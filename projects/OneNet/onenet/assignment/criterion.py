@@ -9,12 +9,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from onenet.errors import NonFiniteError
 from onenet.ops.boxes import giou
 from onenet.ops.focal import sparse_focal_loss
 from onenet.structures import Matches, Predictions, TargetBatch, Targets
 
 from .costs import ALPHA, CLASS_WEIGHT, GAMMA, GIOU_WEIGHT, L1_WEIGHT
-from .matchers import Matcher, NonFiniteError
+from .matchers import Matcher
 
 logger = logging.getLogger(__name__)
 

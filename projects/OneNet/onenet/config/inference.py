@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from onenet.detector import DenseDetector
+from onenet.errors import ConfigError
 from onenet.inference.optimize import PRECISIONS, prepare
-
-from .yaml import ConfigError
 
 
 def add_inference_config(cfg: Any) -> None:

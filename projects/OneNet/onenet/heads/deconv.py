@@ -98,7 +98,7 @@ class DeconvNeck(nn.Module):
         super().__init__()
         if len(in_channels) != 4 or len(channels) != 4 or len(kernels) != 3:
             raise ValueError(
-                "the deconvolution head needs 4 feature maps, 4 deconvolution channels and 3 kernels, "
+                "the deconvolution head needs 4 feature maps, 4 channels and 3 kernels, "
                 f"got {list(in_channels)}, {list(channels)} and {list(kernels)}"
             )
         if channels[0] != in_channels[-1]:
@@ -134,7 +134,7 @@ class PairConv(nn.Conv2d):
         super().__init__(2 * channels, channels, kernel_size=3, padding=1)
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) from two maps of that shape; ``x`` alone stands for both, at half the cost."""
+        """(B, C, H, W) from two such maps; ``x`` alone stands for both, at half the cost."""
         if other is not None:
             return super().forward(torch.cat((x, other), dim=1))
         first, second = self.weight.chunk(2, dim=1)

@@ -13,10 +13,9 @@ from onenet.backbones.resnet import build_backbone
 from onenet.baselines.centernet import CenterNet
 from onenet.baselines.torchvision import PEERS
 from onenet.config.build import centernet_options, model_options
-from onenet.detector import OneNet
+from onenet.detector import OneNet, memory_format
+from onenet.errors import ConfigError
 from onenet.ops.memory_format import memory_format
-
-from .config import ConfigError
 
 logger = logging.getLogger(__name__)
 
