@@ -11,6 +11,7 @@ from torch import nn
 
 from onenet import Criterion, Matches, Predictions, Targets
 from onenet.assignment.criterion import last_of_each_sample, mean_targets
+from onenet.ops.focal import sparse_focal_loss
 
 close = torch.testing.assert_close
 TERMS = {"loss_ce", "loss_giou", "loss_bbox"}

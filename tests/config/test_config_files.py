@@ -8,6 +8,7 @@ import pytest
 import yacs.config
 from helpers.configs import CONFIGS, R50, refused, write
 
+from onenet.config.rules import check_cfg
 from onenet.errors import ConfigError
 from onenet.lightning.config import CfgNode, get_cfg, load_cfg
 

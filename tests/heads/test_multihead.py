@@ -186,10 +186,8 @@ def test_a_training_and_its_checkpoint(shapes, tmp_path):
         load_weights(tuned, weights, detector=True)
         with torch.no_grad():
             found.append(tuned([pixels])[0])
-            maps = tuned.backbone(tuned.batch([pixels]))
-            stage = list(tuned.head.outputs([maps[name] for name in tuned.in_features]).values())[
-                int(count) - 1
-            ]
+            outputs = tuned.head.outputs(tuned.features(tuned.batch([pixels])))
+            stage = list(outputs.values())[int(count) - 1]
             boxes, scores, _ = best_detections(stage, tuned.max_detections)
         close(found[-1].scores, scores[0])
         close(found[-1].boxes, boxes[0])

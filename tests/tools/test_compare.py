@@ -21,7 +21,7 @@ from onenet.checkpoints.files import save_checkpoint
 from onenet.cli import training_parser
 from onenet.errors import ConfigError
 from onenet.lightning.build import build_detector
-from onenet.lightning.config import load_cfg
+from onenet.lightning.config import dump, load_cfg
 from onenet.structures import Detections
 
 script = load_script("tools/compare.py")

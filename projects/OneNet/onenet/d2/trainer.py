@@ -18,7 +18,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from onenet.checkpoints.files import read_last_checkpoint
-from onenet.detector import memory_format
 from onenet.errors import CheckpointError, WriteError
 from onenet.ops.memory_format import memory_format
 from onenet.training.ema import ModelEMA, check_same

@@ -13,7 +13,7 @@ from onenet.backbones.resnet import build_backbone
 from onenet.baselines.centernet import CenterNet
 from onenet.baselines.torchvision import PEERS
 from onenet.config.build import centernet_options, model_options
-from onenet.detector import OneNet, memory_format
+from onenet.detector import OneNet
 from onenet.errors import ConfigError
 from onenet.ops.memory_format import memory_format
 

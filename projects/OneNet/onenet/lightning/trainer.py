@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from onenet.checkpoints.weights import AVERAGED, load_weights
 from onenet.data.dataset import CocoDetection
 from onenet.data.unreadable import SkippedImages
-from onenet.detector import memory_format
 from onenet.errors import WriteError
 from onenet.ops.memory_format import memory_format
 from onenet.training.accumulation import forward_backward, split

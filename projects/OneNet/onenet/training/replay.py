@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from onenet.checkpoints.files import read_checkpoint, save_checkpoint
 from onenet.cli import choose_engine
 from onenet.data.sources import is_line
-from onenet.detector import memory_format
 from onenet.errors import CheckpointError
 from onenet.ops.memory_format import memory_format
 from onenet.structures import Predictions, Targets
