@@ -10,7 +10,7 @@ from helpers.project import ROOT
 
 TEXT = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
 ROW = re.compile(
-    r"^\| (?P<fed>.+?) \| .+ \| `(?P<file>\w+\.py)::(?P<test>\w+)(\[(?P<id>.+)\])?` \|$"
+    r"^\| (?P<fed>.+?) \| .+ \| `(?P<file>[\w/]+\.py)::(?P<test>\w+)(\[(?P<id>.+)\])?` \|$"
 )
 ROWS = [match for line in TEXT.splitlines() if (match := ROW.match(line))]
 # Tests whose cases have a row each, and the mapping that holds them.
