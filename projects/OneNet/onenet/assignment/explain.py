@@ -1,4 +1,4 @@
-"""Which sample each object of an image gets, and why: what the pictures of figure 5 show."""
+"""Which sample each object of an image gets, and why: the data behind the paper's figure 5."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from onenet.structures import Predictions, Targets
 
 from .matchers import Matcher, MinCostMatcher
 
-# A matcher's weights, or its location cost's, by the term that each is of.
+# The weight of each term: an attribute of the matcher or of its location cost.
 _WEIGHTS = {"class": "class_weight", "L1": "l1_weight", "GIoU": "giou_weight"}
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """The samples of one image and what they cost its M objects; on the CPU.
+    """The samples of one image and their costs for its M objects; on the CPU.
 
     Attributes:
         targets: the objects.
         samples: (N, 4) xyxy px, the anchors, or the grid points twice.
         levels: (N,) int64.
         positives: (M,) int64, the sample that the matcher gives each object; -1 for none.
-        by_location: (M,) the same under predefined location cost alone.
-        terms: of the matcher's cost, weighted, by name, (N, M) each.
+        by_location: (M,) int64, the same under predefined location cost alone.
+        terms: the weighted terms of the matcher's cost, by name, (N, M) each.
     """
 
     targets: Targets
@@ -49,13 +49,13 @@ class Assignment:
 
     @property
     def inside(self) -> Tensor:
-        """(M,) bool: which positives lie within their object's box."""
+        """(M,) bool: whether each positive lies within its object's box."""
         points, boxes = self.points[self.positives], self.targets.boxes
         within = ((points >= boxes[:, :2]) & (points <= boxes[:, 2:])).all(dim=1)
         return within & (self.positives >= 0)
 
     def level_of(self, number: int) -> int:
-        """The level of an object's positive, or of its cheapest sample where it has none."""
+        """The level of an object's positive, or of its cheapest sample if it has none."""
         positive = int(self.positives[number])
         sample = positive if positive >= 0 else int(self.cost[:, number].argmin())
         return int(self.levels[sample])
@@ -80,15 +80,15 @@ class Assignment:
 def assign(
     predictions: Predictions, targets: Targets, matcher: Matcher, predefined: nn.Module
 ) -> Assignment:
-    """What a matcher does with one image.
+    """The assignment that a matcher makes for one image.
 
     Args:
         predictions: of this image alone (B = 1).
         targets: its objects.
         matcher: the model's.
         predefined: location cost of the samples, as in
-            :class:`~onenet.assignment.matchers.Matcher`; it shows where a detector that looks at
-            the location alone would put its positives.
+            :class:`~onenet.assignment.matchers.Matcher`; for the positives of a detector that
+            looks at the location alone.
     """
     targets = targets.to(predictions.logits.device)
     alone = MinCostMatcher(location=predefined, class_weight=0)
@@ -111,9 +111,10 @@ def _positives(matcher: Matcher, predictions: Predictions, targets: Targets) -> 
 
 
 def cost_terms(predictions: Predictions, targets: Targets, matcher: Matcher) -> dict[str, Tensor]:
-    """The weighted terms whose sum is the matcher's cost for one image (B = 1), (N, M) each.
+    """The weighted terms of the matcher's cost for one image (B = 1), (N, M) each.
 
-    "class", "L1" and "GIoU", those that have a weight; "other" is what has none of these weights.
+    "class", "L1" and "GIoU", where their weight is not 0, and "other" for the rest, if any; their
+    sum is the cost.
     """
     matcher = deepcopy(matcher)
     weights = {}
@@ -134,21 +135,21 @@ def cost_terms(predictions: Predictions, targets: Targets, matcher: Matcher) -> 
 def cost_grid(
     points: np.ndarray, cost: np.ndarray, window: tuple[float, float, float, float]
 ) -> tuple[np.ndarray, tuple[float, float, float, float]]:
-    """The samples of one level as a map: of every place the cheapest (of the anchors there).
+    """The samples of one level as a map: at each place the cheapest of the anchors there.
 
     Args:
-        points: (n, 2) px, a complete grid, each place once or more often.
+        points: (n, 2) px, a complete grid; anchors repeat places.
         cost: (n,).
-        window: xyxy px; places whose cells do not reach into it are left out.
+        window: xyxy px; cells outside it are left out.
 
     Returns:
-        (h, w) indices of samples, rows downwards, and the xyxy px that their cells cover.
+        (h, w) indices of samples, and the xyxy px that their cells cover.
     """
     xs, column = np.unique(points[:, 0].round(2), return_inverse=True)
     ys, row = np.unique(points[:, 1].round(2), return_inverse=True)
     grid = np.zeros((len(ys), len(xs)), np.int64)
     order = np.argsort(-cost, kind="stable")
-    grid[row[order], column[order]] = order  # the last of a place is its cheapest
+    grid[row[order], column[order]] = order  # the last write at a place is the cheapest
     x1, y1, x2, y2 = window
     half_x, half_y = _half_step(xs, x2), _half_step(ys, y2)
     columns = np.flatnonzero((xs + half_x > x1) & (xs - half_x < x2))
@@ -159,5 +160,5 @@ def cost_grid(
 
 
 def _half_step(positions: np.ndarray, end: float) -> float:
-    """Half the distance of neighbours; a single one has the whole length to itself."""
+    """Half the distance between neighbours; a single position takes the whole length."""
     return (positions[1] - positions[0]) / 2 if len(positions) > 1 else end

@@ -1,8 +1,8 @@
-"""CenterNet (arXiv 1904.07850): the paper's comparison, on OneNet's backbone and neck.
+"""CenterNet (arXiv 1904.07850): the paper's rival, on OneNet's backbone and neck.
 
-An object is its centre. A heat map for every class says where centres are; two more maps give the
-size and the centre's place within its cell. Objects are assigned by location alone, and the 3×3
-maxima of the heat map stand in for NMS.
+An object is its centre. A heat map for each class says where centres are; two more maps give the
+size and the position of the centre within its cell. Objects are assigned by location alone, and
+the 3×3 maxima of the heat map stand in for NMS.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from onenet.structures import Detections, Predictions, TargetBatch, Targets
 
 @dataclass(frozen=True)
 class CenterMaps:
-    """What the head says of B images, on maps of H × W cells.
+    """The head's maps of H × W cells for B images.
 
     Attributes:
-        logits: (B, K, H, W) float32, that the cell holds a centre.
+        logits: (B, K, H, W) float32, before the sigmoid: whether the cell holds a centre.
         sizes: (B, 2, H, W) float32 width and height, in cells.
-        offsets: (B, 2, H, W) float32 (x, y) of the centre from the cell's upper left, in cells.
-        stride: px of a cell.
+        offsets: (B, 2, H, W) float32 (x, y) from the cell's upper left corner to the centre, in
+            cells.
+        stride: size of a cell, px.
     """
 
     logits: Tensor
@@ -43,7 +44,7 @@ class CenterMaps:
 class CenterHead(Head):
     """Neck and three branches, each a 3×3 convolution, ReLU and a 1×1 convolution.
 
-    Initialised as OneNet's heads are, which it is compared with.
+    Initialised like OneNet's heads, so that the comparison is fair.
 
     Args:
         in_channels: C of the four maps, finest first.
@@ -97,14 +98,14 @@ class CenterHead(Head):
 
 
 def gaussian_radius(sizes: Tensor, min_overlap: float = 0.7) -> Tensor:
-    """How far from a centre the heat map still gets less punishment.
+    """The distance from a centre within which the heat map reduces the penalty.
 
-    CornerNet's rule (arXiv 1808.01244, section 3.2): as far as both corners of a box may move
-    outwards while its IoU stays ``min_overlap``, in cells, rounded down; times 4 · ``min_overlap``,
-    as in the code of both papers, which their figures rest on.
+    CornerNet's rule (arXiv 1808.01244, section 3.2): the distance that both corners of a box can
+    move outwards while its IoU stays at least ``min_overlap``. As in the code behind both papers'
+    figures, 4 · ``min_overlap`` times that, in cells, rounded down.
 
     Args:
-        sizes: (T, 2) width and height in cells, from 0 on.
+        sizes: (T, 2) width and height in cells, not negative.
 
     Returns:
         (T,) float32 whole numbers.
@@ -139,7 +140,7 @@ def heat_map(rows: Tensor, cells: Tensor, radii: Tensor, shape: tuple[int, int, 
 
 
 def heat_loss(logits: Tensor, heat: Tensor, alpha: float = 2.0, beta: float = 4.0) -> Tensor:
-    """Focal loss with less punishment near centres (equation 1), summed.
+    """Focal loss with a smaller penalty near centres (equation 1), summed.
 
     Args:
         logits: any shape, float32.
@@ -154,10 +155,10 @@ def heat_loss(logits: Tensor, heat: Tensor, alpha: float = 2.0, beta: float = 4.
 
 
 class CenterCriterion(nn.Module):
-    """Every object trains the cell of its centre; two in one cell both do.
+    """Every object trains the cell of its centre, even if two share a cell.
 
     Args:
-        size_weight, offset_weight: what the L1 losses are multiplied by.
+        size_weight, offset_weight: weights of the L1 losses.
         min_overlap: see :func:`gaussian_radius`.
     """
 
@@ -175,7 +176,7 @@ class CenterCriterion(nn.Module):
 
         Args:
             maps: of B images.
-            targets: of these images. Centres outside of the map count for its edge.
+            targets: of these images. A centre outside the map counts for its edge.
 
         Returns:
             ``loss_heat`` (all cells and classes), ``loss_size`` and ``loss_offset`` (L1 in cells).
@@ -207,7 +208,7 @@ class CenterCriterion(nn.Module):
 
 
 def peaks(maps: CenterMaps, kernel: int = 3) -> Predictions:
-    """A sample for every cell; a class's logit is -inf where it is not the largest around.
+    """One sample for each cell; a class's logit is -inf unless it is the largest around.
 
     Args:
         kernel: side of the neighbourhood in cells, odd; 1 keeps all.

@@ -1,4 +1,4 @@
-"""FCOS head (arXiv 1904.01355) with one positive a target: no centre-ness, no NMS."""
+"""FCOS head (arXiv 1904.01355) with one positive for each target: no centre-ness, no NMS."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .base import BoxConv, Head, conv3x3, join_levels, make_tower, per_sample
 
 
 class Scale(nn.Module):
-    """A factor to learn; one for each level."""
+    """A learned factor, one for each level."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class FCOSHead(Head):
         self.reset_parameters(self.cls_score)
 
     def forward(self, features: list[Tensor]) -> Predictions:
-        """Predictions from maps (B, C, H_l, W_l), one for every stride."""
+        """Predictions from maps (B, C, H_l, W_l), one for each stride."""
         logits, boxes, samples = [], [], []
         for feature, scale, stride in zip(features, self.scales, self.strides, strict=True):
             class_map = self.cls_score(self.cls_conv_module(feature))

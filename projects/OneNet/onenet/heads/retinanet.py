@@ -1,4 +1,4 @@
-"""RetinaNet head (arXiv 1708.02002) with one positive a target: no IoU thresholds, no NMS."""
+"""RetinaNet head (arXiv 1708.02002) with one positive for each target: no IoU thresholds or NMS."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RetinaNetHead(Head):
         prior_prob: see :class:`~onenet.heads.base.Head`.
 
     Raises:
-        ValueError: anchor sizes that do not fit the levels.
+        ValueError: the anchor sizes do not fit the levels.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class RetinaNetHead(Head):
             )
         self.strides = tuple(strides)
         self.anchor_offset = anchor_offset
-        # Not persistent: the configuration gives them, and checkpoints do not hold them.
+        # Not persistent: they follow from the config, and checkpoints do not hold them.
         for level, sizes in enumerate(anchor_sizes):
             self.register_buffer(f"cell{level}", cell_anchors(sizes, aspect_ratios), False)
         num_anchors = len(anchor_sizes[0]) * len(aspect_ratios)
@@ -61,7 +61,7 @@ class RetinaNetHead(Head):
         self.reset_parameters(self.cls_score)
 
     def forward(self, features: list[Tensor]) -> Predictions:
-        """Predictions from maps (B, C, H_l, W_l), one for every stride."""
+        """Predictions from maps (B, C, H_l, W_l), one for each stride."""
         logits, boxes, samples = [], [], []
         for level, (feature, stride) in enumerate(zip(features, self.strides, strict=True)):
             class_map = self.cls_score(self.cls_conv_module(feature))

@@ -10,27 +10,27 @@ from typing import Any
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-# By name, for Detectron2's; exactly these, since what derives from them may do more.
+# By name, to include Detectron2's; subclasses may do more and are not folded.
 _NORMS = {"BatchNorm2d", "FrozenBatchNorm2d", "NaiveSyncBatchNorm", "SyncBatchNorm"}
 
 
 def fold_batch_norms(model: nn.Module) -> int:
     """Fold batch norms into convolutions, in place and for inference only.
 
-    A batch norm is taken for that of a convolution where
+    A batch norm belongs to a convolution if
 
     - it is the convolution's ``norm``, as in Detectron2's layers,
-    - it stands right behind it in an ``nn.Sequential``, or
-    - the module that holds both says so: its ``BATCH_NORMS`` are pairs of attributes' names,
+    - it follows the convolution directly in an ``nn.Sequential``, or
+    - the module that holds both says so: its ``BATCH_NORMS`` are pairs of attribute names,
       (convolution, batch norm).
 
-    Others stay and work on, as do those of convolutions that several modules share.
+    All others stay as they are, and so do those of convolutions that several modules share.
 
     Args:
         model: any module, in evaluation mode.
 
     Returns:
-        How many were folded.
+        The number of folded batch norms.
 
     Raises:
         ValueError: the model is in training mode.
@@ -55,13 +55,13 @@ def fold_batch_norms(model: nn.Module) -> int:
 
 
 def _pairs(model: nn.Module) -> Iterator[tuple[Any, nn.Module, str]]:
-    """A convolution, and the module that holds its batch norm, if it is one, under which name."""
+    """Each convolution with the module that may hold its batch norm, and the attribute's name."""
     places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and hasattr(module, "norm"):
             yield module, module, "norm"
         if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
-            # Not named_children(), which leaves out what stands there twice.
+            # Not named_children(), which skips modules that appear twice.
             for (_, conv), (name, _) in pairwise(module._modules.items()):
                 plain = type(conv) in (nn.Conv2d, nn.ConvTranspose2d)
                 if plain and places[id(conv)] == 1:
@@ -76,7 +76,7 @@ def _foldable(conv: nn.Module, holder: nn.Module, name: str) -> bool:
     return (
         type(norm).__name__ in _NORMS
         and norm.running_mean is not None
-        and "weight" in conv._parameters  # or else it is computed from others
-        # torch's formula takes a transposed convolution for one of a single group.
+        and "weight" in conv._parameters  # otherwise it is computed from other parameters
+        # torch's formula is right only for transposed convolutions of one group.
         and not (isinstance(conv, nn.ConvTranspose2d) and conv.groups > 1)
     )

@@ -10,14 +10,14 @@ from onenet.structures import Detections, Predictions
 
 
 def top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The k best (sample, class) pairs of every image, exactly (ties apart).
+    """The k best (sample, class) pairs of every image, exactly (up to ties).
 
-    In two stages: a sample that holds one of the best k pairs is among the best k samples by
-    their best class, so only those are looked at in full.
+    In two stages: a sample with one of the best k pairs is among the best k samples by their best
+    class, so only those samples are searched in full.
 
     Args:
         logits: (B, N, K).
-        k: how many; fewer come out where N · K is smaller.
+        k: how many pairs; all N · K where that is fewer.
 
     Returns:
         Logits, sample indices and class indices, each (B, min(k, N · K)), best first.
@@ -31,15 +31,15 @@ def top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def best_detections(predictions: Predictions, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The best of all images of a batch.
+    """The best detections of every image of a batch.
 
     Args:
         predictions: of B images.
-        k: most detections an image; fewer come out where N · K is smaller.
+        k: detections for each image; N · K where that is fewer.
 
     Returns:
-        Boxes (B, k, 4) float32 in the pixels of the input images, not clipped; scores (B, k)
-        float32, best first; labels (B, k) int64.
+        Boxes (B, k, 4) float32 xyxy px of the input images, not clipped; scores (B, k) float32,
+        best first; labels (B, k) int64.
     """
     best, samples, labels = top_k(predictions.logits, k)
     boxes = predictions.boxes.gather(1, samples[..., None].expand(-1, -1, 4))
@@ -49,16 +49,15 @@ def best_detections(predictions: Predictions, k: int) -> tuple[Tensor, Tensor, T
 def per_image(
     boxes: Tensor, scores: Tensor, labels: Tensor, nms_iou: float | None = None
 ) -> list[Detections]:
-    """What :func:`best_detections` gives, image by image.
+    """The result of :func:`best_detections`, image by image.
 
     Args:
-        nms_iou: class-wise NMS at this IoU, for ablation; ``None``, as OneNet is meant, leaves it
-            out.
+        nms_iou: IoU of class-wise NMS, for ablation; ``None``, OneNet's way, applies none.
     """
     detections = [Detections(*of) for of in zip(boxes, scores, labels, strict=True)]
     if nms_iou is None:
         return detections
-    # batched_nms moves the classes apart by the largest coordinate: enough from (0, 0) on only.
+    # batched_nms separates classes by the largest coordinate: enough only if none is negative.
     return [
         d[batched_nms(d.boxes - d.boxes.min(), d.scores, d.labels, nms_iou)] for d in detections
     ]
@@ -74,11 +73,11 @@ def detect(
 def to_image(
     detections: Detections, from_size: tuple[int, int], to_size: tuple[int, int]
 ) -> Detections:
-    """Detections in another size of the same image, clipped to it; boxes without area go.
+    """Detections scaled to another size of their image and clipped to it; empty boxes are dropped.
 
     Args:
-        from_size: (H, W) that the boxes are in.
-        to_size: (H, W) that they shall be in.
+        from_size: (H, W) px of the image that the boxes refer to.
+        to_size: (H, W) px of the image that they are scaled to.
     """
     (height, width), (new_height, new_width) = from_size, to_size
     x_scale, y_scale = new_width / width, new_height / height

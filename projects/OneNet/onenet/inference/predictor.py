@@ -1,4 +1,4 @@
-"""What the predictors of both engines have in common."""
+"""What the predictors of both engines share."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class BasePredictor(ABC):
 
     Attributes:
         model: prepared as ``TEST.FUSE``, ``PRECISION`` and ``COMPILE`` say, on its device.
-        trained_classes: their names in the checkpoint, empty where it has none.
-        class_names: the same, else from the data set in ``DATASETS.TEST`` if it is on
-            this machine, else ``class 0``, ``class 1`` ….
-        ema: the weights are a moving average of training's.
+        trained_classes: class names in the checkpoint; empty if it has none.
+        class_names: the same names; without them those of the data set in ``DATASETS.TEST`` if it
+            is on this machine, otherwise ``class 0``, ``class 1`` ….
+        ema: whether the weights are a moving average over training.
 
     Raises:
-        CheckpointError: no weights, or not this model's.
-        ConfigError: a precision that the device has not.
+        CheckpointError: there are no weights, or they are not this model's.
+        ConfigError: the device does not support the precision.
     """
 
     def __init__(self, cfg: Any) -> None:
@@ -62,8 +62,8 @@ class BasePredictor(ABC):
     def predict_batch(self, images: Sequence[np.ndarray]) -> list[Detections]:
         """Detect objects in several images.
 
-        Those of like shape go through the network together, at most ``TEST.IMS_PER_BATCH``; what
-        is found in an image does not depend on the others.
+        Images of the same shape go through the network together, at most ``TEST.IMS_PER_BATCH``;
+        the detections of an image do not depend on the others.
 
         Args:
             images: (H, W, 3) uint8 RGB each.
@@ -87,15 +87,15 @@ class BasePredictor(ABC):
 
     @abstractmethod
     def load(self, cfg: Any) -> tuple[nn.Module, dict[str, Any]]:
-        """The model with its weights, on its device, and what else the checkpoint holds."""
+        """The model with its weights, on its device, and the rest of the checkpoint."""
 
     @abstractmethod
     def resize(self, image: np.ndarray) -> np.ndarray:
-        """An image (H, W, 3) uint8 in the size that ``INPUT`` asks for in testing."""
+        """An image (H, W, 3) uint8 at the size that ``INPUT`` sets for testing."""
 
     @abstractmethod
     def detect(self, images: list[Tensor], sizes: list[tuple[int, int]]) -> list[Detections]:
-        """Detections in images that were resized, in px of the originals.
+        """Detections in resized images, in px of the originals.
 
         Args:
             images: (3, h, w) uint8 each, in the model's channel order.
@@ -107,7 +107,7 @@ class BasePredictor(ABC):
 
     @abstractmethod
     def names_of(self, dataset: str) -> list[str]:
-        """Class names of an entry of ``DATASETS.TEST``; a ``DatasetError`` if it is not here."""
+        """Class names of an entry of ``DATASETS.TEST``; ``DatasetError`` if it is not here."""
 
     def _names_from_data(self, cfg: Any) -> list[str]:
         count = cfg.MODEL.OneNet.NUM_CLASSES

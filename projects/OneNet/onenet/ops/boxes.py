@@ -1,4 +1,4 @@
-"""Grids of samples, box coders, and the GIoU that torchvision lacks (broadcasting, NaN-free).
+"""Grids of samples, box coders, and a GIoU that broadcasts and is never NaN.
 
 Boxes are xyxy in pixels of the input image, float32.
 """
@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# exp() of a larger log-size would make a box over 1000/16 times its anchor (Detectron2's limit).
+# Limits a box to 1000/16 times the size of its anchor, as Detectron2 does.
 MAX_LOG_SIZE = math.log(1000.0 / 16)
-# Least area in px² that GIoU divides by: boxes without area give no NaN and no endless gradient.
+# GIoU divides by at least this area (px²): boxes without area give no NaN or infinite gradient.
 MIN_AREA = 1e-7
 
 
@@ -23,7 +23,7 @@ def point_grid(height: int, width: int, stride: int, device: torch.device | None
     Returns:
         (height * width, 2) float32, (x, y) in px.
     """
-    # Whole numbers first: TensorRT has no range of floats whose end depends on the image.
+    # Integers first: TensorRT has no float range whose end depends on the image.
     x = torch.arange(width, device=device).float() * stride + stride // 2
     y = torch.arange(height, device=device).float() * stride + stride // 2
     yy, xx = torch.meshgrid(y, x, indexing="ij")
@@ -31,7 +31,7 @@ def point_grid(height: int, width: int, stride: int, device: torch.device | None
 
 
 def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tensor:
-    """Anchors of one grid cell around (0, 0): sizes in the outer loop, ratios in the inner.
+    """Anchors of one grid cell, centred on (0, 0); sizes in the outer loop, ratios in the inner.
 
     Args:
         sizes: square roots of the anchors' areas, px.
@@ -50,7 +50,7 @@ def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tens
 
 
 def anchor_grid(cell: Tensor, height: int, width: int, stride: int, offset: float = 0.0) -> Tensor:
-    """Anchors of one feature map, running over rows, columns and the cell's A anchors.
+    """Anchors of one feature map, ordered by row, column and the cell's A anchors.
 
     Args:
         cell: (A, 4) xyxy px around (0, 0).
@@ -112,8 +112,8 @@ def encode_deltas(anchors: Tensor, boxes: Tensor) -> Tensor:
 def giou(a: Tensor, b: Tensor) -> Tensor:
     """Generalised IoU (arXiv 1902.09630) of boxes that broadcast against each other.
 
-    ``giou(a[:, None], b[None])`` is the (N, M) matrix of all pairs, ``giou(a, b)`` pairs them up.
-    Boxes without area are fine: two of them at one place give 0, never NaN.
+    ``giou(a[:, None], b[None])`` is the (N, M) matrix of all pairs, ``giou(a, b)`` the values of
+    corresponding pairs. Boxes without area are allowed: two of them at one place give 0, not NaN.
 
     Args:
         a, b: (..., 4) xyxy.
@@ -134,5 +134,5 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def by_coordinate(boxes: Tensor) -> Tensor:
-    """The same (..., 4) boxes, of which each coordinate lies in memory in one piece."""
+    """The same (..., 4) boxes, laid out so that each coordinate is contiguous in memory."""
     return boxes.movedim(-1, 0).contiguous().movedim(0, -1)

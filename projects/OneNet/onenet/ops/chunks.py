@@ -1,17 +1,17 @@
-"""Pointwise work cut into chunks, so that its temporaries stay small."""
+"""Pointwise work in chunks, to keep its temporaries small."""
 
 from __future__ import annotations
 
 import torch
 
-# Elements of a temporary: few enough for the caches of a CPU, enough to keep a GPU busy.
+# Elements of a temporary: few enough for a CPU's cache, enough to keep a GPU busy.
 _CPU_THREAD, _MOST = 2**18, 2**22
 
 
 def chunks(rows: int, width: int, device: torch.device) -> list[slice]:
     """Consecutive slices of ``rows`` rows of ``width`` elements, at least one row in each.
 
-    A single one while ``torch.compile`` traces: it fuses the work, and would unroll a loop.
+    Only one while ``torch.compile`` traces, which fuses the work and would unroll the loop.
     """
     if torch.compiler.is_compiling():
         return [slice(None)]

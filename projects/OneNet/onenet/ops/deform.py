@@ -1,4 +1,4 @@
-"""Deformable convolution: torchvision's operator, and on the CPU one of torch's that is faster."""
+"""Deformable convolution: torchvision's operator, and a faster form of it for the CPU."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compil
 
 
 class DeformConv(nn.Module):
-    """3×3 deformable convolution, v2 (arXiv 1811.11168) where a mask is given, v1 otherwise.
+    """3×3 deformable convolution: v2 (arXiv 1811.11168) with a mask, v1 without.
 
-    Samples in float32 whatever the network's precision: offsets need it, and torchvision's
-    operator has no bfloat16. It has no bias until :mod:`onenet.inference.fuse` gives it one.
+    Interpolates in float32 at any precision of the network: offsets need it, and torchvision's
+    operator has no bfloat16. Has no bias until :mod:`onenet.inference.fuse` folds a norm into it.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -30,7 +30,7 @@ class DeformConv(nn.Module):
         dtype = torch.promote_types(x.dtype, torch.float32)
         x, offset = x.to(dtype), offset.to(dtype)
         mask = None if mask is None else mask.to(dtype)
-        # An exported graph holds the operator, which ONNX knows.
+        # Exported graphs keep the operator, which ONNX has.
         if x.device.type == "cpu" and not _is_exporting():
             return self._by_gathering(x, offset, mask)
         bias = None if self.bias is None else self.bias.to(dtype)
@@ -40,7 +40,7 @@ class DeformConv(nn.Module):
         batch, channels, height, width = x.shape
         rows, shares = corners(offset, mask)
         pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)
-        # Each tap is a weighted mean of four pixels, all channels at a time.
+        # Each tap is a weighted mean of four pixels, computed for all channels at once.
         taps = F.embedding_bag(rows, pixels, mode="sum", per_sample_weights=shares)
         weight = self.weight.permute(0, 2, 3, 1).flatten(1)
         taps = taps.to(weight.dtype).view(-1, weight.shape[1])
@@ -49,15 +49,15 @@ class DeformConv(nn.Module):
 
 
 def corners(offset: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The pixels between which a 3×3 kernel's displaced taps lie, and their bilinear shares.
+    """The four pixels around each displaced tap of a 3×3 kernel, and their bilinear weights.
 
     Args:
         offset: (B, 18, H, W) px, (dy, dx) of the nine taps.
         mask: (B, 9, H, W) factors of the taps, or ``None``.
 
     Returns:
-        Indices (B · H · W · 9, 4) int32 into the batch's pixels, row by row, and shares of that
-        shape, 0 for what lies outside of the map.
+        Indices (B · H · W · 9, 4) int32 into the batch's pixels, row by row, and weights of that
+        shape, 0 for pixels outside the map.
     """
     batch, _, height, width = offset.shape
     device = offset.device
@@ -76,8 +76,8 @@ def corners(offset: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def _neighbours(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The two cells around a position on an axis, within it, and their shares, (..., 2) each."""
-    # From -1 and from ``size`` on there is nothing; no whole number holds what lies far outside.
+    """The two cells around a position on an axis, and their weights, (..., 2) each."""
+    # Nothing lies beyond -1 and ``size``; positions far outside would overflow an integer.
     position = position.clamp(-1, size)
     first = position.floor()
     share = position - first
