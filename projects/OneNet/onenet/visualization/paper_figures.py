@@ -19,11 +19,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from onenet.assignment.explain import Assignment, cost_grid
+from onenet.assignment.explain import Assignment
 from onenet.evaluation.duplicates import find_duplicates, objects_of
 from onenet.structures import Detections, Targets
 
 from .boxes import class_palette
+from .cost_map import cost_grid
 
 _DPI = 100
 _HEAT = "inferno_r"  # bright: low
