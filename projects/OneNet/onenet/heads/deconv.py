@@ -98,7 +98,7 @@ class DeconvNeck(nn.Module):
         super().__init__()
         if len(in_channels) != 4 or len(channels) != 4 or len(kernels) != 3:
             raise ValueError(
-                "the deconvolution head needs 4 feature maps, 4 channels and 3 kernels, "
+                "the head needs 4 feature maps, 4 deconvolution channels and 3 kernels, "
                 f"got {list(in_channels)}, {list(channels)} and {list(kernels)}"
             )
         if channels[0] != in_channels[-1]:
