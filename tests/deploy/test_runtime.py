@@ -1,4 +1,4 @@
-"""The ONNX Runtime predictor, on a tiny file whose answers are known."""
+"""The ONNX Runtime predictor, on a tiny file with known answers."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_images_of_like_shape_are_batched_and_told_apart(model, monkeypatch):
     feeds = SimpleNamespace(run=lambda names, feed: batches.append(feed) or run(names, feed))
     monkeypatch.setattr(predictor, "session", feeds)
     found = predictor.predict_batch([white(*size) for size in sizes])
-    # At most two images, of one padded size; in the order of the images all the same.
+    # At most two images of one padded size; the results keep the order of the images.
     shapes = [feed["images"].shape for feed in batches]
     assert shapes == [(2, 3, 64, 128), (2, 3, 64, 32), (1, 3, 64, 128)]
     assert [d.boxes[0].tolist() for d in found] == [[0, 0, w, h] for h, w in sizes]
@@ -118,9 +118,7 @@ def test_other_files_are_refused(tmp_path):
 def test_wrong_metadata_are_refused(tmp_path, key, text):
     path = write_model(tmp_path / "model.onnx", INFO.to_metadata() | {key: text})
     message = refused(path)
-    assert (
-        message == f"{path} is not a file of tools/export.py: its metadata say {text!r} for {key}"
-    )
+    assert message == f"{path} is not a file of tools/export.py: {key} in its metadata is {text!r}"
 
 
 def test_a_provider_that_is_not_there_is_refused(model):

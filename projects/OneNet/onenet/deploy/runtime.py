@@ -1,4 +1,4 @@
-"""Detections from an exported model: NumPy, Pillow and ONNX Runtime, no torch."""
+"""Running an exported model; needs NumPy, Pillow and ONNX Runtime, not torch."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ class ExportedModelError(OneNetError, ValueError):
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What an exported file says of its model.
+    """The metadata of an exported file.
 
     Attributes:
-        class_names: of the labels 0, 1, ….
-        max_detections: k, the most detections of an image.
-        min_size, max_size: px that the shortest edge is resized to, and the most of the longest
+        class_names: names of the labels 0, 1, ….
+        max_detections: k, the largest number of detections per image.
+        min_size, max_size: px that the shortest edge is resized to, and the limit of the longest
             edge; ``min_size`` 0 leaves images as they are.
         stride: height and width of the input are multiples of this many px.
-        input_format, input_layout: of the uint8 input.
-        ema: the weights are a moving average of training's.
+        input_format, input_layout: channel order and layout of the uint8 input.
+        ema: whether the weights are a moving average over training.
         config: name of the config file.
-        onenet_version: of the package that wrote the file.
+        onenet_version: version of the package that wrote the file.
     """
 
     class_names: list[str]
@@ -52,7 +52,7 @@ class ModelInfo:
     onenet_version: str
 
     def to_metadata(self) -> dict[str, str]:
-        """Texts as they are, other values as JSON."""
+        """The fields as text: strings as they are, other values as JSON."""
         return {
             name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             for name, value in asdict(self).items()
@@ -63,7 +63,7 @@ class ModelInfo:
         """Inverse of :meth:`to_metadata`.
 
         Raises:
-            ExportedModelError: names what is missing, or is not what it should be.
+            ExportedModelError: a field is missing or has a wrong value; the message names it.
         """
         missing = [f.name for f in fields(cls) if f.name not in texts]
         if missing:
@@ -86,14 +86,14 @@ def _read(name: str, kind: str, text: str) -> Any:
     }
     if not good[kind]:
         raise ExportedModelError(
-            f"not a file of tools/export.py: its metadata say {text!r:.60} for {name}"
+            f"not a file of tools/export.py: {name} in its metadata is {text!r:.60}"
         )
     return value
 
 
 @dataclass(frozen=True)
 class Detections:
-    """What is found in one image, best score first.
+    """The detections of one image, best score first.
 
     Attributes:
         boxes: (n, 4) float32 xyxy px.
@@ -114,22 +114,22 @@ class Detections:
 
 
 class OnnxPredictor:
-    """An exported detector, ready for images of any size.
+    """Detects objects in images of any size with an exported model.
 
     Args:
-        path: a file that ``tools/export.py --format onnx`` wrote.
-        providers: ONNX Runtime's execution providers, the preferred first; None: CUDA where this
-            ONNX Runtime has it, and the CPU.
-        threads: of one operator on the CPU; None: all cores.
-        images_per_batch: most images that go through the network together.
+        path: a file written by ``tools/export.py --format onnx``.
+        providers: ONNX Runtime's execution providers in order of preference; None: CUDA if this
+            ONNX Runtime has it, then the CPU.
+        threads: number of CPU threads per operator; None: all cores.
+        images_per_batch: largest number of images that go through the network together.
 
     Attributes:
-        info: what the file says of its model.
-        class_names: of the labels.
+        info: the file's metadata.
+        class_names: name of each label.
 
     Raises:
         ExportedModelError: no such file, not an exported OneNet, ONNX Runtime is not installed,
-            or it has no such provider.
+            or it lacks a provider.
     """
 
     def __init__(
@@ -154,17 +154,18 @@ class OnnxPredictor:
     def predict_batch(self, images: Sequence[np.ndarray]) -> list[Detections]:
         """Detect objects in several images.
 
-        Those of like shape go through the network together; what is found in an image does not
-        depend on the others.
+        Images of the same padded shape go through the network together; the detections of an image
+        do not depend on the others.
 
         Args:
             images: (H, W, 3) uint8 RGB each.
 
         Returns:
-            For each image at most ``info.max_detections``, in its px, clipped to it.
+            For each image at most ``info.max_detections`` detections, in px of the image and
+            clipped to it.
 
         Raises:
-            ValueError: an image of another shape or type.
+            ValueError: an image has another shape or dtype.
         """
         info = self.info
         for image in images:
@@ -188,7 +189,10 @@ def open_session(
     providers: Sequence[str] | None = None,
     threads: int | None = None,
 ) -> Any:
-    """An ``onnxruntime.InferenceSession``; see :class:`OnnxPredictor`."""
+    """Open an ``onnxruntime.InferenceSession``; arguments and errors as in :class:`OnnxPredictor`.
+
+    Does not check the file's metadata.
+    """
     try:
         import onnxruntime
     except ImportError as error:
@@ -207,24 +211,24 @@ def open_session(
             f"this ONNX Runtime has no {', '.join(unknown)}; it has {', '.join(available)}"
         )
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors: the default of an input is worth a warning to it
+    options.log_severity_level = 3  # errors only: it warns of every input with a default
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
         return onnxruntime.InferenceSession(path, options, list(providers))
-    except Exception as error:  # its errors have no common base
+    except Exception as error:  # its errors have no common base class
         raise ExportedModelError(f"ONNX Runtime cannot load {path}: {error}") from error
 
 
 def pad_images(images: Sequence[np.ndarray], stride: int) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs of an exported model: images padded to one size, right and below.
+    """Make the inputs of an exported model: pad images on the right and below to one size.
 
     Args:
         images: (H, W, 3) uint8 each.
-        stride: the padded sides are multiples of it.
+        stride: px; padded sides are multiples of it.
 
     Returns:
-        (B, 3, H', W') uint8, and (B, 2) int64, the images' own heights and widths.
+        (B, 3, H', W') uint8, and (B, 2) int64, height and width of each image without padding.
     """
     sizes = np.array([image.shape[:2] for image in images], np.int64)
     height, width = (pad_to(int(side), stride) for side in sizes.max(axis=0))
@@ -235,7 +239,7 @@ def pad_images(images: Sequence[np.ndarray], stride: int) -> tuple[np.ndarray, n
 
 
 def _to_image(found: Detections, from_size: Sequence[int], to_size: Sequence[int]) -> Detections:
-    """:func:`onenet.inference.postprocess.to_image` on arrays."""
+    """The same as :func:`onenet.inference.postprocess.to_image`, on arrays."""
     (height, width), (new_height, new_width) = from_size, to_size
     scale = np.array([new_width / width, new_height / height] * 2, np.float32)
     boxes = (found.boxes * scale).clip(0, np.array([new_width, new_height] * 2, np.float32))
