@@ -32,7 +32,7 @@ from onenet.visualization.boxes import draw_boxes, enlargement
 PROGRAM = "demo.py"
 # An engine's or onenet.deploy.runtime's: has predict_batch, class_names and images_per_batch.
 Predictor = Any
-# Those of onenet.structures or of onenet.deploy.runtime.
+# onenet.structures.Detections or onenet.deploy.runtime.ArrayDetections.
 Detections = Any
 ESCAPE = 27
 

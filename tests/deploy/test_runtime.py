@@ -14,7 +14,7 @@ from helpers.onnx_example import INFO, examples_in_the_docs, white, write_model
 from helpers.project import ROOT
 from PIL import Image
 
-from onenet.deploy.runtime import Detections, ExportedModelError, ModelInfo, OnnxPredictor
+from onenet.deploy.runtime import ArrayDetections, ExportedModelError, ModelInfo, OnnxPredictor
 
 PROJECT = ROOT / "projects" / "OneNet"
 
@@ -68,7 +68,9 @@ def test_images_of_like_shape_are_batched_and_told_apart(model, monkeypatch):
 
 def test_a_part_of_the_detections():
     scores = np.array([0.9, 0.5, 0.1], np.float32)
-    found = Detections(np.arange(12, dtype=np.float32).reshape(3, 4), scores, np.array([5, 6, 7]))
+    found = ArrayDetections(
+        np.arange(12, dtype=np.float32).reshape(3, 4), scores, np.array([5, 6, 7])
+    )
     assert len(found) == 3
     assert found[found.scores > 0.4].labels.tolist() == [5, 6]
     assert found[:1].boxes.tolist() == [[0, 1, 2, 3]]

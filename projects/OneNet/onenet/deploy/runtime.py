@@ -92,8 +92,8 @@ def _read(name: str, kind: str, text: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Detections:
-    """The detections of one image, best score first.
+class ArrayDetections:
+    """The detections of one image as NumPy arrays, best score first.
 
     Attributes:
         boxes: (n, 4) float32 xyxy px.
@@ -108,9 +108,9 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def __getitem__(self, keep: np.ndarray | slice) -> Detections:
+    def __getitem__(self, keep: np.ndarray | slice) -> ArrayDetections:
         """The detections that a mask, an index array or a slice selects."""
-        return Detections(self.boxes[keep], self.scores[keep], self.labels[keep])
+        return ArrayDetections(self.boxes[keep], self.scores[keep], self.labels[keep])
 
 
 class OnnxPredictor:
@@ -147,11 +147,11 @@ class OnnxPredictor:
             raise ExportedModelError(f"{path} is {error}") from None
         self.class_names = self.info.class_names
 
-    def __call__(self, image: np.ndarray) -> Detections:
+    def __call__(self, image: np.ndarray) -> ArrayDetections:
         """Detect objects in one image, (H, W, 3) uint8 RGB; see :meth:`predict_batch`."""
         return self.predict_batch([image])[0]
 
-    def predict_batch(self, images: Sequence[np.ndarray]) -> list[Detections]:
+    def predict_batch(self, images: Sequence[np.ndarray]) -> list[ArrayDetections]:
         """Detect objects in several images.
 
         Images of the same padded shape go through the network together; the detections of an image
@@ -175,12 +175,12 @@ class OnnxPredictor:
                 )
         scaled = [resize_shortest_edge(image, info.min_size, info.max_size) for image in images]
         shapes = (image.shape[:2] for image in scaled)
-        found: dict[int, Detections] = {}
+        found: dict[int, ArrayDetections] = {}
         for group in group_by_shape(shapes, self.images_per_batch, info.stride):
             batch, sizes = pad_images([scaled[i] for i in group], info.stride)
             outputs = self.session.run(OUTPUTS, {IMAGES: batch, SIZES: sizes})
             for i, size, *values in zip(group, sizes, *outputs, strict=True):
-                found[i] = _to_image(Detections(*values), size, images[i].shape[:2])
+                found[i] = _to_image(ArrayDetections(*values), size, images[i].shape[:2])
         return [found[i] for i in range(len(images))]
 
 
@@ -238,10 +238,12 @@ def pad_images(images: Sequence[np.ndarray], stride: int) -> tuple[np.ndarray, n
     return batch, sizes
 
 
-def _to_image(found: Detections, from_size: Sequence[int], to_size: Sequence[int]) -> Detections:
+def _to_image(
+    found: ArrayDetections, from_size: Sequence[int], to_size: Sequence[int]
+) -> ArrayDetections:
     """The same as :func:`onenet.inference.postprocess.to_image`, on arrays."""
     (height, width), (new_height, new_width) = from_size, to_size
     scale = np.array([new_width / width, new_height / height] * 2, np.float32)
     boxes = (found.boxes * scale).clip(0, np.array([new_width, new_height] * 2, np.float32))
     keep = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-    return Detections(boxes, found.scores, found.labels)[keep]
+    return ArrayDetections(boxes, found.scores, found.labels)[keep]
