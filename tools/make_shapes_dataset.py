@@ -14,7 +14,7 @@ from pathlib import Path
 from _shared.shapes_dataset import make_dataset
 
 from onenet.cli import run_program
-from onenet.data.sources import DatasetError
+from onenet.errors import DatasetError
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -25,7 +25,8 @@ from tqdm import tqdm
 from onenet.cli import positive, run_program
 from onenet.data.dataset import CocoDetection, spread_evenly
 from onenet.data.images import read_image
-from onenet.data.sources import DatasetError, find_dataset
+from onenet.data.sources import find_dataset
+from onenet.errors import DatasetError
 from onenet.structures import Detections
 from onenet.visualization.boxes import contact_sheet, draw_comparison
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from onenet.errors import DatasetError
 from onenet.structures import Targets
 
 from .annotations import read_annotations, sorted_categories
@@ -22,7 +23,7 @@ from .checks import (
     refuse_outside,
 )
 from .coco_json import read_coco_json
-from .sources import DatasetError, DatasetSource, check_num_classes
+from .sources import DatasetSource, check_num_classes
 
 logger = logging.getLogger(__name__)
 

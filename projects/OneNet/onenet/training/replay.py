@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onenet.checkpoints.files import CheckpointError, read_checkpoint, save_checkpoint
+from onenet.checkpoints.files import read_checkpoint, save_checkpoint
 from onenet.cli import choose_engine
 from onenet.data.sources import is_line
 from onenet.detector import memory_format
+from onenet.errors import CheckpointError
 from onenet.structures import Predictions, Targets
 
 from .accumulation import forward_backward, split
