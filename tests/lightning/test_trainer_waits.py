@@ -162,10 +162,10 @@ def test_what_goes_wrong_between_two_looks_is_told_before_anything_is_saved(
     assert (dump.iteration, dump.seed, dump.precision) == (3, 11, "float32")
     assert told in dump.what and dump.torch == str(torch.__version__)
     assert_same(dump.model, state)
-    assert dump.files == [sample.file_name for sample in batch]
+    assert dump.files == [item.file_name for item in batch]
     for name in ("boxes", "labels"):
-        assert_same(getattr(dump, name), [getattr(sample.targets, name) for sample in batch])
-    assert_same(dump.images, [sample.image for sample in batch])
+        assert_same(getattr(dump, name), [getattr(item.targets, name) for item in batch])
+    assert_same(dump.images, [item.image for item in batch])
 
 
 def test_statistics_that_are_not_finite_are_not_saved(shapes, tmp_path, monkeypatch, capsys):

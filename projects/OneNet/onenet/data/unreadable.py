@@ -53,11 +53,11 @@ class SkippedImages:
         """The batches as they are; a warning for each image when it is first passed over.
 
         Args:
-            skipped_of: gives what :func:`read_next` said for a sample.
+            skipped_of: gives what :func:`read_next` said for an item.
         """
         for batch in batches:
-            for sample in batch:
-                for problem in skipped_of(sample):
+            for item in batch:
+                for problem in skipped_of(item):
                     if problem not in self.times:
                         logger.warning("Passed over: %s", problem)
                     self.times[problem] += 1

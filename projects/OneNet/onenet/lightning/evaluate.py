@@ -28,8 +28,8 @@ from onenet.inference.postprocess import to_image
 from onenet.structures import Detections
 from onenet.training.oom import memory_errors, testing_advice
 
+from .items import TestItem
 from .loader import build_test_loader
-from .samples import TestSample
 
 logger = logging.getLogger(__name__)
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -58,8 +58,8 @@ def evaluate(
     loader = build_test_loader(cfg, dataset, rank=rank, world_size=world_size)
     results = []
     with memory_errors(model, lambda: testing_advice(cfg)):
-        for sample, detections in detect_all(model, loader, progress=rank == 0):
-            results.extend(to_coco(sample.image_id, detections, dataset.category_ids))
+        for item, detections in detect_all(model, loader, progress=rank == 0):
+            results.extend(to_coco(item.image_id, detections, dataset.category_ids))
     if world_size > 1:
         shares: list[Any] = [None] * world_size
         dist.all_gather_object(shares, results)
@@ -85,25 +85,25 @@ def evaluate(
 
 @torch.inference_mode()
 def detect_all(model: OneNet, loader: Any, *, progress: bool = False) -> Any:
-    """Yield every :class:`TestSample` of a loader with its detections, in the original's px."""
+    """Yield every :class:`TestItem` of a loader with its detections, in the original's px."""
     training = model.training
     model.eval()
     try:
         batches = tqdm(
             loader, desc="evaluating", unit="batch", leave=False, disable=None if progress else True
         )
-        for samples in batches:
-            found = model([sample.image for sample in samples])
-            for sample, detections in zip(samples, found, strict=True):
-                yield sample, to_original(sample, detections)
+        for items in batches:
+            found = model([item.image for item in items])
+            for item, detections in zip(items, found, strict=True):
+                yield item, to_original(item, detections)
     finally:
         model.train(training)
 
 
-def to_original(sample: TestSample, detections: Detections) -> Detections:
+def to_original(item: TestItem, detections: Detections) -> Detections:
     """Detections in the px of the image as it lies on the disk, on the CPU."""
-    size = tuple(sample.image.shape[-2:])
-    return to_image(detections.to("cpu"), size, (sample.height, sample.width))
+    size = tuple(item.image.shape[-2:])
+    return to_image(detections.to("cpu"), size, (item.height, item.width))
 
 
 def to_coco(

@@ -20,11 +20,11 @@ from onenet.data.unreadable import read_next
 from onenet.structures import Targets
 from onenet.training.signals import leave_signals_to_the_first
 
+from .items import TestItem, TrainItem
 from .sampler import InfiniteBatchSampler
-from .samples import TestSample, TrainSample
 
 
-class TrainDataset(Dataset[TrainSample]):
+class TrainDataset(Dataset[TrainItem]):
     """The images of several data sets, one after the other, with random transforms.
 
     An item is asked for by its position in the training stream and the image's index: what
@@ -76,7 +76,7 @@ class TrainDataset(Dataset[TrainSample]):
         sizes = np.concatenate([d.sizes for d in self.datasets])
         return sizes[:, 1] > sizes[:, 0]
 
-    def __getitem__(self, key: tuple[int, int]) -> TrainSample:
+    def __getitem__(self, key: tuple[int, int]) -> TrainItem:
         position, index = key
         if self.skip_unreadable:
             (record, image), skipped = read_next(self._read, index, len(self))
@@ -85,7 +85,7 @@ class TrainDataset(Dataset[TrainSample]):
         rng = np.random.default_rng((self.seed, position))
         image, boxes, labels = self.transform(image, record.boxes, record.labels, rng)
         targets = Targets(torch.from_numpy(boxes), torch.from_numpy(labels), image.shape[:2])
-        return TrainSample(_to_tensor(image), targets, record.image_id, record.file_name, skipped)
+        return TrainItem(_to_tensor(image), targets, record.image_id, record.file_name, skipped)
 
     def _read(self, index: int) -> tuple[ImageRecord, np.ndarray]:
         part = int(np.searchsorted(self._ends, index, side="right"))
@@ -95,7 +95,7 @@ class TrainDataset(Dataset[TrainSample]):
         return record, _read(record, dataset, self.image_format)
 
 
-class TestDataset(Dataset[TestSample]):
+class TestDataset(Dataset[TestItem]):
     """The images of one data set, resized for testing."""
 
     __test__ = False  # no test case, whatever pytest makes of the name
@@ -115,10 +115,10 @@ class TestDataset(Dataset[TestSample]):
         height, width = self.dataset.sizes[index].tolist()
         return resized_shape(height, width, self.transform.min_size, self.transform.max_size)
 
-    def __getitem__(self, index: int) -> TestSample:
+    def __getitem__(self, index: int) -> TestItem:
         r = self.dataset.record(index)
         image = self.transform(_read(r, self.dataset, self.image_format))
-        return TestSample(_to_tensor(image), r.image_id, r.file_name, r.height, r.width)
+        return TestItem(_to_tensor(image), r.image_id, r.file_name, r.height, r.width)
 
 
 def _read(r: ImageRecord, dataset: CocoDetection, image_format: str) -> np.ndarray:
@@ -139,8 +139,8 @@ def build_train_loader(
     rank: int = 0,
     world_size: int = 1,
     start_iteration: int = 0,
-) -> DataLoader[list[TrainSample]]:
-    """An endless loader of this process' share of every batch, as ``list[TrainSample]``.
+) -> DataLoader[list[TrainItem]]:
+    """An endless loader of this process' share of every batch, as ``list[TrainItem]``.
 
     Args:
         cfg: reads DATASETS.TRAIN, DATALOADER, SOLVER.IMS_PER_BATCH (images of all processes
@@ -207,8 +207,8 @@ def build_test_transform(cfg: Any) -> TestTransform:
 
 def build_test_loader(
     cfg: Any, dataset: CocoDetection, *, rank: int = 0, world_size: int = 1
-) -> DataLoader[list[TestSample]]:
-    """A loader of this process' images of ``dataset``, as ``list[TestSample]``.
+) -> DataLoader[list[TestItem]]:
+    """A loader of this process' images of ``dataset``, as ``list[TestItem]``.
 
     Images come together whose sizes, padded for the network, are the same; in the order of the
     data set but for that.

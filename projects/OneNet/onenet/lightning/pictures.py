@@ -34,7 +34,7 @@ def validation_pictures(
     images = TestDataset(dataset, build_test_transform(cfg), image_format=cfg.INPUT.FORMAT)
     loader = DataLoader(Subset(images, chosen), collate_fn=list)
     pictures = {}
-    for index, (sample, detections) in zip(chosen, detect_all(model, loader), strict=True):
+    for index, (item, detections) in zip(chosen, detect_all(model, loader), strict=True):
         record = dataset.record(index)
         targets = Targets(
             torch.from_numpy(record.boxes),
@@ -42,10 +42,10 @@ def validation_pictures(
             (record.height, record.width),
         )
         picture = draw_comparison(
-            read_image(sample.file_name, "RGB"),
+            read_image(item.file_name, "RGB"),
             detections[detections.scores >= threshold],
             targets,
             dataset.class_names,
         )
-        pictures[f"validation/{sample.image_id}"] = picture
+        pictures[f"validation/{item.image_id}"] = picture
     return pictures

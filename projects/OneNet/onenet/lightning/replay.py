@@ -14,7 +14,7 @@ from onenet.training.replay import Dump, Rebuilt
 
 from .build import build_detector, choose_device
 from .config import dump, load_cfg
-from .samples import TrainSample
+from .items import TrainItem
 
 
 def rebuild(config_file: Path, opts: Sequence[str]) -> Rebuilt:
@@ -37,7 +37,7 @@ def dump_batch(
     fabric: Fabric,
     model: nn.Module,
     seed: int,
-    batch: Sequence[TrainSample],
+    batch: Sequence[TrainItem],
     iteration: int,
     what: str,
 ) -> Path:
@@ -51,10 +51,10 @@ def dump_batch(
         precision="bfloat16" if cfg.SOLVER.AMP.ENABLED else "float32",
         torch=str(torch.__version__),
         model={name: value.cpu() for name, value in model.state_dict().items()},
-        images=[sample.image for sample in batch],
-        boxes=[sample.targets.boxes for sample in batch],
-        labels=[sample.targets.labels for sample in batch],
-        files=[sample.file_name for sample in batch],
+        images=[item.image for item in batch],
+        boxes=[item.targets.boxes for item in batch],
+        labels=[item.targets.labels for item in batch],
+        files=[item.file_name for item in batch],
     )
     rank = fabric.global_rank if fabric.world_size > 1 else None
     return content.save(Path(cfg.OUTPUT_DIR), rank)

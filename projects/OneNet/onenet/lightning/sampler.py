@@ -42,7 +42,7 @@ class InfiniteBatchSampler(Sampler[list[tuple[int, int]]]):
         start_iteration: int = 0,
     ) -> None:
         if size < 1:
-            raise ValueError(f"cannot sample from {size} images")
+            raise ValueError(f"there are {size} images to draw from; expected at least 1")
         if batch_size < 1 or batch_size % world_size:
             raise ValueError(
                 f"SOLVER.IMS_PER_BATCH must be a multiple of the number of processes, "

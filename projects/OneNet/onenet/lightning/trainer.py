@@ -29,10 +29,10 @@ from onenet.training.signals import Stopped, StopRequests, stop_at_once
 
 from .build import build_detector
 from .checkpoints import Checkpoints
+from .items import TrainItem
 from .loader import build_train_loader
 from .monitor import Monitor
 from .replay import dump_batch
-from .samples import TrainSample
 from .test_sets import draw_all, evaluate_all
 
 logger = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ class Trainer:
 
     def _loop(self, monitor: Monitor | None, requests: StopRequests) -> None:
         cfg = self.cfg
-        samples = self._batches()
+        batches = self._batches()
         self.model.train()
         history = History(
             self.fabric.device,
@@ -136,9 +136,9 @@ class Trainer:
         data_time = 0.0
         while self.iteration < cfg.SOLVER.MAX_ITER:
             start = time.perf_counter()
-            batch = next(samples)
+            batch = next(batches)
             data_time += time.perf_counter() - start
-            history.add(self.step(batch), [sample.file_name for sample in batch])
+            history.add(self.step(batch), [item.file_name for item in batch])
             self.iteration += 1
             stop = requests.agreed()
             done = self.iteration >= cfg.SOLVER.MAX_ITER
@@ -171,7 +171,7 @@ class Trainer:
         then = f"--resume goes on from {last}" if last else "there is no checkpoint to resume from"
         return Stopped(number, f"stopped after iteration {self.iteration}; {then}")
 
-    def step(self, batch: list[TrainSample]) -> dict[str, Tensor]:
+    def step(self, batch: list[TrainItem]) -> dict[str, Tensor]:
         """One iteration on this process' share of the batch.
 
         Returns:
@@ -184,7 +184,7 @@ class Trainer:
             losses = forward_backward(
                 self.parallel,
                 parts,
-                [sum(len(sample.targets) for sample in part) for part in parts],
+                [sum(len(item.targets) for item in part) for part in parts],
                 forward=self._forward,
                 backward=self.fabric.backward,
             )
@@ -194,9 +194,9 @@ class Trainer:
                 self.ema.update(self.model, self.guard.good)
         return losses
 
-    def _forward(self, samples: list[TrainSample]) -> dict[str, Tensor]:
+    def _forward(self, items: list[TrainItem]) -> dict[str, Tensor]:
         with self.fabric.autocast():
-            return self.parallel([s.image for s in samples], [s.targets for s in samples])
+            return self.parallel([s.image for s in items], [s.targets for s in items])
 
     def _dump(self, iteration: int, what: str) -> Path:
         # The stream of batches is the same every time.
@@ -213,11 +213,11 @@ class Trainer:
             images_per_batch=self.cfg.SOLVER.IMS_PER_BATCH,
         )
 
-    def _batches(self) -> Iterator[list[TrainSample]]:
+    def _batches(self) -> Iterator[list[TrainItem]]:
         loader = self._loader(self.iteration, self.cfg.DATALOADER.NUM_WORKERS)
-        return self.skipped.watch(loader, lambda sample: sample.skipped)
+        return self.skipped.watch(loader, lambda item: item.skipped)
 
-    def _loader(self, start_iteration: int, workers: int) -> Iterable[list[TrainSample]]:
+    def _loader(self, start_iteration: int, workers: int) -> Iterable[list[TrainItem]]:
         cfg = self.cfg.clone()
         cfg.defrost()
         cfg.SEED, cfg.DATALOADER.NUM_WORKERS = self.seed, workers

@@ -105,7 +105,7 @@ class Dump:
 
 
 _FIELDS = fields(Dump)
-Sample = tuple[Tensor, Targets, str]
+Item = tuple[Tensor, Targets, str]
 Losses = Callable[[nn.Module, Sequence[Tensor], Sequence[Targets]], dict[str, Tensor]]
 
 
@@ -165,7 +165,7 @@ def replay(path: str, opts: Sequence[str] = ()) -> bool:
     return again
 
 
-def _compute(rebuilt: Rebuilt, batch: Sequence[Sequence[Sample]]) -> dict[str, float]:
+def _compute(rebuilt: Rebuilt, batch: Sequence[Sequence[Item]]) -> dict[str, float]:
     """The losses and the norm of the gradient; they are printed, as is what was found of them."""
     model, dtype = rebuilt.model, rebuilt.precision
     device = next(model.parameters()).device
@@ -175,21 +175,21 @@ def _compute(rebuilt: Rebuilt, batch: Sequence[Sequence[Sample]]) -> dict[str, f
     found: list[str] = []
     for name, module in model.named_modules():
         module.register_forward_hook(partial(_note_first, name, found))
-    part: list[Sample] = []
+    part: list[Item] = []
     heads: Iterator[int] = count(1)
     if hasattr(model, "criterion"):
         model.criterion.register_forward_hook(
             lambda criterion, inputs, _: _print_images(part, next(heads), criterion, inputs)
         )
 
-    def forward(samples: Sequence[Sample]) -> dict[str, Tensor]:
+    def forward(items: Sequence[Item]) -> dict[str, Tensor]:
         nonlocal heads
-        part[:], heads = samples, count(1)
-        images, targets, _ = zip(*samples, strict=True)
+        part[:], heads = items, count(1)
+        images, targets, _ = zip(*items, strict=True)
         with autocast:
             return rebuilt.losses(model, images, targets)
 
-    counts = [sum(len(targets) for _, targets, _ in samples) for samples in batch]
+    counts = [sum(len(targets) for _, targets, _ in items) for items in batch]
     losses = forward_backward(model, batch, counts, forward, Tensor.backward)
     values = {name: loss.item() for name, loss in losses.items()}
     values[GRADIENT] = gradient_norm(model).item()
@@ -218,7 +218,7 @@ def _note_first(name: str, found: list[str], module: nn.Module, inputs: Any, out
 
 @torch.no_grad()
 def _print_images(
-    part: Sequence[Sample], head: int, criterion: nn.Module, inputs: tuple[Any, ...]
+    part: Sequence[Item], head: int, criterion: nn.Module, inputs: tuple[Any, ...]
 ) -> None:
     """The images whose predictions or losses are not finite, of what a criterion was given.
 

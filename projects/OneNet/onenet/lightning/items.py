@@ -13,7 +13,7 @@ from onenet.structures import Targets
 
 
 @dataclass(frozen=True)
-class TrainSample:
+class TrainItem:
     """One transformed training image.
 
     Attributes:
@@ -30,8 +30,8 @@ class TrainSample:
     file_name: str
     skipped: tuple[str, ...] = ()
 
-    def pin_memory(self) -> TrainSample:
-        """The same sample in page-locked memory; a DataLoader looks for this method."""
+    def pin_memory(self) -> TrainItem:
+        """The same item in page-locked memory; a DataLoader looks for this method."""
         t = self.targets
         pinned = replace(t, boxes=t.boxes.pin_memory(), labels=t.labels.pin_memory())
         return replace(self, image=self.image.pin_memory(), targets=pinned)
@@ -52,13 +52,13 @@ def _rebuild(
     image_id: int,
     file_name: str,
     skipped: tuple[str, ...],
-) -> TrainSample:
+) -> TrainItem:
     targets = Targets(torch.from_numpy(boxes), torch.from_numpy(labels), image_size)
-    return TrainSample(image, targets, image_id, file_name, skipped)
+    return TrainItem(image, targets, image_id, file_name, skipped)
 
 
 @dataclass(frozen=True)
-class TestSample:
+class TestItem:
     """One image to test on.
 
     Attributes:
@@ -76,6 +76,6 @@ class TestSample:
     height: int
     width: int
 
-    def pin_memory(self) -> TestSample:
-        """The same sample in page-locked memory; a DataLoader looks for this method."""
+    def pin_memory(self) -> TestItem:
+        """The same item in page-locked memory; a DataLoader looks for this method."""
         return replace(self, image=self.image.pin_memory())
