@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from onenet.assignment.criterion import Criterion
 from onenet.assignment.matchers import NonFiniteError
 from onenet.lightning.trainer import Trainer
+from onenet.training.dump import Dump
 from onenet.training.history import History
-from onenet.training.replay import Dump
 
 
 def test_values_are_read_once_in_their_order():

@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 from detectron2.engine import AMPTrainer, SimpleTrainer
-from detectron2.utils import comm
 from torch import Tensor, nn
 
 from onenet.training.accumulation import forward_backward, split
+from onenet.training.dump import dump_batch
 from onenet.training.guard import Guard, ScaledGuard
 from onenet.training.history import GRADIENT, History
 from onenet.training.oom import memory_errors, training_advice
-from onenet.training.replay import Dump
 
 from .meta_arch import name_of, to_targets
 
@@ -78,23 +77,17 @@ class _Guarded:
         loss.backward()
 
     def _dump(self, data: list[dict[str, Any]], iteration: int, what: str) -> Path:
-        targets = [to_targets(inputs) for inputs in data]
-        content = Dump(
+        return dump_batch(
+            Path(self.cfg.OUTPUT_DIR),
+            self.bare_model,
+            [(inputs["image"], to_targets(inputs), name_of(inputs)) for inputs in data],
             iteration=iteration,
             what=what,
             engine="detectron2",
             config=self.cfg.dump(),
             seed=self.cfg.SEED,
             precision="float16" if isinstance(self, AMPTrainer) else "float32",
-            torch=str(torch.__version__),
-            model={name: value.cpu() for name, value in self.bare_model.state_dict().items()},
-            images=[inputs["image"] for inputs in data],
-            boxes=[one.boxes for one in targets],
-            labels=[one.labels for one in targets],
-            files=list(map(name_of, data)),
         )
-        rank = comm.get_rank() if comm.get_world_size() > 1 else None
-        return content.save(Path(self.cfg.OUTPUT_DIR), rank)
 
 
 class GuardedTrainer(_Guarded, SimpleTrainer):

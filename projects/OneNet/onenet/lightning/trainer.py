@@ -20,6 +20,7 @@ from onenet.data.unreadable import SkippedImages
 from onenet.detector import memory_format
 from onenet.files import WriteError
 from onenet.training.accumulation import forward_backward, split
+from onenet.training.dump import dump_batch
 from onenet.training.ema import ModelEMA, check_same
 from onenet.training.guard import Guard
 from onenet.training.history import GRADIENT, History, check_finite
@@ -29,10 +30,10 @@ from onenet.training.signals import Stopped, StopRequests, stop_at_once
 
 from .build import build_detector
 from .checkpoints import Checkpoints
+from .config import dump
 from .items import TrainItem
 from .loader import build_train_loader
 from .monitor import Monitor
-from .replay import dump_batch
 from .test_sets import draw_all, evaluate_all
 
 logger = logging.getLogger(__name__)
@@ -201,7 +202,17 @@ class Trainer:
     def _dump(self, iteration: int, what: str) -> Path:
         # The stream of batches is the same every time.
         (batch,) = islice(self._loader(iteration - 1, workers=0), 1)
-        return dump_batch(self.cfg, self.fabric, self.model, self.seed, batch, iteration, what)
+        return dump_batch(
+            self.output_dir,
+            self.model,
+            [(item.image, item.targets, item.file_name) for item in batch],
+            iteration=iteration,
+            what=what,
+            engine="lightning",
+            config=dump(self.cfg),
+            seed=self.seed,
+            precision="bfloat16" if self.cfg.SOLVER.AMP.ENABLED else "float32",
+        )
 
     def _monitor(self) -> Monitor | None:
         if self.fabric.global_rank != 0:

@@ -1,4 +1,4 @@
-"""Batches that training stopped on, and a second look at them: ``train_net.py --replay``."""
+"""``train_net.py --replay``: a second look at a batch that training stopped on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -15,96 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onenet.checkpoints.files import CheckpointError, read_checkpoint, save_checkpoint
+from onenet.checkpoints.files import CheckpointError
 from onenet.cli import choose_engine
-from onenet.data.sources import is_line
 from onenet.detector import memory_format
 from onenet.structures import Predictions, Targets
 
 from .accumulation import forward_backward, split
+from .dump import Dump
 from .history import GRADIENT
 from .optim import gradient_norm
 
 _NAMED = 5  # of many
 
 
-@dataclass(frozen=True)
-class Dump:
-    """What an iteration was computed from, on one process.
-
-    Attributes:
-        iteration: counted from 1.
-        what: was not finite.
-        engine: that wrote it, a value of ``--engine``.
-        config: of the run, as YAML.
-        seed: of the run.
-        precision: of the network, such as "bfloat16".
-        torch: its version.
-        model: weights and buffers as they were before the iteration.
-        images: (3, H, W) uint8 each, as they came out of the augmentations.
-        boxes, labels: targets of each image, see :class:`~onenet.structures.Targets`.
-        files: the images' paths.
-    """
-
-    iteration: int
-    what: str
-    engine: str
-    config: str
-    seed: int
-    precision: str
-    torch: str
-    model: dict[str, Tensor]
-    images: list[Tensor]
-    boxes: list[Tensor]
-    labels: list[Tensor]
-    files: list[str]
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            kind = {"int": int, "str": str, "dict[str, Tensor]": dict}.get(field.type, list)
-            if not isinstance(getattr(self, field.name), kind):
-                raise ValueError(f"{field.name} is no {field.type}")
-        if not all(map(is_line, (self.what, self.precision, self.torch, *self.files))):
-            raise ValueError("a name in it is none")
-        if not len(self.images) == len(self.boxes) == len(self.labels) == len(self.files) > 0:
-            raise ValueError("images, boxes, labels and files are not of equal number")
-        if not all(isinstance(t, Tensor) for t in (*self.images, *self.boxes, *self.labels)):
-            raise ValueError("images, boxes and labels are no tensors")
-        if not all(image.ndim == 3 for image in self.images):
-            raise ValueError("an image is none")
-
-    @property
-    def targets(self) -> list[Targets]:
-        """The targets of each image."""
-        sizes = [tuple(image.shape[-2:]) for image in self.images]
-        return list(map(Targets, self.boxes, self.labels, sizes))
-
-    def save(self, folder: Path, rank: int | None = None) -> Path:
-        """Write ``nonfinite_NNNNNNN.pt``, named by the iteration, and return its path.
-
-        Args:
-            rank: of the process, where there are several; it comes into the name.
-        """
-        process = "" if rank is None else f"_rank{rank}"
-        path = folder / f"nonfinite_{self.iteration:07d}{process}.pt"
-        save_checkpoint(path, {field.name: getattr(self, field.name) for field in _FIELDS})
-        return path
-
-    @classmethod
-    def read(cls, path: Path) -> Dump:
-        """A dump, nothing in which is executed.
-
-        Raises:
-            CheckpointError: the file is missing, broken, or no dump.
-        """
-        content = read_checkpoint(path)
-        try:
-            return cls(**{field.name: content[field.name] for field in _FIELDS})
-        except (KeyError, ValueError) as error:
-            raise CheckpointError(f"{path} is no dump of a batch: {error}") from error
-
-
-_FIELDS = fields(Dump)
 Item = tuple[Tensor, Targets, str]
 Losses = Callable[[nn.Module, Sequence[Tensor], Sequence[Targets]], dict[str, Tensor]]
 
