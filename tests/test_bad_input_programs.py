@@ -9,14 +9,17 @@ import pytest
 from helpers.demo_run import demo, fails, fakes, write_image  # noqa: F401
 from helpers.project import load_script
 
-from onenet.assignment.matchers import NonFiniteError
-from onenet.checkpoints.files import CheckpointError
 from onenet.cli import run_program
-from onenet.config.yaml import ConfigError
-from onenet.data.sources import DatasetError, UnreadableImageError
-from onenet.deploy.export import ExportError
-from onenet.deploy.runtime import ExportedModelError
-from onenet.errors import OneNetError
+from onenet.errors import (
+    CheckpointError,
+    ConfigError,
+    DatasetError,
+    ExportedModelError,
+    ExportError,
+    NonFiniteError,
+    OneNetError,
+    UnreadableImageError,
+)
 
 ERRORS = (ConfigError, DatasetError, UnreadableImageError, CheckpointError, ExportError)
 ERRORS += (ExportedModelError, NonFiniteError)

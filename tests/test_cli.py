@@ -25,7 +25,7 @@ from helpers.runs import (
 
 from onenet.checkpoints.files import save_checkpoint
 from onenet.cli import ENGINES, choose_engine, training_parser
-from onenet.config.yaml import ConfigError
+from onenet.errors import ConfigError
 from onenet.lightning import main
 from onenet.lightning.config import load_cfg
 from onenet.lightning.launch import check_processes, join

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from onenet import cli
-from onenet.config.yaml import ConfigError
+from onenet.errors import ConfigError
 
 
 @pytest.fixture

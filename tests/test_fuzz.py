@@ -13,12 +13,10 @@ from fuzz.targets import TARGETS, TinyDetector
 from helpers.configs import refused, write
 from hypothesis import HealthCheck, given, settings
 
-from onenet.checkpoints.files import CheckpointError
 from onenet.checkpoints.pickles import load_arrays
 from onenet.checkpoints.weights import load_weights
-from onenet.data.sources import DatasetError
-from onenet.errors import OneNetError
-from onenet.lightning.config import ConfigError, load_cfg
+from onenet.errors import CheckpointError, ConfigError, DatasetError, OneNetError
+from onenet.lightning.config import load_cfg
 
 EXAMPLES = 60  # of each target
 

@@ -19,12 +19,12 @@ from helpers.coco_example import GOOD, write
 from helpers.configs import refused
 from helpers.runs import ROOT, train, trained, write_config
 
-from onenet.checkpoints.files import CheckpointError, read_checkpoint
-from onenet.checkpoints.pickles import UnsafePickleError, load_arrays
-from onenet.config.yaml import ConfigError, read_with_bases
+from onenet.checkpoints.files import read_checkpoint
+from onenet.checkpoints.pickles import load_arrays
+from onenet.config.yaml import read_with_bases
 from onenet.data.checks import LINKS_VARIABLE
 from onenet.data.dataset import CocoDetection
-from onenet.data.sources import DatasetError
+from onenet.errors import CheckpointError, ConfigError, DatasetError, UnsafePickleError
 from onenet.lightning.predictor import Predictor, build_predictor
 
 # -- annotation files ------------------------------------------------------------------------

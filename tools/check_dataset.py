@@ -21,7 +21,6 @@ import numpy as np
 from tqdm import tqdm
 
 from onenet.cli import add_engine_flag, choose_engine, run_program
-from onenet.config.yaml import ConfigError
 from onenet.data.annotations import read_annotations, sorted_categories
 from onenet.data.checks import (
     EXAMPLES,
@@ -35,7 +34,8 @@ from onenet.data.checks import (
     without_problems,
 )
 from onenet.data.coco_json import find_problems, parse_coco_json
-from onenet.data.sources import DatasetError, DatasetSource, check_num_classes, find_dataset
+from onenet.data.sources import DatasetSource, check_num_classes, find_dataset
+from onenet.errors import ConfigError, DatasetError
 
 CONCLUSIONS = ("Training takes all of it.", "Training goes, but see above.", "Training stops.")
 STATUS = {Verdict.REJECTED: 2, Verdict.DROPPED: 1, Verdict.DOUBTFUL: 1, Verdict.TAKEN: 0}

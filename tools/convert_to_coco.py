@@ -30,7 +30,8 @@ from _shared.crowdhuman_odgt import read_odgt
 
 from onenet.cli import run_program
 from onenet.data.coco_json import read_coco_json
-from onenet.data.sources import DatasetError, shortened
+from onenet.data.sources import shortened
+from onenet.errors import DatasetError
 
 LABELIMG_CLASSES = "classes.txt"  # lies among the labels that labelImg writes
 

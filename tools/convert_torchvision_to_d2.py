@@ -18,9 +18,10 @@ from typing import Any
 
 from torch import Tensor
 
-from onenet.checkpoints.files import CheckpointError, read_checkpoint
+from onenet.checkpoints.files import read_checkpoint
 from onenet.checkpoints.weights import locate_weights, to_detectron2_name
 from onenet.cli import run_program
+from onenet.errors import CheckpointError
 from onenet.files import write_whole
 
 

@@ -19,10 +19,10 @@ from _shared.dataset_plots import draw
 from tabulate import tabulate
 
 from onenet.cli import run_program
-from onenet.config.yaml import ConfigError
 from onenet.data.annotations import Annotations, read_annotations
 from onenet.data.coco_json import read_coco_json
-from onenet.data.sources import DatasetError, find_dataset, shortened
+from onenet.data.sources import find_dataset, shortened
+from onenet.errors import ConfigError, DatasetError
 from onenet.lightning.config import load_cfg
 
 QUANTILES = {"min": 0, "5 %": 5, "25 %": 25, "median": 50, "75 %": 75, "95 %": 95, "max": 100}

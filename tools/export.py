@@ -29,13 +29,13 @@ from onenet.deploy.export import (
     OPSET,
     SCORE_TOLERANCE,
     Deployed,
-    ExportError,
     largest_differences,
     require,
     to_onnx,
     to_torch,
 )
 from onenet.deploy.runtime import IMAGES, OUTPUTS, SIZES, ModelInfo, open_session, pad_images
+from onenet.errors import ExportError
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 INFO_FILE = "onenet.json"  # within a .pt2

@@ -17,7 +17,7 @@ from _shared.shapes import CLASSES, SPLITS, draw_image
 from tqdm import tqdm
 
 from onenet.cli import run_program
-from onenet.data.sources import DatasetError
+from onenet.errors import DatasetError
 
 RECORD = "dataset.json"  # says that this program made the folder, and with which arguments
 GENERATOR = "make_shapes_dataset/1"  # a new number whenever the same arguments draw other pixels

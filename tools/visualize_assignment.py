@@ -24,16 +24,17 @@ from tqdm import tqdm
 
 from onenet.assignment.criterion import Criterion
 from onenet.assignment.explain import Assignment, assign
-from onenet.checkpoints.files import CheckpointError, read_checkpoint
+from onenet.checkpoints.files import read_checkpoint
 from onenet.checkpoints.weights import load_weights, locate_weights
 from onenet.cli import add_import_flag, run_program
 from onenet.config.registries import PREDEFINED_COSTS
 from onenet.data.images import read_image
-from onenet.data.sources import DatasetError, compare_classes, shortened
+from onenet.data.sources import compare_classes, shortened
 from onenet.data.transforms import TrainTransform
 from onenet.detector import OneNet
+from onenet.errors import CheckpointError, ConfigError, DatasetError
 from onenet.lightning.build import build_detector, choose_device
-from onenet.lightning.config import ConfigError, load_cfg
+from onenet.lightning.config import load_cfg
 from onenet.structures import Targets
 from onenet.visualization.paper_figures import draw_assignments, draw_training
 

@@ -24,7 +24,8 @@ from tqdm import tqdm
 from onenet.cli import run_program
 from onenet.data.dataset import CocoDetection
 from onenet.data.images import read_image
-from onenet.data.sources import DatasetError, find_dataset
+from onenet.data.sources import find_dataset
+from onenet.errors import DatasetError
 from onenet.structures import Detections, Targets
 from onenet.visualization.boxes import contact_sheet, draw_comparison
 

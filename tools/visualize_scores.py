@@ -20,8 +20,8 @@ import torch
 from _shared.examples import PICTURES, add_image_flags, find_examples, open_dataset, save
 
 from onenet.cli import add_engine_flag, add_import_flag, choose_engine, run_program
-from onenet.config.yaml import ConfigError
-from onenet.data.sources import DatasetError, compare_classes
+from onenet.data.sources import compare_classes
+from onenet.errors import ConfigError, DatasetError
 from onenet.evaluation.duplicates import find_duplicates, objects_of
 from onenet.structures import Detections, Targets
 from onenet.visualization.paper_figures import draw_duplicates

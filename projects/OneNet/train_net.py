@@ -5,7 +5,7 @@ import importlib
 import sys
 
 from onenet.cli import choose_engine, import_files, one_line, training_parser
-from onenet.config.yaml import ConfigError
+from onenet.errors import ConfigError
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from onenet import Predictions, Targets
 from onenet.assignment.costs import PredictedLocation
 from onenet.cli import import_files
 from onenet.config.registries import MATCHER_REGISTRY
-from onenet.config.yaml import ConfigError
+from onenet.errors import ConfigError
 from onenet.lightning.trainer import Trainer
 from onenet.ops.boxes import point_grid
 

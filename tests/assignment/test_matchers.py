@@ -19,7 +19,8 @@ from onenet.assignment.costs import (
     l1_cost,
     level_cost,
 )
-from onenet.assignment.matchers import Matcher, NonFiniteError
+from onenet.assignment.matchers import Matcher
+from onenet.errors import NonFiniteError
 from onenet.ops import chunks
 from onenet.structures import TargetBatch
 

@@ -14,10 +14,11 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.models.vgg import cfgs, make_layers
 
 from onenet.baselines.torchvision import PEERS
-from onenet.checkpoints.files import CheckpointError, save_checkpoint
+from onenet.checkpoints.files import save_checkpoint
 from onenet.checkpoints.weights import load_weights
+from onenet.errors import CheckpointError, ConfigError
 from onenet.lightning.build import build_detector
-from onenet.lightning.config import ConfigError, load_cfg
+from onenet.lightning.config import load_cfg
 from onenet.lightning.predictor import build_predictor
 from onenet.structures import Targets
 

@@ -15,14 +15,14 @@ from helpers.runs import load
 
 from onenet import files as whole_files
 from onenet.checkpoints.files import (
-    CheckpointError,
     add_checkpoint,
     find_checkpoints,
     read_checkpoint,
     read_last_checkpoint,
     save_checkpoint,
 )
-from onenet.files import WriteError, remove_partial_files, write_whole
+from onenet.errors import CheckpointError, WriteError
+from onenet.files import remove_partial_files, write_whole
 
 
 def content(number: float) -> dict[str, Any]:

@@ -13,8 +13,9 @@ import torch
 import torchvision
 from helpers.small_models import Detector, Small, refused, same, saved
 
-from onenet.checkpoints.files import CheckpointError, read_checkpoint, save_checkpoint
+from onenet.checkpoints.files import read_checkpoint, save_checkpoint
 from onenet.checkpoints.weights import load_weights, locate_weights, to_detectron2_name
+from onenet.errors import CheckpointError
 
 
 class Attack:

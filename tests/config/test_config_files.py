@@ -8,7 +8,8 @@ import pytest
 import yacs.config
 from helpers.configs import CONFIGS, R50, refused, write
 
-from onenet.lightning.config import CfgNode, ConfigError, check_cfg, get_cfg, load_cfg
+from onenet.errors import ConfigError
+from onenet.lightning.config import CfgNode, check_cfg, get_cfg, load_cfg
 
 # Files
 

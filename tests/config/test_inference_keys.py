@@ -9,7 +9,7 @@ from helpers.runs import train, trained
 from torch import nn
 
 from onenet.config.inference import images_per_batch, prepare_inference
-from onenet.config.yaml import ConfigError
+from onenet.errors import ConfigError
 from onenet.lightning.config import load_cfg
 
 

@@ -26,9 +26,9 @@ from helpers.runs import load, train, write_config
 
 from onenet.backbones.resnet import build_backbone as build_embedded_backbone
 from onenet.baselines import centernet as core
-from onenet.config.yaml import ConfigError
 from onenet.d2 import CenterNet, add_onenet_config
 from onenet.d2.config import load_cfg
+from onenet.errors import ConfigError
 from onenet.inference.postprocess import to_image
 from onenet.lightning.build import build_detector
 from onenet.lightning.config import load_cfg as load_embedded

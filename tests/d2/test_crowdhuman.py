@@ -21,7 +21,7 @@ from helpers.runs import metrics
 from onenet.d2 import Trainer, register_datasets
 from onenet.d2.config import load_cfg
 from onenet.data.coco_json import read_coco_json
-from onenet.data.sources import DatasetError
+from onenet.errors import DatasetError
 from onenet.evaluation.crowdhuman import evaluate_crowdhuman
 from onenet.evaluation.duplicates import detections_per_object
 

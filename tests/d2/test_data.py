@@ -20,12 +20,12 @@ from helpers.detectron2_runs import name_of
 from helpers.runs import edit_json
 from PIL import Image
 
-from onenet.config.yaml import ConfigError
 from onenet.d2 import OneNetDatasetMapper, register_datasets
 from onenet.d2 import datasets as d2_datasets
 from onenet.d2.config import get_cfg, load_cfg
 from onenet.data.dataset import CocoDetection
-from onenet.data.sources import DatasetError, find_dataset
+from onenet.data.sources import find_dataset
+from onenet.errors import ConfigError, DatasetError
 from onenet.lightning.config import load_cfg as load_embedded
 
 R18 = ROOT / "projects" / "OneNet" / "configs" / "onenet.res18.nodcn.yaml"

@@ -28,11 +28,12 @@ from helpers.detectron2_runs import (
 )
 from helpers.golden import FOLDER
 
-from onenet.assignment.matchers import MinCostMatcher, NonFiniteError
+from onenet.assignment.matchers import MinCostMatcher
 from onenet.checkpoints.files import save_checkpoint
 from onenet.checkpoints.weights import load_weights
 from onenet.d2 import HEAD_REGISTRY, MATCHER_REGISTRY, OneNet, OneNetDatasetMapper
 from onenet.d2.config import get_cfg, load_cfg
+from onenet.errors import NonFiniteError
 from onenet.inference.postprocess import to_image
 
 KEYS = json.loads((FOLDER / "checkpoint_keys.json").read_text())

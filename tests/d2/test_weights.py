@@ -22,9 +22,10 @@ from helpers.detectron2_runs import as_input, pictures, small_cfg, truth
 from helpers.project import load_script
 
 from onenet.checkpoints import weights as checkpoint
-from onenet.checkpoints.files import CheckpointError, save_checkpoint
+from onenet.checkpoints.files import save_checkpoint
 from onenet.d2 import add_onenet_config
 from onenet.d2.weights import fetch_weights, load_weights
+from onenet.errors import CheckpointError
 
 converter = load_script("tools/convert_torchvision_to_d2.py")
 

@@ -9,7 +9,8 @@ from helpers.coco_example import GOOD, write
 
 from onenet.data.coco_json import find_problems, parse_coco_json, read_coco_json
 from onenet.data.dataset import CocoDetection
-from onenet.data.sources import DatasetError, DatasetSource
+from onenet.data.sources import DatasetSource
+from onenet.errors import DatasetError
 
 
 @pytest.mark.parametrize(

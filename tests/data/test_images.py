@@ -16,8 +16,7 @@ from helpers.transform_script import picture
 from PIL import Image
 
 from onenet.data.images import check_image_size, read_image
-from onenet.data.sources import DatasetError, UnreadableImageError
-from onenet.errors import OneNetError
+from onenet.errors import DatasetError, OneNetError, UnreadableImageError
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:

@@ -12,7 +12,8 @@ import pytest
 from helpers.coco_example import GOOD, write
 
 from onenet.data.dataset import CocoDetection
-from onenet.data.sources import DatasetError, DatasetSource, find_dataset
+from onenet.data.sources import DatasetSource, find_dataset
+from onenet.errors import DatasetError
 
 
 def make_files(root: Path, json_file: str, image_root: str) -> None:

@@ -8,8 +8,8 @@ from helpers.transform_script import DO, SKIP, keep_size, picture, run, save
 from PIL import Image
 
 from onenet.data.images import image_size, read_image, resize, shortest_edge_size
-from onenet.data.sources import DatasetError
 from onenet.data.transforms import TestTransform, TrainTransform
+from onenet.errors import DatasetError
 
 # -- size of the shortest edge ---------------------------------------------------------------
 

@@ -14,8 +14,8 @@ import torch
 from helpers.runs import edit_json, load, train, write_config
 
 from onenet.data import unreadable as skipping
-from onenet.data.sources import DatasetError, UnreadableImageError
 from onenet.data.unreadable import SkippedImages, read_next
+from onenet.errors import DatasetError, UnreadableImageError
 from onenet.lightning.config import load_cfg
 from onenet.lightning.loader import build_train_loader
 

@@ -15,8 +15,9 @@ from helpers.project import ROOT, load_script
 from helpers.runs import trained, unchanged_process
 
 from onenet.checkpoints.weights import AVERAGED
-from onenet.deploy.export import Deployed, ExportError, check_nodes, largest_differences
+from onenet.deploy.export import Deployed, check_nodes, largest_differences
 from onenet.deploy.runtime import IMAGES, SIZES, OnnxPredictor, pad_images
+from onenet.errors import ExportError
 from onenet.lightning.config import load_cfg
 from onenet.lightning.predictor import Predictor
 

@@ -14,7 +14,8 @@ from helpers.onnx_example import INFO, examples_in_the_docs, white, write_model
 from helpers.project import ROOT
 from PIL import Image
 
-from onenet.deploy.runtime import Detections, ExportedModelError, ModelInfo, OnnxPredictor
+from onenet.deploy.runtime import Detections, ModelInfo, OnnxPredictor
+from onenet.errors import ExportedModelError
 
 PROJECT = ROOT / "projects" / "OneNet"
 

@@ -12,13 +12,13 @@ from helpers.small_detector import image, model, targets
 from torch import nn
 
 from onenet.backbones.resnet import Shape
-from onenet.checkpoints.files import CheckpointError
 from onenet.checkpoints.weights import load_weights
 from onenet.config.build import build_head
+from onenet.errors import CheckpointError, ConfigError
 from onenet.heads.deconv import PairConv
 from onenet.inference.postprocess import best_detections
 from onenet.lightning.build import build_detector
-from onenet.lightning.config import ConfigError, load_cfg
+from onenet.lightning.config import load_cfg
 
 close = torch.testing.assert_close
 HEADS3 = {"MODEL__OneNet__NUM_HEADS": 3}

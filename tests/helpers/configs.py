@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from helpers.project import ROOT
-from onenet.lightning.config import ConfigError, load_cfg
+from onenet.errors import ConfigError
+from onenet.lightning.config import load_cfg
 
 CONFIGS = ROOT / "projects" / "OneNet" / "configs"
 R50 = CONFIGS / "onenet.res50.nodcn.yaml"

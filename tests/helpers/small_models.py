@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from onenet.backbones.resnet import FPN, ResNet
-from onenet.checkpoints.files import CheckpointError
 from onenet.checkpoints.weights import load_weights
+from onenet.errors import CheckpointError
 from onenet.heads.retinanet import RetinaNetHead
 
 

@@ -12,8 +12,8 @@ from helpers.small_detector import image, model
 from torch import nn
 
 from onenet import Predictions
-from onenet.checkpoints.files import CheckpointError
 from onenet.checkpoints.weights import load_weights
+from onenet.errors import CheckpointError
 from onenet.heads.deconv import CenterNetHead
 from onenet.inference.postprocess import best_detections, top_k
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from helpers.runs import write_config
 
-from onenet.checkpoints.files import CheckpointError, save_checkpoint
-from onenet.config.yaml import ConfigError
+from onenet.checkpoints.files import save_checkpoint
+from onenet.errors import CheckpointError, ConfigError
 from onenet.lightning.build import build_detector
 from onenet.lightning.config import load_cfg
 from onenet.lightning.predictor import Predictor

@@ -15,8 +15,9 @@ from fvcore.common.config import CfgNode
 from PIL import Image
 
 from onenet.data.dataset import CocoDetection
-from onenet.data.sources import DatasetError, DatasetSource
+from onenet.data.sources import DatasetSource
 from onenet.data.transforms import TrainTransform
+from onenet.errors import DatasetError
 from onenet.lightning.items import TestItem, TrainItem
 from onenet.lightning.loader import TrainDataset, build_test_loader, build_train_loader
 

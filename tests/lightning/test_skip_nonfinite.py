@@ -14,7 +14,7 @@ from helpers.nonfinite import CPU, Later, nan_gradient, nan_loss, values
 from helpers.runs import load, metrics, train, write_config
 
 from onenet.assignment.criterion import Criterion
-from onenet.assignment.matchers import NonFiniteError
+from onenet.errors import NonFiniteError
 from onenet.lightning.trainer import Trainer
 from onenet.training.history import History
 

@@ -14,7 +14,7 @@ from helpers.runs import assert_same, load, metrics, train, write_config
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from onenet.assignment.criterion import Criterion
-from onenet.assignment.matchers import NonFiniteError
+from onenet.errors import NonFiniteError
 from onenet.lightning.trainer import Trainer
 from onenet.training.dump import Dump
 from onenet.training.history import History

@@ -8,7 +8,7 @@ import pytest
 from helpers.ablate_example import command, script, write_spec
 from helpers.configs import ROOT, flat
 
-from onenet.config.yaml import ConfigError
+from onenet.errors import ConfigError
 from onenet.lightning.config import load_cfg
 
 SPECS = sorted((ROOT / "configs" / "ablations").glob("*.yaml"))

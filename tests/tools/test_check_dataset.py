@@ -16,7 +16,8 @@ from PIL import Image
 from onenet.data import checks as dataset_checks
 from onenet.data.annotations import read_annotations
 from onenet.data.checks import Finding, Verdict, check_objects, check_pixels
-from onenet.data.sources import DatasetError, DatasetSource
+from onenet.data.sources import DatasetSource
+from onenet.errors import DatasetError
 
 tool = load_script("tools/check_dataset.py")
 

@@ -19,8 +19,9 @@ from torchvision.ops import deform_conv2d
 
 from onenet.checkpoints.files import save_checkpoint
 from onenet.cli import training_parser
+from onenet.errors import ConfigError
 from onenet.lightning.build import build_detector
-from onenet.lightning.config import ConfigError, load_cfg
+from onenet.lightning.config import load_cfg
 from onenet.lightning.main import dump
 from onenet.structures import Detections
 

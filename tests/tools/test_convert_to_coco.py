@@ -12,7 +12,8 @@ from helpers.project import load_script
 from PIL import Image
 
 from onenet.data.dataset import CocoDetection
-from onenet.data.sources import DatasetError, DatasetSource
+from onenet.data.sources import DatasetSource
+from onenet.errors import DatasetError
 
 
 @pytest.fixture(scope="module")

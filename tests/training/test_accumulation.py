@@ -11,7 +11,7 @@ from helpers.configs import CONFIGS, refused
 from torch import nn
 
 from onenet.config.training import check_training
-from onenet.config.yaml import ConfigError
+from onenet.errors import ConfigError
 from onenet.lightning.build import build_detector
 from onenet.lightning.config import get_cfg, load_cfg
 from onenet.structures import Targets

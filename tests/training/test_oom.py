@@ -8,7 +8,8 @@ from helpers.runs import train, write_config
 from torch import nn
 
 from onenet.detector import OneNet
-from onenet.training.oom import OutOfMemoryError, memory_errors
+from onenet.errors import OutOfMemoryError
+from onenet.training.oom import memory_errors
 
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nProcess 1 has …")
 CUDNN = RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")

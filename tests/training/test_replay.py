@@ -17,7 +17,7 @@ from helpers.runs import load, write_config
 from torch import nn
 
 from onenet.assignment.criterion import Criterion
-from onenet.checkpoints.files import CheckpointError
+from onenet.errors import CheckpointError
 from onenet.lightning.build import build_detector
 from onenet.lightning.config import dump as as_yaml
 from onenet.lightning.config import load_cfg

@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from onenet.data.images import image_size
-from onenet.data.sources import DatasetError
+from onenet.errors import DatasetError
 
 PERSON = {"id": 1, "name": "person"}
 

@@ -13,7 +13,8 @@ import torch
 
 from onenet.data.dataset import CocoDetection
 from onenet.data.images import read_image
-from onenet.data.sources import DatasetError, find_dataset
+from onenet.data.sources import find_dataset
+from onenet.errors import DatasetError
 from onenet.structures import Targets
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")

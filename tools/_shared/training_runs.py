@@ -19,10 +19,9 @@ from typing import IO, Any
 import torch
 
 from onenet.cli import EMBEDDED, add_import_flag, choose_engine, positive
-from onenet.config.yaml import ConfigError
 from onenet.data.dataset import CocoDetection
 from onenet.data.sources import find_dataset
-from onenet.errors import OneNetError
+from onenet.errors import ConfigError, OneNetError
 from onenet.files import write_whole
 from onenet.lightning.build import build_detector
 from onenet.lightning.evaluate import score

@@ -27,9 +27,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onenet.checkpoints.files import CheckpointError, find_checkpoints, read_checkpoint
+from onenet.checkpoints.files import find_checkpoints, read_checkpoint
 from onenet.cli import positive, run_program, training_parser
-from onenet.errors import OneNetError
+from onenet.errors import CheckpointError, OneNetError
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # tools/
 

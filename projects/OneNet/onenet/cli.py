@@ -16,9 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from onenet.config.yaml import ConfigError
-
-from .errors import OneNetError
+from .errors import ConfigError, OneNetError
 
 Result = TypeVar("Result")
 

@@ -1,13 +1,107 @@
-"""The class of every error that the user can mend; the programs catch it and say it in one line."""
+"""Every error class of the package, and what words an error message; imports no torch.
+
+Programs catch :class:`OneNetError` and print its message in one line.
+"""
 
 from __future__ import annotations
 
+import difflib
+import pickle
+from collections.abc import Iterable
+from typing import Any
+
 
 class OneNetError(Exception):
-    """Something is wrong with what the user gave; the message says what, where, and what to do.
+    """Base class of errors the user can fix; the message says what is wrong and what to do.
 
     Attributes:
-        exit_status: of a program that ends with it.
+        exit_status: of a program that the error ends.
     """
 
     exit_status = 2
+
+
+class ConfigError(OneNetError, ValueError):
+    """A config that cannot be used; the message names the file or key and what it expects."""
+
+
+class DatasetError(OneNetError, ValueError):
+    """The user's data is wrong; the message says what and where, and what to do."""
+
+    def __init__(self, message: str) -> None:
+        # A DataLoader raises a worker's error again, with the worker's traceback as its message;
+        # the sentence that the user needs comes last.
+        name = type(self).__name__
+        if message.startswith(f"Caught {name} in DataLoader worker"):
+            message = message.rpartition(f"{name}: ")[2].rstrip("\n")
+        super().__init__(message)
+
+
+class UnreadableImageError(DatasetError):
+    """An image that is missing, cannot be decoded, or differs in size from its JSON."""
+
+
+class CheckpointError(OneNetError, ValueError):
+    """A weights file that is missing, unsafe, broken, or of another model."""
+
+
+class UnsafePickleError(pickle.UnpicklingError):
+    """A pickle that asks for something other than arrays of numbers and containers."""
+
+
+class ExportError(OneNetError, ValueError):
+    """A model that cannot be exported, or an exported graph that fails its checks."""
+
+
+class ExportedModelError(OneNetError, ValueError):
+    """A file that is not an exported OneNet, or that cannot run here."""
+
+
+class NonFiniteError(OneNetError, FloatingPointError):
+    """A cost or loss is NaN or infinite; the message names the term and the image."""
+
+    exit_status = 1
+
+
+class OutOfMemoryError(OneNetError, MemoryError):
+    """The device or the machine has too little memory; the message names what needs less."""
+
+    exit_status = 1
+
+
+class LostProcessError(OneNetError):
+    """Another process has ended, and the work needs all of them."""
+
+    exit_status = 1
+
+
+class WriteError(OneNetError):
+    """A file could not be written; what its name held before is unchanged."""
+
+    exit_status = 1
+
+
+def look_up(registry: Iterable[tuple[str, Any]], key: str, name: str) -> Any:
+    """The entry of a registry that a config key names.
+
+    Args:
+        registry: fvcore's ``Registry``, or other pairs of a name and its entry.
+        key: the config key, for the message.
+        name: the key's value.
+
+    Raises:
+        ConfigError: no entry has that name; gives the key, the value, the choices and the nearest.
+    """
+    entries = dict(registry)
+    if name not in entries:
+        raise ConfigError(
+            f"{key} must be one of {', '.join(entries)}, got {name!r}{did_you_mean(name, entries)}"
+        )
+    return entries[name]
+
+
+def did_you_mean(name: object, choices: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"`` with the choice that is most like a name, or nothing if none is."""
+    folded = {choice.casefold(): choice for choice in choices}
+    near = difflib.get_close_matches(str(name).casefold(), folded, n=1)
+    return f"; did you mean {folded[near[0]]!r}?" if near else ""

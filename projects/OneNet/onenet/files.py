@@ -12,17 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import OneNetError
+from .errors import WriteError
 
 logger = logging.getLogger(__name__)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP)  # a folder, on some network file systems
-
-
-class WriteError(OneNetError):
-    """A file could not be written; what was there under its name still is."""
-
-    exit_status = 1
 
 
 def write_whole(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:

@@ -19,7 +19,7 @@ from _shared.training_runs import (
     run_once,
 )
 from onenet.config.training import check_training
-from onenet.config.yaml import ConfigError
+from onenet.errors import ConfigError
 
 WEIGHTS = "model_final.pth"
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from _shared.ablations.table import COLUMNS, SPEED
-from onenet.config.yaml import ConfigError, read_with_bases
+from onenet.config.yaml import read_with_bases
+from onenet.errors import ConfigError
 
 # What tools/ablate.py sets itself.
 RESERVED = {

@@ -11,11 +11,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from onenet.errors import NonFiniteError
 from onenet.ops.boxes import giou
 from onenet.ops.chunks import chunks
 from onenet.structures import Matches, Predictions, TargetBatch, Targets
 
-from .matchers import Matcher, NonFiniteError
+from .matchers import Matcher
 
 logger = logging.getLogger(__name__)
 # With AVX-512 torch's log1p reads a constant under a mask, and as long as the constant's page is

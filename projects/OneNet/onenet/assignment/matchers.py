@@ -10,18 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onenet.errors import OneNetError
+from onenet.errors import NonFiniteError
 from onenet.ops.boxes import by_coordinate
 from onenet.ops.chunks import chunks
 from onenet.structures import Matches, Predictions, TargetBatch, Targets
 
 from .costs import focal_cost
-
-
-class NonFiniteError(OneNetError, FloatingPointError):
-    """A cost or loss is NaN or infinite; the message names the term and the image."""
-
-    exit_status = 1
 
 
 class Matcher(nn.Module, ABC):

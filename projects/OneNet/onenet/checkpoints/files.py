@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from onenet.data.sources import is_line
-from onenet.errors import OneNetError
-from onenet.files import WriteError, write_whole
+from onenet.errors import CheckpointError, UnsafePickleError, WriteError
+from onenet.files import write_whole
 
-from .pickles import UnsafePickleError, load_arrays
+from .pickles import load_arrays
 
 logger = logging.getLogger(__name__)
 _NUMBERED = re.compile(r"model_(\d{7,})\.pth")
@@ -33,10 +33,6 @@ _TAG = "last_checkpoint"
 # Functions that weights_only=True lets a file call; a few bytes make the one fill any memory, the
 # other take hours.
 _COSTLY = (b"\nbytearray\n", b"_codecs\nencode\n")
-
-
-class CheckpointError(OneNetError, ValueError):
-    """A weights file that is missing, unsafe, broken, or of another model."""
 
 
 def read_checkpoint(path: Path, *, verify: bool = False) -> dict[str, Any]:

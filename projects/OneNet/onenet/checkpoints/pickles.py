@@ -15,9 +15,7 @@ from typing import Any
 
 import numpy as np
 
-
-class UnsafePickleError(pickle.UnpicklingError):
-    """A pickle that asks for something other than arrays of numbers and containers."""
+from onenet.errors import UnsafePickleError
 
 
 def load_arrays(content: bytes) -> Any:

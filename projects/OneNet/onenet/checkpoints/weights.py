@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .files import CheckpointError, read_checkpoint
+from onenet.errors import CheckpointError
+
+from .files import read_checkpoint
 
 logger = logging.getLogger(__name__)
 

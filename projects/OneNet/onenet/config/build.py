@@ -15,12 +15,12 @@ from onenet.assignment.costs import PredictedLocation
 from onenet.assignment.criterion import Criterion
 from onenet.assignment.matchers import Matcher
 from onenet.baselines.centernet import CenterCriterion, CenterHead
+from onenet.errors import ConfigError, look_up
 from onenet.heads.base import Head
 
 from .inference import add_inference_config
-from .registries import HEAD_REGISTRY, MATCHER_REGISTRY, PREDEFINED_COSTS, look_up
+from .registries import HEAD_REGISTRY, MATCHER_REGISTRY, PREDEFINED_COSTS
 from .training import add_training_config
-from .yaml import ConfigError
 
 # Values of TEST.EVALUATOR.
 EVALUATORS = ("coco", "crowdhuman")

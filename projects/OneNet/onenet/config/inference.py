@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from onenet.detector import PRECISIONS
-
-from .yaml import ConfigError
+from onenet.errors import ConfigError
 
 
 def add_inference_config(cfg: Any) -> None:

@@ -31,14 +31,6 @@ PREDEFINED_COSTS: dict[str, Callable[[Any], nn.Module]] = {}
 MATCHER_REGISTRY = Registry("ONENET_MATCHER")
 
 
-def look_up(registry: Registry, key: str, name: str) -> Any:
-    """The entry of that name; ``ValueError`` with the choices if there is none."""
-    if name not in registry:
-        choices = ", ".join(choice for choice, _ in registry)
-        raise ValueError(f"{key} must be one of {choices}, got {name!r}")
-    return registry.get(name)
-
-
 def _shared_channels(shapes: list[Any]) -> int:
     channels = {shape.channels for shape in shapes}
     if len(channels) != 1:

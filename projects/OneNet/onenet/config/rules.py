@@ -7,10 +7,11 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from onenet.errors import ConfigError
+
 from .build import check_evaluator
 from .inference import check_inference
 from .training import check_training
-from .yaml import ConfigError
 
 STAGES = ("res2", "res3", "res4", "res5")
 PLAIN_BACKBONE = "build_resnet_backbone"

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .yaml import ConfigError
+from onenet.errors import ConfigError
 
 
 def add_training_config(cfg: Any) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from onenet.errors import OneNetError
+from onenet.errors import ConfigError
 
 BASE_KEY = "_BASE_"
 
@@ -26,10 +26,6 @@ MOST_FILES = 100  # that one builds on
 
 _EVAL = "tag:yaml.org,2002:python/object/apply:eval"
 _ANCHORS = "[[x, x * 2**(1.0/3), x * 2**(2.0/3) ] for x in [32, 64, 128, 256, 512 ]]"
-
-
-class ConfigError(OneNetError, ValueError):
-    """A config that can't be used; the message says where and what to write."""
 
 
 def fits_64_bits(value: Any) -> bool:

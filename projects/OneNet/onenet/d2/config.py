@@ -13,8 +13,8 @@ from detectron2.config import CfgNode
 from detectron2.config import get_cfg as detectron2_cfg
 
 from onenet.config.build import add_onenet_config
-from onenet.config.yaml import ConfigError, read_with_bases
-from onenet.errors import OneNetError
+from onenet.config.yaml import read_with_bases
+from onenet.errors import ConfigError, OneNetError
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
 
 from onenet.data.coco_json import read_coco_json
-from onenet.data.sources import DatasetError
+from onenet.errors import DatasetError
 from onenet.evaluation.crowdhuman import evaluate_crowdhuman
 from onenet.evaluation.duplicates import detections_per_object, duplicates_line
 

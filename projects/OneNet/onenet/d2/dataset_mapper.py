@@ -13,7 +13,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
 from onenet.data.images import reading_errors
-from onenet.data.sources import UnreadableImageError
+from onenet.errors import UnreadableImageError
 
 PRE_CROP_SIZES = [400, 500, 600]
 

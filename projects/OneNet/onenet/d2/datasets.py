@@ -26,11 +26,11 @@ from onenet.data.coco_json import read_coco_json
 from onenet.data.sources import (
     KNOWN_DATASETS,
     ROOT_VARIABLE,
-    DatasetError,
     DatasetSource,
     check_num_classes,
     find_dataset,
 )
+from onenet.errors import DatasetError
 
 logger = logging.getLogger(__name__)
 _SOURCES: dict[str, DatasetSource] = {}  # by name, of what register_datasets has found

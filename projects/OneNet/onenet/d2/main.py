@@ -18,15 +18,13 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
-from onenet.assignment.matchers import NonFiniteError
 from onenet.checkpoints.files import find_checkpoints
 from onenet.cli import end_with, import_files
 from onenet.config.build import check_evaluator
 from onenet.config.inference import check_inference, prepare_inference
 from onenet.config.training import check_training, make_deterministic
-from onenet.config.yaml import ConfigError
 from onenet.data.sources import compare_classes
-from onenet.errors import OneNetError
+from onenet.errors import ConfigError, NonFiniteError, OneNetError
 from onenet.files import remove_partial_files
 from onenet.training.signals import end_stopped, hand_on, stop_at_once
 

@@ -17,9 +17,9 @@ from detectron2.utils.events import EventWriter
 from torch import nn
 from torch.optim import Optimizer
 
-from onenet.checkpoints.files import CheckpointError, read_last_checkpoint
+from onenet.checkpoints.files import read_last_checkpoint
 from onenet.detector import memory_format
-from onenet.files import WriteError
+from onenet.errors import CheckpointError, WriteError
 from onenet.training.ema import ModelEMA, check_same
 from onenet.training.oom import memory_errors, testing_advice
 from onenet.training.optim import build_optimizer

@@ -8,7 +8,7 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from onenet.checkpoints import weights as checkpoint
-from onenet.checkpoints.files import CheckpointError
+from onenet.errors import CheckpointError
 
 
 def fetch_weights(weights: str) -> str:

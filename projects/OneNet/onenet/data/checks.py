@@ -19,10 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from onenet.errors import DatasetError, UnreadableImageError
+
 from .annotations import Annotations
 from .coco_json import PARTS, Problem
 from .images import check_image_size, read_image
-from .sources import DatasetError, DatasetSource, UnreadableImageError, shortened
+from .sources import DatasetSource, shortened
 
 # Folders besides a data set's own that links in it may lead to, with colons in between.
 LINKS_VARIABLE = "ONENET_IMAGE_LINKS"

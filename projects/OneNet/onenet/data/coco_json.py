@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .sources import DatasetError, is_line, shortened
+from onenet.errors import DatasetError
+
+from .sources import is_line, shortened
 
 PARTS = ("categories", "images", "annotations")  # in which order they are checked
 

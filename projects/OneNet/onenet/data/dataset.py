@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onenet.errors import DatasetError
+
 from .annotations import read_annotations, sorted_categories
 from .checks import (
     MISSING,
@@ -19,7 +21,7 @@ from .checks import (
     refuse_outside,
 )
 from .coco_json import read_coco_json
-from .sources import DatasetError, DatasetSource, check_num_classes
+from .sources import DatasetSource, check_num_classes
 
 logger = logging.getLogger(__name__)
 

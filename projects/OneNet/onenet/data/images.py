@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image
 
-from .sources import UnreadableImageError
+from onenet.errors import UnreadableImageError
 
 IMAGE_FORMATS = ("RGB", "BGR")
 

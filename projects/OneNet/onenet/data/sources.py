@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from onenet.errors import OneNetError
+from onenet.errors import DatasetError
 
 logger = logging.getLogger(__name__)
 ROOT_VARIABLE = "DETECTRON2_DATASETS"
@@ -27,22 +27,6 @@ KNOWN_DATASETS = {
 
 # Control characters, and halves of characters, which UTF-8 cannot hold.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-
-
-class DatasetError(OneNetError, ValueError):
-    """Something is wrong with the user's data; the message says what, where, and what to do."""
-
-    def __init__(self, message: str) -> None:
-        # A DataLoader re-raises a worker's error with the worker's traceback as its message; the
-        # sentence that the user needs stands at the end of it.
-        name = type(self).__name__
-        if message.startswith(f"Caught {name} in DataLoader worker"):
-            message = message.rpartition(f"{name}: ")[2].rstrip("\n")
-        super().__init__(message)
-
-
-class UnreadableImageError(DatasetError):
-    """An image that is missing, cannot be decoded, or has another size than its JSON says."""
 
 
 def is_line(value: object) -> bool:

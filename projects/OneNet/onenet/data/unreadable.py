@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from .sources import DatasetError, UnreadableImageError
+from onenet.errors import DatasetError, UnreadableImageError
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from onenet.detector import OneNet
-from onenet.errors import OneNetError
+from onenet.errors import ExportError
 from onenet.inference.fuse import fold_batch_norms
 
 from .runtime import IMAGES, OUTPUTS, SIZES, ModelInfo
@@ -29,10 +29,6 @@ FORBIDDEN = ("NonMaxSuppression", "BatchNormalization")
 BOX_TOLERANCE, SCORE_TOLERANCE = 1e-2, 1e-4
 # Heights and widths of images that fill their batch.
 _WHOLE = np.iinfo(np.int32).max
-
-
-class ExportError(OneNetError, ValueError):
-    """A model that cannot be exported, or a graph that is not what it should be."""
 
 
 class Deployed(nn.Module):

@@ -14,14 +14,10 @@ import numpy as np
 from onenet.data.batching import group_by_shape, pad_to
 from onenet.data.images import resize_shortest_edge
 from onenet.data.sources import is_line
-from onenet.errors import OneNetError
+from onenet.errors import ExportedModelError
 
 IMAGES, SIZES = "images", "sizes"
 OUTPUTS = ("boxes", "scores", "labels")
-
-
-class ExportedModelError(OneNetError, ValueError):
-    """A file that is not an exported OneNet, or that cannot be run here."""
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from onenet.checkpoints.files import CheckpointError
 from onenet.checkpoints.weights import AVERAGED
 from onenet.config.inference import images_per_batch, prepare_inference
 from onenet.data.batching import group_by_shape
-from onenet.data.sources import DatasetError
+from onenet.errors import CheckpointError, DatasetError
 from onenet.structures import Detections
 
 

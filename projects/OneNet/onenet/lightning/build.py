@@ -14,8 +14,7 @@ from onenet.baselines.centernet import CenterNet
 from onenet.baselines.torchvision import PEERS
 from onenet.config.build import centernet_options, model_options
 from onenet.detector import OneNet, memory_format
-
-from .config import ConfigError
+from onenet.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 

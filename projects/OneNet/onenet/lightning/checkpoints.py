@@ -10,13 +10,13 @@ from typing import Any
 from lightning.fabric import Fabric
 
 from onenet.checkpoints.files import (
-    CheckpointError,
     add_checkpoint,
     find_checkpoints,
     read_checkpoint,
     read_last_checkpoint,
     save_final,
 )
+from onenet.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 

@@ -18,11 +18,12 @@ import yaml
 
 from onenet.config.build import add_onenet_config
 from onenet.config.rules import check_cfg
-from onenet.config.yaml import ConfigError, fits_64_bits, read_with_bases
+from onenet.config.yaml import fits_64_bits, read_with_bases
+from onenet.errors import ConfigError
 
 from .detectron2_keys import detectron2_only
 
-__all__ = ["CfgNode", "ConfigError", "check_cfg", "dump", "get_cfg", "load_cfg"]
+__all__ = ["CfgNode", "check_cfg", "dump", "get_cfg", "load_cfg"]
 
 COMMAND_LINE = "command line"
 

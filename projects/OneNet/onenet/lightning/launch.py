@@ -31,19 +31,12 @@ from tqdm import tqdm
 
 from onenet.checkpoints.files import find_checkpoints
 from onenet.config.training import check_training
-from onenet.config.yaml import ConfigError
-from onenet.errors import OneNetError
+from onenet.errors import ConfigError
 from onenet.training.signals import hand_on
 
 from .build import choose_device, device_of
 
 _TOLD = (1, 2, 130, 143)  # statuses of a process that has said why it ends
-
-
-class LostProcessError(OneNetError):
-    """Another process has ended, and work that takes all of them cannot go on."""
-
-    exit_status = 1
 
 
 def check_processes(cfg: Any, args: argparse.Namespace) -> None:

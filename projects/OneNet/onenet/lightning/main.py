@@ -18,17 +18,15 @@ from onenet.checkpoints.weights import load_weights, locate_weights
 from onenet.cli import end_with, import_files
 from onenet.config.inference import prepare_inference
 from onenet.config.training import make_deterministic
-from onenet.config.yaml import ConfigError
 from onenet.data.dataset import CocoDetection
 from onenet.data.sources import compare_classes, find_dataset
-from onenet.errors import OneNetError
-from onenet.files import WriteError, remove_partial_files, write_whole
+from onenet.errors import ConfigError, LostProcessError, OneNetError, WriteError
+from onenet.files import remove_partial_files, write_whole
 from onenet.training.signals import end_stopped, stop_at_once
 
 from .build import build_detector
 from .config import dump, load_cfg
 from .launch import (
-    LostProcessError,
     check_processes,
     has_own_checkpoint,
     is_lost_process,

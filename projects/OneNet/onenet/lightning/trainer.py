@@ -18,7 +18,7 @@ from onenet.checkpoints.weights import AVERAGED, load_weights
 from onenet.data.dataset import CocoDetection
 from onenet.data.unreadable import SkippedImages
 from onenet.detector import memory_format
-from onenet.files import WriteError
+from onenet.errors import WriteError
 from onenet.training.accumulation import forward_backward, split
 from onenet.training.dump import dump_batch
 from onenet.training.ema import ModelEMA, check_same

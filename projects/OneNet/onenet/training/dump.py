@@ -10,8 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from onenet.checkpoints.files import CheckpointError, read_checkpoint, save_checkpoint
+from onenet.checkpoints.files import read_checkpoint, save_checkpoint
 from onenet.data.sources import is_line
+from onenet.errors import CheckpointError
 from onenet.structures import Targets
 
 

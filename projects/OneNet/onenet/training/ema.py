@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onenet.checkpoints.files import CheckpointError
+from onenet.errors import CheckpointError
 
 
 class ModelEMA:

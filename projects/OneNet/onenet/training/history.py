@@ -12,8 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from onenet.assignment.matchers import NonFiniteError
-from onenet.errors import OneNetError
+from onenet.errors import NonFiniteError, OneNetError
 
 logger = logging.getLogger(__name__)
 COST, GRADIENT = "cost", "gradient norm"  # among the values of an iteration

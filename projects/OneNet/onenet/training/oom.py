@@ -11,16 +11,10 @@ from torch import nn
 
 from onenet.config.inference import images_per_batch
 from onenet.data.batching import DIVISIBILITY, pad_to
-from onenet.errors import OneNetError
+from onenet.errors import OneNetError, OutOfMemoryError
 
 # What torch says besides raising its own class: the CPU's allocator; CUDA's runtime and libraries.
 _SIGNS = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
-
-
-class OutOfMemoryError(OneNetError, MemoryError):
-    """The device or the machine has too little memory; the message names what needs less."""
-
-    exit_status = 1
 
 
 def training_advice(cfg: Any) -> str:

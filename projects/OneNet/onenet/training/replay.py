@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onenet.checkpoints.files import CheckpointError
 from onenet.cli import choose_engine
 from onenet.detector import memory_format
+from onenet.errors import CheckpointError
 from onenet.structures import Predictions, Targets
 
 from .accumulation import forward_backward, split
