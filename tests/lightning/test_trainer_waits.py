@@ -18,6 +18,7 @@ from onenet.errors import NonFiniteError
 from onenet.lightning.trainer import Trainer
 from onenet.training.dump import Dump
 from onenet.training.history import History
+from onenet.training.hooks import Average
 
 
 def test_values_are_read_once_in_their_order():
@@ -65,14 +66,19 @@ class Waits(TorchDispatchMode):
 
 
 def steps_under(monkeypatch, context: Any) -> None:
-    """Have every step of a training run in a context."""
-    step = Trainer.step
+    """Have every step of a training run in a context, and what averages the weights after it."""
+    step, average = Trainer.step, Average.after_step
 
     def watched(self, batch):
         with context:
             return step(self, batch)
 
+    def watched_average(self):
+        with context:
+            average(self)
+
     monkeypatch.setattr(Trainer, "step", watched)
+    monkeypatch.setattr(Average, "after_step", watched_average)
 
 
 FAST = {

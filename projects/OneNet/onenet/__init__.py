@@ -12,12 +12,15 @@ if TYPE_CHECKING:
 
     from .detector import OneNet
     from .structures import Detections, Matches, Predictions, Targets
+    from .training.hooks import HOOK_REGISTRY, Hook
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Criterion",
     "Detections",
+    "HOOK_REGISTRY",
+    "Hook",
     "HungarianMatcher",
     "Matches",
     "MinCostMatcher",
@@ -34,6 +37,8 @@ __all__ = [
 _MODULES = {
     "Criterion": "assignment.criterion",
     "Detections": "structures",
+    "HOOK_REGISTRY": "training.hooks",
+    "Hook": "training.hooks",
     "HungarianMatcher": "assignment.matchers",
     "Matches": "structures",
     "MinCostMatcher": "assignment.matchers",

@@ -148,8 +148,8 @@ def add_import_flag(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE.py",
-        help="Python file of yours to run first, which registers a matcher or head that the config "
-        "names (docs/custom_assignment.md); may be repeated",
+        help="Python file of yours to run first, which registers a matcher, head or hook that the "
+        "config names (docs/custom_assignment.md, docs/hooks.md); may be repeated",
     )
 
 

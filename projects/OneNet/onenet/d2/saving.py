@@ -14,7 +14,7 @@ from detectron2.utils.events import EventWriter
 from torch import nn
 
 from onenet.checkpoints.files import add_checkpoint, save_final, tag_last_checkpoint
-from onenet.training.signals import Stopped, StopRequests
+from onenet.training.signals import Stopped, StopRequests, stopped_after
 
 logger = logging.getLogger(__name__)
 
@@ -92,9 +92,7 @@ def stop(trainer: Any, number: int) -> Stopped:
     checkpointer, done = trainer.checkpointer, trainer.iter
     if checkpointer.saved != done:
         checkpointer.save(f"model_{done:07d}", iteration=done)
-    last = checkpointer.last
-    then = f"--resume goes on from {last}" if last else "there is no checkpoint to resume from"
-    return Stopped(number, f"stopped after iteration {done + 1}; {then}")
+    return stopped_after(done + 1, number, checkpointer.last)
 
 
 class GoingOn(EventWriter):

@@ -18,16 +18,20 @@ from torch import nn
 from torch.optim import Optimizer
 
 from onenet.checkpoints.files import read_last_checkpoint
+from onenet.checkpoints.resume import log_no_checkpoint, restore, without_resuming
 from onenet.detector import memory_format
 from onenet.errors import CheckpointError, WriteError
-from onenet.training.ema import ModelEMA, check_same
+from onenet.training.ema import ModelEMA
+from onenet.training.hooks import Average, build_hooks
 from onenet.training.oom import memory_errors, testing_advice
 from onenet.training.optim import build_optimizer
 from onenet.training.signals import Stopped, stop_at_once
+from onenet.training.step import without_wrapper
 
 from .config import config_errors
 from .datasets import class_names
 from .evaluation import build_evaluator
+from .hooks import CoreHooks
 from .loader import SkippingLoader, build_test_loader, build_train_loader
 from .saving import GoingOn, StopHook, WholeCheckpointer, stop
 from .steps import guarded
@@ -59,50 +63,41 @@ class Trainer(DefaultTrainer):
         self.checkpointer.add_checkpointable("class_names", _ClassNames(names))
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Go on from the last checkpoint in ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS``.
+        """Continue from the last checkpoint in ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS``.
 
         Takes the weights that the embedded engine takes: torchvision's ImageNet files, and
         checkpoints with another number of classes.
 
         Raises:
-            CheckpointError: the weights are not this model's, or another engine's to resume.
+            CheckpointError: the weights are not this model's, or the checkpoint is one of the other
+                engine or of another config.
         """
         model = self.bare_model
         found = read_last_checkpoint(Path(self.cfg.OUTPUT_DIR)) if resume else None
         if found is None:
             if resume:
-                logger.info("%s holds no checkpoint: starting anew", self.cfg.OUTPUT_DIR)
+                log_no_checkpoint(self.cfg.OUTPUT_DIR)
             if self.cfg.MODEL.WEIGHTS:
                 load_weights(model, self.cfg.MODEL.WEIGHTS, new_classes=True)
             if self.ema is not None:
                 self.ema.restart(model)
             return
         last, content = found
-        anew = f"or start anew with MODEL.WEIGHTS {last}"
         if "trainer" not in content:
             raise CheckpointError(
                 f"{last} holds no state of Detectron2's trainer. Resume with the engine that "
-                f"wrote it (--engine lightning), {anew}"
+                f"wrote it (--engine lightning), or {without_resuming(last)}"
             )
-        check_same(self.ema, content, last)
-        try:
-            model.load_state_dict(content["model"])
-            if self.ema is not None:
-                self.ema.load_state_dict(content["ema"])
-            self.load_state_dict(content["trainer"])
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise CheckpointError(
-                f"{last} cannot be resumed with this config: {error}. Resume with the config of "
-                f"its run, {anew}"
-            ) from error
-        self.start_iter = self.iter + 1  # the checkpoint names the iteration that was done
+        parts = {"model": model, "trainer": self}
+        if self.ema is not None:
+            parts["ema"] = self.ema
+        self.start_iter = restore(parts, content, last)
         self.checkpointer.last = last
-        logger.info("Resumed from %s: %d iterations are done", last, self.start_iter)
 
     @property
     def bare_model(self) -> nn.Module:
         """The model without what several processes wrap around it."""
-        return getattr(self.model, "module", self.model)
+        return without_wrapper(self.model)
 
     def build_hooks(self) -> list[HookBase | None]:
         cfg = self.cfg
@@ -113,10 +108,12 @@ class Trainer(DefaultTrainer):
             keep=cfg.SOLVER.CHECKPOINT_KEEP,
             trainer=weakref.proxy(self),
         )
-        built: list[HookBase | None] = []
+        own = build_hooks(cfg)
         if cfg.MODEL_EMA.ENABLED:
             self.ema = ModelEMA(self.bare_model, cfg.MODEL_EMA.DECAY)
-            built.append(_Average())  # first, so that what is saved after an iteration holds it
+            own = {"MODEL_EMA": Average(cfg, self.ema), **own}
+        # First, so that what is saved after an iteration holds what they did.
+        built: list[HookBase | None] = [CoreHooks(own)]
         for hook in super().build_hooks():
             if isinstance(hook, hooks.EvalHook):
                 hook = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate)
@@ -186,11 +183,6 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_optimizer(cls, cfg: Any, model: nn.Module) -> Optimizer:
         return build_optimizer(cfg, model, fused=not cfg.SOLVER.AMP.ENABLED)
-
-
-class _Average(HookBase):
-    def after_step(self) -> None:
-        self.trainer.ema.update(self.trainer.bare_model, self.trainer._trainer.guard.good)
 
 
 class _ClassNames:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from onenet.errors import CheckpointError
 
 
 class ModelEMA:
@@ -75,13 +72,3 @@ class ModelEMA:
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:
     return itertools.chain(model.parameters(), model.buffers())
-
-
-def check_same(ema: ModelEMA | None, checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Raise ``CheckpointError`` if a run shall go on with an average that it did not have, or
-    without one that it had."""
-    if (ema is not None) != ("ema" in checkpoint):
-        raise CheckpointError(
-            f"{path} cannot be resumed with MODEL_EMA.ENABLED {ema is not None}; its run had "
-            f"{ema is None}. Set it so, or start anew with MODEL.WEIGHTS set to it"
-        )

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -30,6 +31,18 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, number: int, done: str = _INTERRUPTED) -> None:
         super().__init__(f"{_NAMES[signal.Signals(number)]}: {done}")
         self.number = number
+
+
+def stopped_after(iteration: int, number: int, last: Path | None) -> Stopped:
+    """What ends a training between two iterations.
+
+    Args:
+        iteration: how many are done.
+        number: of the signal.
+        last: the checkpoint that ``--resume`` continues from, if there is one.
+    """
+    then = f"--resume goes on from {last}" if last else "there is no checkpoint to resume from"
+    return Stopped(number, f"stopped after iteration {iteration}; {then}")
 
 
 def end_stopped(error: KeyboardInterrupt, log: Callable[[str], None] | None) -> NoReturn:
