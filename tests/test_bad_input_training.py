@@ -98,7 +98,7 @@ TAKEN: dict[str, tuple[Callable[[Content], None], str]] = {
     "x2-less-than-x1": (boxes([9, 9, -4, 5]), "without a finite, positive size (12)"),
     "nan-boxes": (boxes([math.nan, 1, 4, 5]), "without a finite, positive size (12)"),
     "infinite-boxes": (boxes([1, 1, math.inf, 5]), "without a finite, positive size (12)"),
-    "boxes-outside": (boxes([70, 1, 4, 5], [-9, -9, 4, 4]), "wholly outside of their image (24)"),
+    "boxes-outside": (boxes([70, 1, 4, 5], [-9, -9, 4, 4]), "wholly outside their image (24)"),
     "boxes-beyond": (boxes([-5, -5, 90, 90]), ""),
     "strange-class-names": (strange_class_names, ""),
 }

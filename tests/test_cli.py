@@ -193,7 +193,7 @@ def test_classes_in_another_order_are_pointed_out(shapes, tmp_path, capsys):
 
     data = edit_json(shapes, tmp_path / "swapped", "val", swap)
     train(write_config(tmp_path, data, SOLVER__MAX_ITER=1))
-    assert "number 1 is circle and ring" in capsys.readouterr().out
+    assert "class 1 is circle in one and ring in the other" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -205,7 +205,7 @@ def test_a_checkpoint_whose_classes_have_another_order_is_pointed_out(
     config, weights = trained(tmp_path, shapes, {"class_names": names})
     train(config, "--eval-only")
     out = capsys.readouterr().out
-    assert (f"{weights} and " in out and "number 1 is " in out) == (order == -1)
+    assert (f"{weights} and " in out and "class 1 is " in out) == (order == -1)
 
 
 def test_interruption_ends_in_a_line(config, capsys, monkeypatch):

@@ -134,7 +134,7 @@ def test_a_checkpoint_whose_classes_have_another_order_is_pointed_out(shapes, tm
     config, weights = trained(tmp_path, shapes, {"class_names": names})
     train_d2(config, "--eval-only", "OUTPUT_DIR", tmp_path / "d2")
     out = capsys.readouterr().out
-    assert f"{weights} and " in out and f"number 1 is {names[0]} and {names[-1]}" in out
+    assert f"{weights} and " in out and f"class 1 is {names[0]} in one and {names[-1]}" in out
 
 
 @pytest.mark.parametrize("changes", [{}, {"TEST__DETECTIONS_PER_IMAGE": 130}])

@@ -1,4 +1,4 @@
-"""Finding data sets by name, and what is read from a good COCO file."""
+"""Finding data sets by name, and reading a good COCO file."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def test_a_checkpoint_of_other_classes_is_pointed_out(model, shapes, tmp_path, c
     torch.save({"model": state, "class_names": names}, tmp_path / "named.pth")
     words = ["--output", tmp_path / "a.png", "--count", 1]
     run(model, *words, checkpoint=tmp_path / "named.pth")
-    assert ("number 1 is" in caplog.text) == (order == -1)
+    assert ("class 1 is" in caplog.text) == (order == -1)
 
 
 def test_an_image_of_no_data_set_with_objects_on_the_command_line(model, tmp_path, capsys):

@@ -50,7 +50,7 @@ def test_one_model_and_two(config, tmp_path, capsys):
 
 def test_a_checkpoint_of_other_classes_is_pointed_out(config, tmp_path, caplog):
     run(config, "--weights", "0.5", "--count", 1, "--output", tmp_path / "one.png")
-    assert "number 1 is ring and circle" in caplog.text
+    assert "class 1 is ring in one and circle in the other" in caplog.text
 
 
 def test_only_detections_of_enough_score_are_drawn(config, tmp_path, monkeypatch):
