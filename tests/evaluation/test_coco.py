@@ -20,6 +20,7 @@ from pycocotools.cocoeval import COCOeval
 from onenet.data.dataset import CocoDetection
 from onenet.data.sources import DatasetSource, find_dataset
 from onenet.evaluation.duplicates import detections_per_object
+from onenet.evaluation.results import to_coco
 from onenet.lightning.build import build_detector
 from onenet.lightning.config import load_cfg
 from onenet.lightning.evaluate import (
@@ -29,7 +30,6 @@ from onenet.lightning.evaluate import (
     detect_all,
     evaluate,
     score,
-    to_coco,
     to_original,
 )
 from onenet.lightning.items import TestItem

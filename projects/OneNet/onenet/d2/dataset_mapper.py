@@ -13,18 +13,17 @@ from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
 from onenet.data.images import reading_errors
+from onenet.data.transforms import CROP_SHARE, PRE_CROP_SIZES
 from onenet.errors import UnreadableImageError
-
-PRE_CROP_SIZES = [400, 500, 600]
 
 
 class OneNetDatasetMapper:
-    """Flip, then with probability ½ resize and crop, then resize the shortest edge.
+    """Flip, then for half of the images resize and crop, then resize the shortest edge.
 
     Args:
         is_train: augment, and give ``instances``.
         flip: augmentations before the crop.
-        crop: augmentations of every other image; empty: none.
+        crop: augmentations of a share of the images, ``CROP_SHARE``; empty: none.
         resize: augmentations at the end.
         image_format: of ``image``, "RGB" or "BGR".
     """
@@ -51,7 +50,7 @@ class OneNetDatasetMapper:
         crop = []
         if cfg.INPUT.CROP.ENABLED and is_train:
             crop = [
-                T.ResizeShortestEdge(PRE_CROP_SIZES, sample_style="choice"),
+                T.ResizeShortestEdge(list(PRE_CROP_SIZES), sample_style="choice"),
                 T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE),
             ]
         return {
@@ -73,7 +72,7 @@ class OneNetDatasetMapper:
         """
         inputs = copy.deepcopy(dataset_dict)
         image = self._read(inputs)
-        crop = self.crop if self.crop and np.random.rand() < 0.5 else []
+        crop = self.crop if self.crop and np.random.rand() < CROP_SHARE else []
         aug_input = T.AugInput(image)
         transforms = T.AugmentationList([*self.flip, *crop, *self.resize])(aug_input)
         image = aug_input.image

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import weakref
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,6 +20,7 @@ from onenet.checkpoints.files import read_last_checkpoint
 from onenet.checkpoints.resume import log_no_checkpoint, restore, without_resuming
 from onenet.detector import memory_format
 from onenet.errors import CheckpointError, WriteError
+from onenet.evaluation.results import results_folder
 from onenet.training.ema import ModelEMA
 from onenet.training.hooks import Average, build_hooks
 from onenet.training.oom import memory_errors, testing_advice
@@ -135,7 +135,7 @@ class Trainer(DefaultTrainer):
                 self._last_eval_results = self.test(self.cfg, model)
         except Stopped as stopped:
             raise stopped if over else stop(self, stopped.number) from None
-        except OSError as error:
+        except (OSError, WriteError) as error:
             told = f"the evaluation's files could not be written: {error}"
             if over:
                 raise WriteError(told) from error
@@ -153,10 +153,8 @@ class Trainer(DefaultTrainer):
     def build_evaluator(
         cls, cfg: Any, dataset_name: str, output_folder: str | None = None
     ) -> DatasetEvaluator:
-        folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-        if len(cfg.DATASETS.TEST) > 1:
-            folder = os.path.join(folder, dataset_name.replace("/", "_"))
-        return build_evaluator(cfg, dataset_name, folder)
+        folder = results_folder(cfg.OUTPUT_DIR, dataset_name, cfg.DATASETS.TEST)
+        return build_evaluator(cfg, dataset_name, output_folder or str(folder))
 
     def train(self) -> Any:
         results = super().train()

@@ -23,6 +23,7 @@ from onenet.data.dataset import CocoDetection
 from onenet.detector import OneNet
 from onenet.evaluation.crowdhuman import evaluate_crowdhuman
 from onenet.evaluation.duplicates import detections_per_object, duplicates_line
+from onenet.evaluation.results import RESULTS_FILE, complete_annotations, to_coco
 from onenet.files import write_whole
 from onenet.inference.postprocess import to_image
 from onenet.structures import Detections
@@ -67,7 +68,7 @@ def evaluate(
     if rank != 0:
         return None
     results.sort(key=lambda result: result["image_id"])
-    path = output_dir / "coco_instances_results.json"
+    path = output_dir / RESULTS_FILE
     metrics, tables = score(cfg, dataset, results)
     try:
         write_whole(path, json.dumps(results).encode())
@@ -104,19 +105,6 @@ def to_original(item: TestItem, detections: Detections) -> Detections:
     """Detections in the px of the image as it lies on the disk, on the CPU."""
     size = tuple(item.image.shape[-2:])
     return to_image(detections.to("cpu"), size, (item.height, item.width))
-
-
-def to_coco(
-    image_id: int, detections: Detections, category_ids: Sequence[int]
-) -> list[dict[str, Any]]:
-    """Detections of one image as entries of COCO's results format (boxes x, y, width, height)."""
-    boxes = detections.boxes.clone()
-    boxes[:, 2:] -= boxes[:, :2]
-    rows = zip(boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True)
-    return [
-        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
-        for box, score, label in rows
-    ]
 
 
 def score(
@@ -188,12 +176,7 @@ def average_precision(
 
 def _ground_truth(dataset: CocoDetection) -> COCO:
     content = json.loads(dataset.source.json_file.read_bytes())
-    for number, annotation in enumerate(content["annotations"], start=1):
-        # COCO's evaluation takes a match with id 0 for none.
-        annotation["id"] = number
-        # Files for detection alone often leave these out.
-        annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
-        annotation.setdefault("iscrowd", 0)
+    complete_annotations(content["annotations"])
     return COCO(content, print_function=_quiet)
 
 

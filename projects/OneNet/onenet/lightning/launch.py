@@ -32,6 +32,7 @@ from tqdm import tqdm
 from onenet.checkpoints.files import find_checkpoints
 from onenet.config.training import check_training
 from onenet.errors import ConfigError
+from onenet.training.setup import check_gpus, check_meeting_place
 from onenet.training.signals import hand_on
 
 from .build import choose_device, device_of
@@ -46,9 +47,8 @@ def check_processes(cfg: Any, args: argparse.Namespace) -> None:
         ConfigError: more GPUs than there are, or what :func:`check_training` finds.
     """
     devices, nodes = _devices_and_nodes(args)
-    available = torch.cuda.device_count()
-    if device_of(cfg).type == "cuda" and devices > available:
-        raise ConfigError(f"--num-gpus {devices}: this machine has {available} CUDA device(s)")
+    if device_of(cfg).type == "cuda":
+        check_gpus(devices)
     if not args.eval_only:
         check_training(cfg, devices * nodes)
 
@@ -216,12 +216,8 @@ def _set_rendezvous(args: argparse.Namespace) -> None:
             f"--machine-rank must be from 0 to {args.num_machines - 1}, as --num-machines is "
             f"{args.num_machines}, got {args.machine_rank}"
         )
+    check_meeting_place(args)
     if args.dist_url == "auto":
-        if args.num_machines > 1:
-            raise ConfigError(
-                "--dist-url auto works on one machine; for several give tcp://HOST:PORT of the "
-                "first one on each"
-            )
         host, port = "127.0.0.1", os.environ.get("MASTER_PORT") or str(_free_port())
     else:
         scheme, _, address = args.dist_url.partition("://")

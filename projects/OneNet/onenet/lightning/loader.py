@@ -14,7 +14,7 @@ from onenet.config.inference import images_per_batch
 from onenet.data.batching import group_by_shape, resized_shape
 from onenet.data.dataset import CocoDetection, ImageRecord
 from onenet.data.images import check_image_size, read_image
-from onenet.data.sources import find_dataset
+from onenet.data.sources import check_same_classes, find_dataset
 from onenet.data.transforms import TestTransform, TrainTransform
 from onenet.data.unreadable import read_next
 from onenet.errors import DatasetError
@@ -54,13 +54,7 @@ class TrainDataset(Dataset[TrainItem]):
     ) -> None:
         if not datasets:
             raise DatasetError("DATASETS.TRAIN is empty; name at least one data set.")
-        for other in datasets[1:]:
-            if other.class_names != datasets[0].class_names:
-                raise DatasetError(
-                    f"The data sets of DATASETS.TRAIN must have the same classes: "
-                    f"{datasets[0].source.json_file} has {datasets[0].class_names}, "
-                    f"{other.source.json_file} has {other.class_names}."
-                )
+        check_same_classes((d.source.json_file, d.class_names) for d in datasets)
         self.datasets = list(datasets)
         self.transform = transform
         self.image_format = image_format
