@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class CrowdHumanEvaluator(DatasetEvaluator):
-    """AP, mMR and recall (:mod:`onenet.evaluation.crowdhuman`), 0…100, as ``crowdhuman``.
+    """Gives AP, mMR and recall (:mod:`onenet.evaluation.crowdhuman`), 0…100, as ``crowdhuman``.
 
     Args:
         dataset_name: registered, with a COCO file of one class.
@@ -39,8 +39,8 @@ class CrowdHumanEvaluator(DatasetEvaluator):
         json_file = MetadataCatalog.get(dataset_name).get("json_file")
         if not json_file:
             raise DatasetError(
-                f"Data set {dataset_name!r} has no COCO file, which TEST.EVALUATOR 'crowdhuman' "
-                "reads the ignored regions from; give it as ANNOTATIONS.json:IMAGE_FOLDER."
+                f"Data set {dataset_name!r} has no COCO file. TEST.EVALUATOR 'crowdhuman' reads "
+                "the ignored regions from one: give the data set as ANNOTATIONS.json:IMAGE_FOLDER."
             )
         self.truth = read_coco_json(Path(json_file))
         self.category_ids = [category["id"] for category in sorted_categories(self.truth)]

@@ -45,7 +45,7 @@ class OneNetDatasetMapper:
     @classmethod
     def from_config(cls, cfg: Any, is_train: bool = True) -> dict[str, Any]:
         augmentations = utils.build_augmentation(cfg, is_train)
-        # Detectron2 puts the resize first and the flip, if any, behind it.
+        # Detectron2 puts the resize first, then the flip if there is one.
         resize, flip = augmentations[:1], augmentations[1:]
         crop = []
         if cfg.INPUT.CROP.ENABLED and is_train:
@@ -62,13 +62,13 @@ class OneNetDatasetMapper:
         }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """The input of the model for an image of the data set; the dict given is not changed.
+        """The model's input for an image of the data set; the given dict stays unchanged.
 
-        Crowd regions are left out, as are boxes without a finite, positive size.
+        Crowd regions and boxes without a finite, positive size are left out.
 
         Raises:
             UnreadableImageError: the image is missing, cannot be decoded, or has another size than
-                said.
+                the data set says.
         """
         inputs = copy.deepcopy(dataset_dict)
         image = self._read(inputs)
@@ -106,7 +106,7 @@ class OneNetDatasetMapper:
 
 
 def _has_size(annotation: dict[str, Any]) -> bool:
-    """Whether a box has a finite, positive size; Detectron2 would turn a negative one round."""
+    """Whether a box has a finite, positive size; Detectron2 would flip a negative one."""
     box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
     x1, y1, x2, y2 = box
     return bool(np.isfinite(box).all() and x2 > x1 and y2 > y1)

@@ -38,7 +38,7 @@ class _Guarded:
         """One iteration.
 
         Raises:
-            NonFiniteError: of :meth:`History.read`.
+            NonFiniteError: see :meth:`History.read`.
             OutOfMemoryError: names the settings that need less.
         """
         start = time.perf_counter()

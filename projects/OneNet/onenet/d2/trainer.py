@@ -43,8 +43,8 @@ logger = logging.getLogger(__name__)
 class Trainer(DefaultTrainer):
     """Trains and evaluates :class:`~onenet.d2.OneNet`; everything else is Detectron2's.
 
-    Checkpoints hold the classes' names, too, as the embedded engine's do, and with ``MODEL_EMA``
-    the averaged weights, which are the ones that are evaluated.
+    As in the embedded engine, checkpoints hold the class names too, and with ``MODEL_EMA`` the
+    averaged weights, which are the ones that are evaluated.
 
     Raises:
         ConfigError: values that do not fit each other.
@@ -101,7 +101,7 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase | None]:
         cfg = self.cfg
-        # In place of Detectron2's, before hooks hold on to that.
+        # Replaces Detectron2's before a hook keeps a reference to that.
         self.checkpointer = WholeCheckpointer(
             self.model,
             cfg.OUTPUT_DIR,
@@ -112,7 +112,7 @@ class Trainer(DefaultTrainer):
         if cfg.MODEL_EMA.ENABLED:
             self.ema = ModelEMA(self.bare_model, cfg.MODEL_EMA.DECAY)
             own = {"MODEL_EMA": Average(cfg, self.ema), **own}
-        # First, so that what is saved after an iteration holds what they did.
+        # First, so that a checkpoint of an iteration holds what they did.
         built: list[HookBase | None] = [CoreHooks(own)]
         for hook in super().build_hooks():
             if isinstance(hook, hooks.EvalHook):
@@ -125,7 +125,7 @@ class Trainer(DefaultTrainer):
         return [GoingOn(writer) for writer in super().build_writers()]
 
     def _evaluate(self) -> Any:
-        """Between iterations, a signal to the first process stops it at once."""
+        """Evaluate; a signal to the first process does not wait for the end of it."""
         if self.ema is not None:
             logger.info("Evaluating the averaged weights (MODEL_EMA)")
         over = self.iter >= self.max_iter
@@ -166,7 +166,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: Any, model: nn.Module, evaluators: Any = None) -> Any:
-        """As of Detectron2; ``OutOfMemoryError`` names the settings that need less."""
+        """See Detectron2; an ``OutOfMemoryError`` names the settings that need less."""
         with memory_errors(model, lambda: testing_advice(cfg)):
             return super().test(cfg, model, evaluators)
 
@@ -184,7 +184,7 @@ class Trainer(DefaultTrainer):
 
 
 class _ClassNames:
-    """What Detectron2's checkpointer can save: something with a state."""
+    """Class names in the form that Detectron2's checkpointer saves: an object with a state."""
 
     def __init__(self, names: list[str]) -> None:
         self.names = names
@@ -193,11 +193,11 @@ class _ClassNames:
         return self.names
 
     def load_state_dict(self, state: list[str]) -> None:
-        """The data set's names hold, not the checkpoint's."""
+        """Does nothing: the names come from the data set."""
 
 
 def share_log() -> None:
-    """Send what OneNet says where Detectron2's own log goes: the terminal and ``log.txt``."""
+    """Send OneNet's log where Detectron2's goes: to the terminal and ``log.txt``."""
     ours, theirs = logging.getLogger("onenet"), logging.getLogger("detectron2")
     ours.handlers[:] = theirs.handlers
     ours.setLevel(logging.INFO)

@@ -41,8 +41,8 @@ def evaluate(
 ) -> dict[str, float] | None:
     """Detect in every image of a data set and score the result.
 
-    Runs on all processes of the group, each with its share of the images; rank 0 writes
-    ``coco_instances_results.json`` and computes.
+    All processes call this, each detects in its share of the images; rank 0 writes
+    ``coco_instances_results.json`` and computes the metrics.
 
     Args:
         model: on its device; its training mode is restored afterwards.
@@ -53,7 +53,7 @@ def evaluate(
 
     Raises:
         OutOfMemoryError: names the settings that need less.
-        WriteError: the results cannot be written; the log has the metrics.
+        WriteError: the results cannot be written; the metrics are in the log.
     """
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     loader = build_test_loader(cfg, dataset, rank=rank, world_size=world_size)
@@ -72,7 +72,7 @@ def evaluate(
     metrics, tables = score(cfg, dataset, results)
     try:
         write_whole(path, json.dumps(results).encode())
-    finally:  # they took their time
+    finally:  # the metrics took long to compute
         logger.info(
             "%s: %d images, %d detections in %s\n%s",
             dataset.source.name,
@@ -86,7 +86,7 @@ def evaluate(
 
 @torch.inference_mode()
 def detect_all(model: OneNet, loader: Any, *, progress: bool = False) -> Any:
-    """Yield every :class:`TestItem` of a loader with its detections, in the original's px."""
+    """Yield every :class:`TestItem` of a loader with detections in px of the original image."""
     training = model.training
     model.eval()
     try:
@@ -102,7 +102,7 @@ def detect_all(model: OneNet, loader: Any, *, progress: bool = False) -> Any:
 
 
 def to_original(item: TestItem, detections: Detections) -> Detections:
-    """Detections in the px of the image as it lies on the disk, on the CPU."""
+    """Detections on the CPU, in px of the original image."""
     size = tuple(item.image.shape[-2:])
     return to_image(detections.to("cpu"), size, (item.height, item.width))
 
@@ -110,13 +110,13 @@ def to_original(item: TestItem, detections: Detections) -> Detections:
 def score(
     cfg: Any, dataset: CocoDetection, results: Sequence[dict[str, Any]]
 ) -> tuple[dict[str, float], str]:
-    """What ``TEST.EVALUATOR`` says of detections in the results format (:func:`to_coco`).
+    """Score detections in the results format (:func:`to_coco`) as ``TEST.EVALUATOR`` says.
 
     Returns:
-        The metrics, 0…100, NaN where there is no ground truth: ``bbox/AP``, ``bbox/AP50`` … and
-        ``bbox/AP-CLASS``; or ``crowdhuman/AP``, ``crowdhuman/mMR`` and ``crowdhuman/Recall``.
-        With them ``bbox/duplicates`` or ``crowdhuman/duplicates``, from 1 on, see
-        :func:`~onenet.evaluation.duplicates.detections_per_object`. And the tables that show them.
+        The metrics, and tables of them. Metrics are 0…100, NaN without ground truth: ``bbox/AP``,
+        ``bbox/AP50`` … and ``bbox/AP-CLASS``; or ``crowdhuman/AP``, ``crowdhuman/mMR`` and
+        ``crowdhuman/Recall``. ``bbox/duplicates`` or ``crowdhuman/duplicates`` is at least 1, see
+        :func:`~onenet.evaluation.duplicates.detections_per_object`.
     """
     truth = read_coco_json(dataset.source.json_file)
     if cfg.TEST.EVALUATOR == "crowdhuman":
@@ -140,7 +140,7 @@ def average_precision(
 
     Args:
         results: see :func:`to_coco`.
-        max_detections: the best so many of an image count, at least COCO's 100.
+        max_detections: how many detections of an image count, the best ones; at least COCO's 100.
 
     Returns:
         The metrics of COCO, see :func:`score`.
@@ -149,7 +149,7 @@ def average_precision(
     names = [f"bbox/AP-{name}" for name in dataset.class_names]
     if results:
         found = truth.loadRes([dict(r) for r in results])
-    else:  # which loadRes refuses
+    else:  # loadRes refuses an empty list
         logger.warning("%s: not a single detection, so AP is 0", dataset.source.name)
         found = COCO({**truth.dataset, "annotations": []}, print_function=_quiet)
     evaluation = COCOeval_faster(truth, found, "bbox", print_function=_quiet)
@@ -186,7 +186,7 @@ def _mean(precision: np.ndarray) -> float:
 
 
 def _quiet(*_: Any) -> None:
-    """Swallows what the evaluation prints on its way."""
+    """Drops what the evaluation prints."""
 
 
 def ap_tables(metrics: dict[str, float]) -> str:
@@ -205,5 +205,5 @@ def ap_tables(metrics: dict[str, float]) -> str:
 
 def _table(rows: list[Any], headers: Sequence[str]) -> str:
     align = ["left" if name == "class" else "right" for name in headers]
-    # Text as it is: a class may be named "007" or "1e3".
+    # Cells stay text: a class may be named "007" or "1e3".
     return tabulate(rows, headers, tablefmt="pipe", colalign=align, disable_numparse=True)

@@ -1,4 +1,4 @@
-"""What the loaders give: one image each, and what is known of it."""
+"""What the loaders yield: an image, its targets, and where it comes from."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TrainItem:
         targets: its boxes and labels, in px of ``image``.
         image_id: the JSON's id.
         file_name: full path of the image.
-        skipped: what is wrong with the images that this one stands in for.
+        skipped: an error message for each unreadable image that this one replaces.
     """
 
     image: Tensor
@@ -37,7 +37,7 @@ class TrainItem:
         return replace(self, image=self.image.pin_memory(), targets=pinned)
 
     def __reduce__(self) -> tuple[Any, tuple]:
-        # Every tensor that a worker sends holds a file descriptor, of which a process has some
+        # Every tensor that a worker sends takes a file descriptor, and a process has about a
         # thousand: only the image is worth one.
         t = self.targets
         small = (t.boxes.numpy(), t.labels.numpy(), t.image_size)
@@ -65,10 +65,10 @@ class TestItem:
         image: (3, h, w) uint8, resized.
         image_id: the JSON's id.
         file_name: full path of the image.
-        height, width: px of the original, which detections are scaled back to.
+        height, width: px of the original image, to which detections are scaled back.
     """
 
-    __test__ = False  # no test case, whatever pytest makes of the name
+    __test__ = False  # not a test case; pytest goes by the name
 
     image: Tensor
     image_id: int

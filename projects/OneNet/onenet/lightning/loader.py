@@ -1,4 +1,4 @@
-"""Loaders: an endless, resumable stream of training batches, and the images to test on."""
+"""Loaders: an endless, resumable stream of training batches, and the images of a test set."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from .sampler import InfiniteBatchSampler
 
 
 class TrainDataset(Dataset[TrainItem]):
-    """The images of several data sets, one after the other, with random transforms.
+    """The images of all training sets in a row, with random transforms.
 
-    An item is asked for by its position in the training stream and the image's index: what
-    chance does to the image depends on the seed and the position alone, not on the worker or
-    the process that loads it.
+    The key of an item is its position in the training stream and the index of its image. The random
+    transforms depend on the seed and the position alone, not on the worker or process that loads
+    it.
 
     Args:
         datasets: at least one; their class names must agree.
         transform: applied to every image.
         image_format: "RGB" or "BGR".
         seed: at least 0.
-        skip_unreadable: in place of an image that cannot be read, give the next that can.
+        skip_unreadable: replace an image that cannot be read by the next one that can.
 
     Raises:
-        DatasetError: no data set, or different classes.
+        DatasetError: there is no data set, or their classes differ.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class TrainDataset(Dataset[TrainItem]):
 class TestDataset(Dataset[TestItem]):
     """The images of one data set, resized for testing."""
 
-    __test__ = False  # no test case, whatever pytest makes of the name
+    __test__ = False  # not a test case; pytest goes by the name
 
     def __init__(
         self, dataset: CocoDetection, transform: TestTransform, *, image_format: str
@@ -123,7 +123,7 @@ def _read(r: ImageRecord, dataset: CocoDetection, image_format: str) -> np.ndarr
 
 
 def _to_tensor(image: np.ndarray) -> Tensor:
-    # A copy even where none is needed for the order: Pillow's pixels are read-only.
+    # Always a copy: Pillow's pixels are read-only.
     return torch.from_numpy(image.transpose(2, 0, 1).copy())
 
 
@@ -145,8 +145,8 @@ def build_train_loader(
         start_iteration: iterations that an interrupted run has finished.
 
     Raises:
-        DatasetError: of the data, here or, for single images, while iterating.
-        ValueError: a batch that the processes cannot share evenly, or a bad INPUT value.
+        DatasetError: the data is wrong; for single images, raised while iterating.
+        ValueError: the processes cannot share a batch evenly, or an INPUT value is wrong.
     """
     if datasets is None:
         keep_empty = not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
@@ -196,7 +196,7 @@ def _on_cuda(cfg: Any) -> bool:
 
 
 def build_test_transform(cfg: Any) -> TestTransform:
-    """The resizing that INPUT asks for in testing."""
+    """The resizing that INPUT sets for testing."""
     return TestTransform(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
 
 
@@ -205,8 +205,7 @@ def build_test_loader(
 ) -> DataLoader[list[TestItem]]:
     """A loader of this process' images of ``dataset``, as ``list[TestItem]``.
 
-    Images come together whose sizes, padded for the network, are the same; in the order of the
-    data set but for that.
+    Images of one padded size share batches; otherwise the order is that of the data set.
 
     Args:
         cfg: reads INPUT, DATALOADER.NUM_WORKERS, TEST.IMS_PER_BATCH, the most images of a batch,
@@ -215,7 +214,7 @@ def build_test_loader(
         rank, world_size: this process takes the images rank, rank + world_size, …
 
     Raises:
-        DatasetError: wrong number of classes; an unreadable image, while iterating.
+        DatasetError: the number of classes is wrong; while iterating, an image is unreadable.
     """
     dataset.check_num_classes(cfg.MODEL.OneNet.NUM_CLASSES)
     data = TestDataset(dataset, build_test_transform(cfg), image_format=cfg.INPUT.FORMAT)

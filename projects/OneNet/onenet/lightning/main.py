@@ -1,4 +1,4 @@
-"""The embedded engine's program: set up, then train or evaluate."""
+"""The embedded engine as a program: set up, then train or evaluate."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace, why: str) -> dict[str, float] | None:
             raise
         # The process that started this one says which one it was, and ends this one.
         time.sleep(PATIENCE)
-        lost = LostProcessError("cannot go on: another of the processes has ended")
+        lost = LostProcessError("cannot go on: another process has ended")
         lost.__cause__ = error
         _exit(lost, args.traceback)
 
@@ -83,7 +83,7 @@ def _exit(error: OneNetError, show_traceback: bool) -> NoReturn:
     # A DataLoader puts the traceback of its worker before the message.
     message = str(error).rpartition(f"{type(error).__name__}: ")[2].strip()
     if int(os.environ.get("LOCAL_RANK", 0)) > 0:
-        # Where all fail alike, the first process says so, and its end is that of this one.
+        # If all fail alike, the first process says so and ends this one.
         time.sleep(PATIENCE)
     logger.error("error: %s", message, extra={"on_bar": True})  # for log.txt
     try:

@@ -14,17 +14,18 @@ from torch import Tensor, nn
 class ModelEMA:
     """Exponential moving average of a model's weights and of its batch norms' statistics.
 
-    With n updates done, the next one keeps min(decay, (1 + n) / (10 + n)) of the average, as
+    After n updates, the next one keeps min(decay, (1 + n) / (10 + n)) of the average, as
     TensorFlow's ``ExponentialMovingAverage`` does: a short training is averaged over its last
     ninth, a long one over 1 / (1 - decay) iterations. 0.9998 is EfficientDet's decay (arXiv
-    1911.09070, section 5.1).
+    1911.09070, section 5.1). torch's ``AveragedModel`` has no such warm-up, and it makes the host
+    wait for the device.
 
     Args:
         model: on its device; the average starts from its weights.
         decay: from 0 to below 1.
 
     Attributes:
-        model: another of its kind with the averaged weights, in evaluation mode.
+        model: a copy with the averaged weights, in evaluation mode.
         updates: done so far.
     """
 
@@ -37,10 +38,10 @@ class ModelEMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module, good: Tensor | None = None) -> None:
-        """Take in the weights of another iteration; counters of batch norms are copied.
+        """Average in the weights after another iteration; counters of batch norms are copied.
 
         Args:
-            good: scalar bool; False leaves the average as it is, see :mod:`onenet.training.guard`.
+            good: scalar bool; False leaves the average unchanged, see :mod:`onenet.training.guard`.
         """
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         averages, currents = [], []
@@ -56,16 +57,16 @@ class ModelEMA:
         self.updates += 1
 
     def restart(self, model: nn.Module) -> None:
-        """Start anew from the weights of ``model``."""
+        """Forget the average and start from the weights of ``model``."""
         self.model.load_state_dict(model.state_dict())
         self.updates = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The averaged weights as ``model``, and ``updates``."""
+        """The averaged weights, as ``model``, and ``updates``."""
         return {"model": self.model.state_dict(), "updates": self.updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` gave."""
+        """Continue from what :meth:`state_dict` gave."""
         self.model.load_state_dict(state["model"])
         self.updates = state["updates"]
 

@@ -1,4 +1,4 @@
-"""Optimiser with gradient clipping, and learning-rate schedule, of ``SOLVER``."""
+"""The optimiser with gradient clipping, and the learning-rate schedule, of ``SOLVER``."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def build_optimizer(cfg: Any, model: nn.Module, *, fused: bool = False) -> Optim
 
     Args:
         fused: one kernel for the whole step, see :mod:`onenet.training.guard`. Not with a gradient
-            scaler, which leaves its scale in the gradients of a fused optimiser, where clipping
-            would see it.
+            scaler: it leaves its scale in the gradients of a fused optimiser, and clipping would
+            see it.
     """
     backbone, rest = [], []
     for name, parameter in model.named_parameters():
@@ -48,7 +48,7 @@ def build_optimizer(cfg: Any, model: nn.Module, *, fused: bool = False) -> Optim
     else:
         raise ValueError(f"SOLVER.OPTIMIZER must be ADAMW or SGD, got {s.OPTIMIZER!r}")
     if fused and s.OPTIMIZER == "SGD" and s.MOMENTUM:
-        # It would leave them uninitialised in a first step that is skipped.
+        # The optimiser would leave them uninitialised if the first step is skipped.
         for group in groups:
             for parameter in group["params"]:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -59,7 +59,7 @@ def build_optimizer(cfg: Any, model: nn.Module, *, fused: bool = False) -> Optim
 
 
 def _match_layout(optimizer: Optimizer) -> None:
-    """Lay loaded state out in memory as the parameters are: a fused optimiser does not look."""
+    """Give loaded state the parameters' memory layout, which a fused optimiser does not check."""
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if torch.is_tensor(value) and value.shape == parameter.shape:
@@ -68,6 +68,7 @@ def _match_layout(optimizer: Optimizer) -> None:
 
 def gradient_norm(model: nn.Module) -> Tensor:
     """Scalar 2-norm of all gradients together."""
+    # torch.nn.utils.get_total_norm needs torch 2.6.
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 

@@ -34,13 +34,13 @@ Losses = Callable[[nn.Module, Sequence[Tensor], Sequence[Targets]], dict[str, Te
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """What an engine's ``replay.rebuild(config_file, opts)`` makes of a dump's config.
+    """What an engine's ``replay.rebuild(config_file, opts)`` builds from a dump's config.
 
     Attributes:
         model: on its device, untrained.
-        losses: of a batch.
-        parts: that the batch is computed in.
-        precision: of autocast; ``None``: float32.
+        losses: from the model, images and targets to the losses.
+        parts: number of parts in which the batch is computed.
+        precision: of autocast; ``None`` for float32.
     """
 
     model: nn.Module
@@ -60,7 +60,7 @@ def replay(path: str, opts: Sequence[str] = ()) -> bool:
         Whether a loss or gradient is NaN or infinite again.
 
     Raises:
-        OneNetError: no dump; no such engine; values that do not fit.
+        OneNetError: the file is no dump, its engine is missing, or values do not fit.
     """
     dump = Dump.read(Path(path))
     package, _ = choose_engine(dump.engine)
@@ -89,7 +89,7 @@ def replay(path: str, opts: Sequence[str] = ()) -> bool:
 
 
 def _compute(rebuilt: Rebuilt, batch: Sequence[Sequence[Item]]) -> dict[str, float]:
-    """The losses and the norm of the gradient; they are printed, as is what was found of them."""
+    """The losses and the gradient's norm; prints them, and where values stop being finite."""
     model, dtype = rebuilt.model, rebuilt.precision
     device = next(model.parameters()).device
     autocast = torch.autocast(device.type, dtype, enabled=dtype is not None)
@@ -122,15 +122,15 @@ def _compute(rebuilt: Rebuilt, batch: Sequence[Sequence[Item]]) -> dict[str, flo
         print(f"first output that is not finite: {line}")
     gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     wrong = [name for name, gradient in gradients.items() if _count(gradient)]
-    if wrong and not found:  # or else they all are
-        # Backward passes meet the last ones first.
+    if wrong and not found:  # after an output that is not finite, all gradients are not
+        # A backward pass starts at the last ones.
         names = ", ".join(wrong[: -_NAMED - 1 : -1]) + ", …" * (len(wrong) > _NAMED)
         print(f"gradients of {len(wrong)} of {len(gradients)} parameters are not finite: {names}")
     return values
 
 
 def _note_first(name: str, found: list[str], module: nn.Module, inputs: Any, output: Any) -> None:
-    """Forward hook: what comes out of a module, unless one before it was noted already."""
+    """Forward hook: note a module whose output is not finite, if it is the first one."""
     wrong = 0 if found else sum(map(_count, _tensors(output)))
     if wrong:
         total = sum(tensor.numel() for tensor in _tensors(output))
@@ -143,10 +143,11 @@ def _note_first(name: str, found: list[str], module: nn.Module, inputs: Any, out
 def _print_images(
     part: Sequence[Item], head: int, criterion: nn.Module, inputs: tuple[Any, ...]
 ) -> None:
-    """The images whose predictions or losses are not finite, of what a criterion was given.
+    """Print the images whose predictions or losses are not finite.
 
     Args:
-        head: whose predictions, counted from 1.
+        head: which head made the predictions, counted from 1.
+        inputs: what the criterion was called with.
     """
     predictions = inputs[0]
     if not isinstance(predictions, Predictions):
@@ -166,7 +167,7 @@ def _print_images(
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors of floating point within containers and dataclasses."""
+    """The floating-point tensors in containers and dataclasses."""
     if isinstance(value, Tensor):
         if value.is_floating_point():
             yield value
