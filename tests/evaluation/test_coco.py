@@ -20,6 +20,7 @@ from pycocotools.cocoeval import COCOeval
 from onenet.data.dataset import CocoDetection
 from onenet.data.sources import DatasetSource, find_dataset
 from onenet.evaluation.duplicates import detections_per_object
+from onenet.evaluation.results import to_coco
 from onenet.lightning.build import build_detector
 from onenet.lightning.config import load_cfg
 from onenet.lightning.evaluate import (
@@ -29,11 +30,10 @@ from onenet.lightning.evaluate import (
     detect_all,
     evaluate,
     score,
-    to_coco,
     to_original,
 )
+from onenet.lightning.items import TestItem
 from onenet.lightning.loader import build_test_loader
-from onenet.lightning.samples import TestSample
 from onenet.lightning.test_sets import evaluate_all
 from onenet.structures import Detections
 
@@ -242,7 +242,7 @@ def test_results_have_coco_boxes_and_category_ids():
 
 
 def test_detections_go_to_the_originals_pixels_and_are_clipped_to_it():
-    sample = TestSample(torch.zeros(3, 50, 100, dtype=torch.uint8), 1, "a.png", 100, 400)
+    sample = TestItem(torch.zeros(3, 50, 100, dtype=torch.uint8), 1, "a.png", 100, 400)
     detections = Detections(
         torch.tensor([[10.0, 20.0, 30.0, 40.0], [-5.0, 45.0, 120.0, 60.0], [-9.0, 0.0, -1.0, 9.0]]),
         torch.tensor([0.9, 0.8, 0.7]),
@@ -317,7 +317,7 @@ def test_batches_do_not_change_what_is_found(cfg, tmp_path):
 
 def test_detect_all_restores_the_training_mode_even_if_it_is_left_early(cfg):
     model = build_detector(cfg).train()
-    sample = TestSample(torch.zeros(3, 32, 32, dtype=torch.uint8), 1, "a.png", 32, 32)
+    sample = TestItem(torch.zeros(3, 32, 32, dtype=torch.uint8), 1, "a.png", 32, 32)
     detections = detect_all(model, [[sample], [sample]])
     next(detections)
     assert not model.training

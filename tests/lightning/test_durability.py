@@ -135,7 +135,7 @@ def test_a_signal_during_evaluation_saves_what_is_not_saved_yet(
     shapes, tmp_path, monkeypatch, capsys
 ):
     config = write_config(tmp_path, shapes, **{**QUICK, "TEST__EVAL_PERIOD": 3})
-    monkeypatch.setattr("onenet.lightning.trainer.evaluate_all", lambda *_: send(signal.SIGTERM))
+    monkeypatch.setattr("onenet.lightning.hooks.evaluate_all", lambda *_: send(signal.SIGTERM))
     with pytest.raises(SystemExit) as stop:
         train(config)
     assert stop.value.code == 143

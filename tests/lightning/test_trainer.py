@@ -181,10 +181,13 @@ def test_resuming_a_finished_run_does_no_harm_and_evaluates(finished, tmp_path):
     assert (run / kept).stat().st_mtime == (folder / "run" / kept).stat().st_mtime
 
 
-def test_resume_in_an_empty_folder_starts_anew(finished, tmp_path):
+def test_resume_in_an_empty_folder_starts_a_run(finished, tmp_path):
     config = finished[0] / "tiny.yaml"
     train(config, "--resume", "OUTPUT_DIR", tmp_path, "SOLVER.MAX_ITER", 3, "DATASETS.TEST", "()")
-    assert "holds no checkpoint: starting anew" in (tmp_path / "log.txt").read_text()
+    assert (
+        "holds no checkpoint: starting from the first iteration"
+        in (tmp_path / "log.txt").read_text()
+    )
     first = "model_0000001.pth"
     assert_same(load(tmp_path / first)["model"], load(finished[0] / "run" / first)["model"])
 

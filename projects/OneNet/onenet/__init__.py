@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .heads.fcos import FCOSHead
     from .heads.retinanet import RetinaNetHead
     from .structures import Detections, Matches, Predictions, TargetBatch, Targets
+    from .training.hooks import HOOK_REGISTRY, Hook
 
 __version__ = "0.1.0"
 
@@ -34,7 +35,9 @@ __all__ = [
     "FCOSHead",
     "FPN",
     "HEAD_REGISTRY",
+    "HOOK_REGISTRY",
     "Head",
+    "Hook",
     "HungarianMatcher",
     "MATCHER_REGISTRY",
     "Matcher",
@@ -66,7 +69,9 @@ _MODULES = {
     "FCOSHead": "heads.fcos",
     "FPN": "backbones.resnet",
     "HEAD_REGISTRY": "config.registries",
+    "HOOK_REGISTRY": "training.hooks",
     "Head": "heads.base",
+    "Hook": "training.hooks",
     "HungarianMatcher": "assignment.matchers",
     "MATCHER_REGISTRY": "config.registries",
     "Matcher": "assignment.matchers",

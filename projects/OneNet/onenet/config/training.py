@@ -27,6 +27,8 @@ def add_training_config(cfg: Any) -> None:
     cfg.MODEL_EMA.DECAY = 0.9998
     # Deterministic algorithms where CUDA has them, and a warning where it has not; slower.
     cfg.CUDNN_DETERMINISTIC = False
+    # Features of your own around the iterations, names of a file of --import (docs/hooks.md).
+    cfg.HOOKS = []
 
 
 def check_training(cfg: Any, processes: int) -> None:
@@ -57,6 +59,8 @@ def check_training(cfg: Any, processes: int) -> None:
             f"SOLVER.CHECKPOINT_KEEP is {cfg.SOLVER.CHECKPOINT_KEEP}; expected how many "
             "checkpoints to keep, or 0 for all"
         )
+    if not all(isinstance(name, str) for name in cfg.HOOKS):
+        raise ConfigError(f"HOOKS is {list(cfg.HOOKS)}; expected a list of names")
     if not 0 <= cfg.MODEL_EMA.DECAY < 1:
         raise ConfigError(
             f"MODEL_EMA.DECAY is {cfg.MODEL_EMA.DECAY}; expected a number from 0 to below 1"

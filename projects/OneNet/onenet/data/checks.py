@@ -232,14 +232,17 @@ def refuse_outside(source: DatasetSource, outside: Sequence[str]) -> None:
         )
 
 
-def refuse_missing(source: DatasetSource, missing: Sequence[str], total: int) -> None:
+def refuse_missing(
+    source: DatasetSource, missing: Sequence[str], total: int, *, allow_some: bool = False
+) -> None:
     """Raise ``DatasetError`` if any image of a data set is missing.
 
     Args:
         missing: names of the missing images.
         total: number of images in the data set.
+        allow_some: raise only if all are missing.
     """
-    if missing:
+    if missing and not (allow_some and len(missing) < total):
         raise DatasetError(
             f"{source.json_file}: {len(missing)} of {total} images are not in "
             f"{source.image_root}: {shortened(missing)}. Is it the right folder? Training (not "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ import torch
 from onenet.errors import DatasetError
 from onenet.structures import Targets
 
-from .annotations import read_annotations, sorted_categories
+from .annotations import Annotations, read_annotations, sorted_categories
 from .checks import (
     MISSING,
     OUTSIDE,
@@ -53,6 +54,20 @@ class ImageRecord:
         return Targets(torch.from_numpy(self.boxes), torch.from_numpy(self.labels), size)
 
 
+def read_source(source: DatasetSource) -> tuple[dict[str, Any], Annotations]:
+    """The content of a data set's JSON, and its objects; warns of objects that look wrong.
+
+    Raises:
+        DatasetError: the file is not COCO detection data; names the entry.
+    """
+    content = read_coco_json(source.json_file)
+    data = read_annotations(content)
+    for finding in check_objects(content, data):
+        if finding.verdict in (Verdict.DROPPED, Verdict.DOUBTFUL):
+            logger.warning("%s: %s", source.json_file, finding)
+    return content, data
+
+
 def spread_evenly(count: int, size: int) -> list[int]:
     """``count`` ascending indices spread evenly over [0, size), both ends included.
 
@@ -86,11 +101,7 @@ class CocoDetection:
 
     def __init__(self, source: DatasetSource, *, keep_empty: bool = True) -> None:
         self.source = source
-        content = read_coco_json(source.json_file)
-        data = read_annotations(content)
-        for finding in check_objects(content, data):
-            if finding.verdict in (Verdict.DROPPED, Verdict.DOUBTFUL):
-                logger.warning("%s: %s", source.json_file, finding)
+        content, data = read_source(source)
         self.category_ids: list[int] = [category["id"] for category in sorted_categories(content)]
         self.class_names = data.class_names
 
@@ -131,8 +142,7 @@ class CocoDetection:
         Args:
             skip_missing: accept missing images as long as one is there.
         """
-        if not skip_missing or len(self._missing) == len(self):
-            refuse_missing(self.source, self._missing, len(self))
+        refuse_missing(self.source, self._missing, len(self), allow_some=skip_missing)
 
     def record(self, index: int) -> ImageRecord:
         """The image at a position in [0, len(self)); the caller may modify its arrays.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -110,6 +110,21 @@ def check_num_classes(json_file: Path, class_names: Sequence[str], num_classes: 
             f"but MODEL.OneNet.NUM_CLASSES is {num_classes}. "
             f"Add to the command: MODEL.OneNet.NUM_CLASSES {found}"
         )
+
+
+def check_same_classes(data_sets: Iterable[tuple[object, Sequence[str]]]) -> None:
+    """Raise ``DatasetError`` unless data sets that are trained on together have the same classes.
+
+    Args:
+        data_sets: the name of each, and its classes by label.
+    """
+    (first, expected), *others = data_sets
+    for other, classes in others:
+        if classes != expected:
+            raise DatasetError(
+                "The data sets of DATASETS.TRAIN must have the same classes: "
+                f"{first} has {expected}, {other} has {classes}."
+            )
 
 
 def compare_classes(one: object, ours: Sequence[str], other: object, theirs: Sequence[str]) -> None:

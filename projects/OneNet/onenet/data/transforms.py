@@ -18,6 +18,8 @@ CROP_TYPES = ("absolute_range", "absolute", "relative", "relative_range")
 
 # Before a crop, the shortest edge is resized to one of these lengths in px.
 PRE_CROP_SIZES = (400, 500, 600)
+# Share of the images that are cropped.
+CROP_SHARE = 0.5
 # Clipped boxes with a side of at most this many px are dropped.
 EMPTY_SIDE = 1e-5
 
@@ -92,7 +94,7 @@ class TrainTransform:
         boxes = boxes.astype(np.float64)
         if self.flip != "none" and rng.random() < 0.5:
             image, boxes = _flip(image, boxes, self.flip)
-        if self.crop is not None and rng.random() < 0.5:
+        if self.crop is not None and rng.random() < CROP_SHARE:
             short = PRE_CROP_SIZES[int(rng.integers(len(PRE_CROP_SIZES)))]
             image, boxes = _resize_shortest_edge(image, boxes, short, None)
             image, boxes = _crop(image, boxes, self.crop, rng)
