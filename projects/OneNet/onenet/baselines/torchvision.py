@@ -18,7 +18,8 @@ from torchvision.models.detection.ssd import SSD as TorchvisionSSD
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
-from onenet.backbones.resnet import FPN, build_backbone
+from onenet.backbones.fpn import FPN
+from onenet.backbones.registry import build_backbone
 from onenet.inference.fuse import fold_batch_norms
 from onenet.structures import Detections, Targets
 

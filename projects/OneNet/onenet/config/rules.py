@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from onenet.backbones.registry import BACKBONE_REGISTRY
 from onenet.errors import ConfigError
 
 from .build import check_evaluator
@@ -69,6 +70,13 @@ def _check_input(node: Any) -> None:
 
 
 def _check_backbone(model: Any) -> None:
+    names = [name for name, _ in BACKBONE_REGISTRY]
+    _require(
+        model.BACKBONE.NAME in names,
+        "MODEL.BACKBONE.NAME",
+        model.BACKBONE.NAME,
+        f"one of {', '.join(map(repr, names))}",
+    )
     depth = model.RESNETS.DEPTH
     width = 64 if depth in (18, 34) else 256
     _require(
@@ -88,9 +96,13 @@ def _check_backbone(model: Any) -> None:
 
 
 def _check_features(model: Any) -> None:
-    made = sorted(model.RESNETS.OUT_FEATURES)
-    if above := FPN_BACKBONES.get(model.BACKBONE.NAME):
+    if model.BACKBONE.NAME == PLAIN_BACKBONE:
+        made = sorted(model.RESNETS.OUT_FEATURES)
+    elif model.BACKBONE.NAME in FPN_BACKBONES:
+        above = FPN_BACKBONES[model.BACKBONE.NAME]
         made = [f"p{stage[3:]}" for stage in model.FPN.IN_FEATURES] + above
+    else:  # of the user's own; the head's builder compares them
+        return
     wanted = list(model.OneNet.IN_FEATURES)
     _require(
         bool(wanted) and wanted == [name for name in made if name in wanted],
@@ -193,7 +205,6 @@ _RULES: list[Rule] = [
     ),
     ("MODEL.PIXEL_MEAN", _numbers(3), "three numbers"),
     ("MODEL.PIXEL_STD", _numbers(3, low=0), "three numbers above 0"),
-    _one_of("MODEL.BACKBONE.NAME", PLAIN_BACKBONE, *FPN_BACKBONES),
     ("MODEL.BACKBONE.FREEZE_AT", lambda value: 0 <= value <= 5, "a whole number from 0 to 5"),
     _one_of("MODEL.RESNETS.DEPTH", 18, 34, 50, 101),
     _one_of("MODEL.RESNETS.NORM", "BN", "FrozenBN", "SyncBN"),

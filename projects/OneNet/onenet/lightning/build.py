@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from onenet.backbones.resnet import build_backbone
+from onenet.backbones.registry import build_backbone
 from onenet.baselines.centernet import CenterNet
 from onenet.baselines.torchvision import PEERS
 from onenet.config.build import centernet_options, model_options
