@@ -6,44 +6,81 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onenet.assignment.criterion import Criterion
-    from onenet.assignment.matchers import HungarianMatcher, MinCostMatcher
-    from onenet.config.build import add_onenet_config, build_criterion, build_head, build_matcher
-
+    from .assignment.criterion import Criterion
+    from .assignment.matchers import HungarianMatcher, Matcher, MinCostMatcher
+    from .assignment.registry import (
+        CRITERION_REGISTRY,
+        LOCATION_COST_REGISTRY,
+        MATCHER_REGISTRY,
+        PREDEFINED_COSTS,
+        build_criterion,
+        build_matcher,
+        matcher_options,
+    )
+    from .backbones.registry import BACKBONE_REGISTRY
+    from .baselines.registry import BASELINE_REGISTRY
+    from .config.build import build_head
+    from .config.keys import add_onenet_config
     from .detector import OneNet
-    from .structures import Detections, Matches, Predictions, Targets
+    from .evaluation.registry import EVALUATOR_REGISTRY, Evaluator
+    from .heads.registry import HEAD_REGISTRY
+    from .structures import Detections, Matches, Predictions, TargetBatch, Targets
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BACKBONE_REGISTRY",
+    "BASELINE_REGISTRY",
+    "CRITERION_REGISTRY",
+    "EVALUATOR_REGISTRY",
+    "HEAD_REGISTRY",
+    "LOCATION_COST_REGISTRY",
+    "MATCHER_REGISTRY",
+    "PREDEFINED_COSTS",
     "Criterion",
     "Detections",
+    "Evaluator",
     "HungarianMatcher",
+    "Matcher",
     "Matches",
     "MinCostMatcher",
     "OneNet",
     "Predictions",
+    "TargetBatch",
     "Targets",
     "add_onenet_config",
     "build_criterion",
     "build_head",
     "build_matcher",
+    "matcher_options",
 ]
 
 # Imported on first use, since onenet.deploy.runtime does without torch.
 _MODULES = {
+    "BACKBONE_REGISTRY": "backbones.registry",
+    "BASELINE_REGISTRY": "baselines.registry",
+    "CRITERION_REGISTRY": "assignment.registry",
+    "EVALUATOR_REGISTRY": "evaluation.registry",
+    "HEAD_REGISTRY": "heads.registry",
+    "LOCATION_COST_REGISTRY": "assignment.registry",
+    "MATCHER_REGISTRY": "assignment.registry",
+    "PREDEFINED_COSTS": "assignment.registry",
     "Criterion": "assignment.criterion",
     "Detections": "structures",
+    "Evaluator": "evaluation.registry",
     "HungarianMatcher": "assignment.matchers",
+    "Matcher": "assignment.matchers",
     "Matches": "structures",
     "MinCostMatcher": "assignment.matchers",
     "OneNet": "detector",
     "Predictions": "structures",
+    "TargetBatch": "structures",
     "Targets": "structures",
-    "add_onenet_config": "config.build",
-    "build_criterion": "config.build",
+    "add_onenet_config": "config.keys",
+    "build_criterion": "assignment.registry",
     "build_head": "config.build",
-    "build_matcher": "config.build",
+    "build_matcher": "assignment.registry",
+    "matcher_options": "assignment.registry",
 }
 
 

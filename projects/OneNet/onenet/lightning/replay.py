@@ -10,9 +10,10 @@ import torch
 from lightning.fabric import Fabric
 from torch import nn
 
+from onenet.config.device import choose_device
 from onenet.training.replay import Dump, Rebuilt
 
-from .build import build_detector, choose_device
+from .build import build_detector
 from .config import dump, load_cfg
 from .samples import TrainSample
 
