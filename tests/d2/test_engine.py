@@ -181,7 +181,7 @@ def test_fine_tuning_starts_the_class_layer_anew(shapes, tmp_path):
         DATASETS__TRAIN=[name_of(data, "train")], DATASETS__TEST=[], SOLVER__MAX_ITER=1,
     )  # fmt: skip
     train_d2(config)
-    assert "the class layer starts anew" in (tmp_path / "run" / "log.txt").read_text()
+    assert "the class layer keeps its initialisation" in (tmp_path / "run" / "log.txt").read_text()
     assert load(tmp_path / "run" / "model_final.pth")["model"]["head.cls_score.bias"].shape == (1,)
 
 

@@ -1,4 +1,4 @@
-"""COCO AP against pycocotools, and the files and tables that it goes to."""
+"""COCO AP compared with pycocotools, and the files and tables that hold it."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def random_truth(seed: int) -> dict[str, Any]:
 
 
 def random_results(truth: dict[str, Any], seed: int) -> list[dict[str, Any]]:
-    """Jittered truth with doubles and some wrong classes, and noise; more than 100 an image."""
+    """Jittered truth with duplicates, wrong classes and noise; more than 100 results per image."""
     rng = np.random.default_rng(seed)
     results = []
     for a in truth["annotations"]:
@@ -96,7 +96,7 @@ def random_results(truth: dict[str, Any], seed: int) -> list[dict[str, Any]]:
 
 
 def pycocotools_precision(truth: dict[str, Any], results: list[dict[str, Any]]) -> np.ndarray:
-    """Thresholds × recalls × classes × areas, for the best 100 detections of an image."""
+    """Precision, thresholds × recalls × classes × areas, for the best 100 detections per image."""
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = copy.deepcopy(truth)
@@ -153,7 +153,7 @@ def one_of_each() -> dict[str, Any]:
 
 
 def found(truth: dict[str, Any]) -> list[dict[str, Any]]:
-    """Perfect detections of everything but crowds."""
+    """Perfect detections of everything except crowds."""
     return [
         {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 1}
         for a in truth["annotations"]
@@ -215,7 +215,7 @@ def test_more_detections_than_100_count_where_they_are_asked_for(tmp_path):
     data = dataset(tmp_path, truth)
     assert average_precision(data, results, 100)["bbox/AP"] == 0
     assert average_precision(data, results, 300)["bbox/AP"] == pytest.approx(100 / 101)
-    # COCO's own figure looks at 100, however few the model may give.
+    # COCO's own AP considers 100 detections, even if the model gives fewer.
     assert average_precision(data, results[50:], 10)["bbox/AP"] == pytest.approx(100 / 51)
 
 
@@ -288,7 +288,7 @@ def test_duplicates_are_counted_beside_ap(cfg):
     data = shapes_val(cfg)
     truth = json.loads(data.source.json_file.read_text())
     once = found(truth)
-    # As many count as there are objects: the first twice, and all others but the last.
+    # As many detections count as there are objects: two of the first, none of the last.
     for results, mean in (
         (once, 1),
         ([{**once[0], "score": 2}, *once], len(once) / (len(once) - 1)),

@@ -259,4 +259,4 @@ def test_fine_tuning_for_other_classes_keeps_all_but_the_class_layer(finished, s
     assert other_shape == {"head.cls_score.weight", "head.cls_score.bias"}
     kept = "backbone.res2.0.conv1.weight"
     assert torch.equal(old[kept], new["model"][kept])
-    assert "the class layer starts anew" in (tmp_path / "run" / "log.txt").read_text()
+    assert "the class layer keeps its initialisation" in (tmp_path / "run" / "log.txt").read_text()

@@ -183,7 +183,7 @@ def test_a_clean_data_set(shapes, capsys):
     name = f"{shapes}/annotations/instances_train.json:{shapes}/train"
     assert status(name) == 0
     out = capsys.readouterr().out
-    assert out.startswith(name) and out.endswith("Training takes all of it.\n")
+    assert out.startswith(name) and out.endswith("Training takes everything.\n")
 
 
 def test_what_is_left_out_gives_1(tmp_path, capsys):
@@ -197,7 +197,7 @@ def test_what_is_left_out_gives_1(tmp_path, capsys):
         "      annotation 53 of 'a.png', bbox [2, 2, -1, 5]",
         "      …",
     ]
-    assert lines[-1] == "Training goes, but see above."
+    assert lines[-1] == "Training runs, but look at the findings above."
 
 
 def test_all_kinds_of_rejections_are_told_at_once(tmp_path, capsys):

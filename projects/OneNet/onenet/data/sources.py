@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import re
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from onenet.errors import DatasetError
+from onenet.errors import DatasetError, did_you_mean
 
 logger = logging.getLogger(__name__)
 ROOT_VARIABLE = "DETECTRON2_DATASETS"
@@ -91,12 +90,11 @@ def find_dataset(name: str) -> DatasetSource:
 
 
 def _fail_unknown(name: str) -> NoReturn:
-    near = difflib.get_close_matches(name, KNOWN_DATASETS, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(name, KNOWN_DATASETS) or "."
     if name.lower().endswith((".json", ".json:")):
-        hint = f" The image folder is missing: {name.rstrip(':')}:IMAGE_FOLDER."
+        hint = f". The image folder is missing: {name.rstrip(':')}:IMAGE_FOLDER."
     raise DatasetError(
-        f"Unknown data set {name!r}.{hint} Known names are {', '.join(KNOWN_DATASETS)} "
+        f"Unknown data set {name!r}{hint} Known names are {', '.join(KNOWN_DATASETS)} "
         f"(under ${ROOT_VARIABLE} or ./datasets); write your own data as "
         f"ANNOTATIONS.json:IMAGE_FOLDER."
     )
