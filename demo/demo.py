@@ -1,9 +1,9 @@
-"""Detect objects in images, folders, videos or the webcam's picture.
+"""Detect objects in images, folders, videos or the webcam's stream.
 
     python demo/demo.py --config-file projects/OneNet/configs/onenet.res50.dcn.yaml \
         --input path/to/images --output path/to/pictures --opts MODEL.WEIGHTS path/to/model.pth
 
-``--onnx model.onnx``, a file of tools/export.py, takes the place of the config and its weights.
+``--onnx model.onnx``, a file of tools/export.py, replaces the config and its weights.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from typing import Any
 
 import cv2
 import numpy as np
-from inputs import UserError, find_images, picture_paths, video_path
+from inputs import find_images, picture_paths, video_path
 from tqdm import tqdm
 
-from onenet.cli import add_engine_flag, add_import_flag, choose_engine, run_program
+from onenet.cli import add_engine_flag, add_import_flag, add_opts_flag, announce_engine, run_program
 from onenet.data.images import read_image
 from onenet.deploy.runtime import OnnxPredictor
+from onenet.errors import OneNetError
 from onenet.visualization.boxes import draw_boxes, enlargement
 
 PROGRAM = "demo.py"
-# Of an engine or of onenet.deploy.runtime: predict_batch, class_names and images_per_batch.
+# An engine's or onenet.deploy.runtime's: has predict_batch, class_names and images_per_batch.
 Predictor = Any
-# onenet.structures', or onenet.deploy.runtime's.
+# onenet.structures.Detections or onenet.deploy.runtime.ArrayDetections.
 Detections = Any
 ESCAPE = 27
 
@@ -44,60 +45,57 @@ def build_parser() -> argparse.ArgumentParser:
     model.add_argument("--config-file", metavar="FILE", help="the model's YAML")
     model.add_argument("--onnx", metavar="FILE", help="an exported model, which needs no torch")
     parser.add_argument(
-        "--input", nargs="+", metavar="PATH", help="images, folders (searched in depth) or globs"
+        "--input",
+        nargs="+",
+        metavar="PATH",
+        help="images, folders (searched with their subfolders) or globs",
     )
     parser.add_argument("--video-input", metavar="FILE", help="a video file")
-    parser.add_argument("--webcam", action="store_true", help="show the webcam's picture live")
+    parser.add_argument("--webcam", action="store_true", help="show the webcam live")
     parser.add_argument(
         "--output",
         metavar="PATH",
-        help="where pictures go: a folder, or a file for one image or one video (.mp4); "
-        "small images are drawn enlarged. Without --output and --json they are shown in a "
-        "window: any key for the next, Esc to end",
+        help="write pictures here: a folder, or a file for one image or one video (.mp4); small "
+        "images are enlarged. Without --output and --json, pictures appear in a window: press "
+        "any key for the next one, Esc to stop",
     )
     parser.add_argument(
-        "--json", metavar="FILE", help="write the detections here, boxes in px of the input"
+        "--json", metavar="FILE", help="write detections here, with boxes in px of the input"
     )
     parser.add_argument(
         "--confidence-threshold",
         type=float,
         default=0.4,
         metavar="SCORE",
-        help="least score of a detection that is drawn or written (default: %(default)s)",
+        help="lowest score that is drawn or written (default: %(default)s)",
     )
     add_import_flag(parser)
     add_engine_flag(parser)
-    parser.add_argument(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="KEY VALUE",
-        help="config overrides, such as MODEL.WEIGHTS model.pth; must come last",
-    )
+    add_opts_flag(parser)
     return parser
 
 
 def check_args(args: argparse.Namespace) -> None:
-    """Refuse what cannot work before a model is loaded."""
+    """Raise ``OneNetError`` for arguments that cannot work, before a model is loaded."""
     if args.onnx and (args.opts or args.imports or args.engine != "auto"):
-        raise UserError("--onnx is a whole model; --engine, --import and --opts do not go with it")
+        raise OneNetError("--onnx gives a complete model: remove --engine, --import and --opts")
     kinds = [bool(args.input), bool(args.video_input), args.webcam]
     if sum(kinds) != 1:
-        raise UserError("give one of --input, --video-input and --webcam")
+        raise OneNetError("give one of --input, --video-input and --webcam")
     if not 0 <= args.confidence_threshold <= 1:
-        raise UserError(
+        raise OneNetError(
             f"--confidence-threshold must be between 0 and 1, got {args.confidence_threshold}"
         )
     if args.webcam and (args.output or args.json):
-        raise UserError("--webcam shows a window; --output and --json do not go with it")
+        raise OneNetError("--webcam shows a window: remove --output and --json")
     if not args.output and not args.json and not has_display():
-        raise UserError("no display to show a window on: give --output or --json")
+        raise OneNetError("no display to show a window on: give --output or --json")
     if args.json and Path(args.json).is_dir():
-        raise UserError(f"--json must be a file, but {args.json} is a folder")
+        raise OneNetError(f"--json must be a file, but {args.json} is a folder")
 
 
 def has_display() -> bool:
-    # Asked of the environment, since OpenCV's Qt ends the process where there is no display.
+    # Checks the environment, because OpenCV's Qt aborts the process if there is no display.
     if sys.platform.startswith("linux"):
         return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
     return True
@@ -110,7 +108,7 @@ def draw(image: np.ndarray, found: Detections, class_names: list[str]) -> np.nda
 
 
 def describe(image: np.ndarray, found: Detections, class_names: list[str]) -> dict[str, Any]:
-    """An image's entry of the JSON file."""
+    """An image's entry in the JSON file."""
     rows = zip(found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True)
     return {
         "width": image.shape[1],
@@ -128,19 +126,23 @@ def describe(image: np.ndarray, found: Detections, class_names: list[str]) -> di
 
 
 def show(picture: np.ndarray, wait_ms: int) -> bool:
-    """Show a picture for a while, or with 0 until a key is pressed; False once Esc is."""
+    """Show a picture for ``wait_ms``, or until a key is pressed if that is 0.
+
+    Returns:
+        False if the key is Esc.
+    """
     try:
         cv2.namedWindow("OneNet", cv2.WINDOW_NORMAL)
         cv2.imshow("OneNet", picture[..., ::-1])
         return cv2.waitKey(wait_ms) != ESCAPE
     except cv2.error as error:
-        raise UserError(f"OpenCV cannot open a window ({error.err}): give --output") from error
+        raise OneNetError(f"OpenCV cannot open a window ({error.err}): give --output") from error
 
 
 def detect_all(
     items: Iterable[tuple], args: argparse.Namespace, predictor: Predictor
 ) -> Iterator[tuple]:
-    """Items that end with an image, each with what is found in it; several at a time."""
+    """Append detections to each item, a tuple that ends with an image; detects in batches."""
     live = not args.output and not args.json
     count, items = 1 if live else predictor.images_per_batch, iter(items)
     while batch := list(islice(items, count)):
@@ -150,7 +152,7 @@ def detect_all(
 
 
 def read_images(paths: Iterable[tuple], failed: list[Path]) -> Iterator[tuple]:
-    """Add its pixels to each (path, …); one that cannot be read is reported and left out."""
+    """Append its pixels to each (path, …); reports images that cannot be read and skips them."""
     for path, *rest in paths:
         try:
             image = read_image(str(path), "RGB")
@@ -162,7 +164,7 @@ def read_images(paths: Iterable[tuple], failed: list[Path]) -> Iterator[tuple]:
 
 
 def run_images(args: argparse.Namespace, images: list[tuple[Path, Path]], predictor: Predictor):
-    """Returns the entries of the JSON file and the images that could not be read."""
+    """Detect, draw and show or write. Returns JSON entries and the images that cannot be read."""
     targets = picture_paths(images, Path(args.output)) if args.output else [None] * len(images)
     paths = zip((path for path, _ in images), targets, strict=True)
     entries, failed = [], []
@@ -177,7 +179,7 @@ def run_images(args: argparse.Namespace, images: list[tuple[Path, Path]], predic
             target.parent.mkdir(parents=True, exist_ok=True)
             done, data = cv2.imencode(target.suffix.lower(), picture[..., ::-1])
             if not done:
-                raise UserError(f"OpenCV cannot write {target}")
+                raise OneNetError(f"OpenCV cannot write {target}")
             target.write_bytes(data.tobytes())
         elif not args.json and not show(draw(image, found, predictor.class_names), 0):
             break
@@ -186,16 +188,16 @@ def run_images(args: argparse.Namespace, images: list[tuple[Path, Path]], predic
 
 def open_video(source: str | int) -> cv2.VideoCapture:
     if isinstance(source, str) and not Path(source).is_file():
-        raise UserError(f"--video-input {source} is not a file")
+        raise OneNetError(f"--video-input {source} is not a file")
     video = cv2.VideoCapture(source)
     if not video.isOpened():
         name = "webcam 0" if source == 0 else f"--video-input {source}"
-        raise UserError(f"OpenCV cannot open {name}")
+        raise OneNetError(f"OpenCV cannot open {name}")
     return video
 
 
 def read_frames(video: cv2.VideoCapture) -> Iterator[np.ndarray]:
-    """(H, W, 3) uint8 RGB frames."""
+    """Yield (H, W, 3) uint8 RGB frames."""
     while True:
         more, frame = video.read()
         if not more:
@@ -206,7 +208,7 @@ def read_frames(video: cv2.VideoCapture) -> Iterator[np.ndarray]:
 def run_video(
     args: argparse.Namespace, video: cv2.VideoCapture, target: Path | None, predictor: Predictor
 ) -> list[dict[str, Any]]:
-    """Returns the entries of the JSON file, one a frame; frames count from 0."""
+    """Detect, draw and show or write. Returns one JSON entry per frame, numbered from 0."""
     entries, writer = [], None
     total = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
     frames = detect_all(enumerate(read_frames(video)), args, predictor)
@@ -230,7 +232,7 @@ def run_video(
         if writer is not None:
             writer.release()
     if not entries:
-        raise UserError("the video has no frame that OpenCV can read")
+        raise OneNetError("OpenCV cannot read any frame of the video")
     return entries
 
 
@@ -240,7 +242,7 @@ def open_writer(target: Path, fps: float, picture: np.ndarray) -> cv2.VideoWrite
     fps = fps if fps > 0 else 30.0
     writer = cv2.VideoWriter(str(target), cv2.VideoWriter_fourcc(*"mp4v"), fps, size)
     if not writer.isOpened():
-        raise UserError(f"OpenCV cannot write the video {target}")
+        raise OneNetError(f"OpenCV cannot write the video {target}")
     return writer
 
 
@@ -248,23 +250,21 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
     try:
         if args.onnx:
             return OnnxPredictor(args.onnx)
-        package, why = choose_engine(args.engine)
-        print(f"Engine: {package} ({why})", file=sys.stderr)
-        module = importlib.import_module(f"{package}.predictor")
+        module = importlib.import_module(f"{announce_engine(args.engine)}.predictor")
         return module.build_predictor(args.config_file, args.opts)
     except ValueError as error:  # a wrong config, checkpoint or exported file
-        raise UserError(str(error)) from error
+        raise OneNetError(str(error)) from error
 
 
 def run(args: argparse.Namespace) -> str | None:
-    """Returns what went wrong with single images, if anything."""
+    """Run the demo. Returns a message if some images could not be read."""
     check_args(args)
     output = Path(args.output).expanduser() if args.output else None
     failed: list[Path] = []
     if args.input:
         images = find_images(args.input, output)
         if output:
-            picture_paths(images, output)  # refuses before the model is loaded
+            picture_paths(images, output)  # raises errors before the model is loaded
         entries, failed = run_images(args, images, load_predictor(args))
         what = f"{len(entries)} image" + "s" * (len(entries) != 1)
     else:

@@ -1,4 +1,4 @@
-"""Which images the command line means, and where their pictures go."""
+"""Finding the images that the command line names, and choosing where their pictures go."""
 
 from __future__ import annotations
 
@@ -10,28 +10,24 @@ from pathlib import Path
 from onenet.errors import OneNetError
 
 WRITTEN_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-IMAGE_SUFFIXES = (*WRITTEN_SUFFIXES, ".gif", ".ppm", ".pgm")  # looked for in folders
-
-
-class UserError(OneNetError):
-    """Something that the user can put right; shown as one line."""
+IMAGE_SUFFIXES = (*WRITTEN_SUFFIXES, ".gif", ".ppm", ".pgm")  # those searched for in folders
 
 
 def find_images(inputs: list[str], output: Path | None = None) -> list[tuple[Path, Path]]:
-    """The images that files, folders and globs stand for, each once.
+    """Find the images of files, folders and globs, each once.
 
     Args:
         inputs: as given on the command line.
-        output: left out when a folder that contains it is searched.
+        output: folder to skip when searching a folder that contains it.
 
     Returns:
-        (path, name) pairs; a name is relative to the folder or to the fixed part of the glob that
-        the image was found by, or to what several of them have in common. No two are the same.
+        (path, name) pairs with distinct names. A name is relative to the input's folder, which for
+        a glob is its fixed part, or, with several inputs, to their common parent folder.
 
     Raises:
-        UserError: an input that no image matches.
+        OneNetError: an input does not exist or matches no image.
     """
-    found: dict[Path, Path] = {}  # image -> the folder that its input stands for
+    found: dict[Path, Path] = {}  # image -> folder of the input that it was found by
     for text in inputs:
         path = Path(text).expanduser()
         if path.is_file():
@@ -44,9 +40,9 @@ def find_images(inputs: list[str], output: Path | None = None) -> list[tuple[Pat
             fixed = next(i for i, part in enumerate(path.parts) if glob.has_magic(part))
             root = Path(*path.parts[:fixed])
         else:
-            raise UserError(f"--input {text} does not exist")
+            raise OneNetError(f"--input {text} does not exist")
         if not hits:
-            raise UserError(f"--input {text} matches no image ({', '.join(IMAGE_SUFFIXES)})")
+            raise OneNetError(f"--input {text} matches no image ({', '.join(IMAGE_SUFFIXES)})")
         for hit in hits:
             found.setdefault(hit, root)
     common = Path(os.path.commonpath([root.resolve() for root in found.values()]))
@@ -67,27 +63,27 @@ def _is_image(path: Path) -> bool:
 
 
 def _below(path: Path, folder: Path) -> Path:
-    # The image itself is not resolved: a link keeps the name under which it was found.
+    # Resolves the folder only: a linked image keeps the name under which it was found.
     return (path.parent.resolve() / path.name).relative_to(folder)
 
 
 def picture_paths(images: list[tuple[Path, Path]], output: Path) -> list[Path]:
-    """Where each image's picture goes.
+    """Choose the file for each image's picture.
 
     Raises:
-        UserError: ``output`` is one file for several images, or ends like another kind of file, or
-            an input would be overwritten.
+        OneNetError: ``output`` is one file for several images or has another kind of suffix, or an
+            input would be overwritten.
     """
     one_file = output.suffix.lower() in WRITTEN_SUFFIXES and not output.is_dir()
     if re.fullmatch(r"\.[A-Za-z]+", output.suffix) and not one_file and not output.exists():
-        raise UserError(
-            f"--output {output}: {output.suffix} is none of the pictures that can be written "
-            f"({', '.join(WRITTEN_SUFFIXES)}); for a folder of that name, make it first"
+        raise OneNetError(
+            f"--output {output}: pictures cannot be written as {output.suffix}, only as "
+            f"{', '.join(WRITTEN_SUFFIXES)}; for a folder of that name, create it first"
         )
     if one_file and len(images) > 1:
-        raise UserError(f"--output {output} is one file for {len(images)} images: give a folder")
+        raise OneNetError(f"--output {output} is one file for {len(images)} images: give a folder")
     if not one_file and output.exists() and not output.is_dir():
-        raise UserError(f"--output {output} is neither a folder nor a picture")
+        raise OneNetError(f"--output {output} is neither a folder nor a picture")
     if one_file:
         targets = [output]
     else:
@@ -98,16 +94,21 @@ def picture_paths(images: list[tuple[Path, Path]], output: Path) -> list[Path]:
     sources = {path.resolve() for path, _ in images}
     for target in targets:
         if target.resolve() in sources:
-            raise UserError(f"--output would overwrite the input {target}: give another folder")
+            raise OneNetError(f"--output would overwrite the input {target}: give another folder")
     return targets
 
 
 def video_path(source: Path, output: Path) -> Path:
-    """Where the drawn video goes."""
+    """Choose the file for the drawn video.
+
+    Raises:
+        OneNetError: ``output`` is neither an .mp4 file nor a folder, or the input would be
+            overwritten.
+    """
     if output.suffix and output.suffix.lower() != ".mp4" and not output.is_dir():
-        raise UserError(f"--output {output} must be an .mp4 file or a folder")
+        raise OneNetError(f"--output {output} must be an .mp4 file or a folder")
     is_file = output.suffix.lower() == ".mp4" and not output.is_dir()
     target = output if is_file else output / f"{source.stem}.mp4"
     if target.resolve() == source.resolve():
-        raise UserError(f"--output would overwrite the input {source}: give another name")
+        raise OneNetError(f"--output would overwrite the input {source}: give another name")
     return target

@@ -1,4 +1,4 @@
-"""What the programs do with wrong words: one line, a status, and a traceback for those who ask."""
+"""Programs end wrong command lines with one line and a status, and a traceback on request."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_every_error_of_the_project_is_a_onenet_error(kind):
 
 
 def ended(capsys: pytest.CaptureFixture, error: BaseException, *words: str) -> tuple[int, str]:
-    """Exit status and stderr of a program that meets an error."""
+    """Exit status and stderr of a program that raises an error."""
 
     def run(_: argparse.Namespace) -> None:
         raise error
@@ -74,7 +74,7 @@ def test_a_program_without_faults_returns_what_it_did():
     assert run_program(argparse.ArgumentParser(), lambda args: 7, []) == 7
 
 
-# A wrong command line for every program.
+# A wrong command line for each program.
 PROGRAMS = {
     "tools/ablate.py": ["gone.yaml", "--dataset", "gone.json:a", "gone.json:b", "--output", "o"],
     "tools/dev/benchmark.py": ["--configs", "gone.yaml", "--parts", "inference", "--quick"],
@@ -117,7 +117,7 @@ def test_every_program_ends_in_a_line_or_a_traceback(tmp_path, monkeypatch, caps
 def test_a_picture_without_a_known_ending(tmp_path, capsys, name):
     image = write_image(tmp_path / "in.png")
     error = fails(capsys, "--input", image, "--output", tmp_path / name)
-    assert f"{name}: " in error and ".jpg, .jpeg, .png" in error and "make it first" in error
+    assert f"{name}: " in error and ".jpg, .jpeg, .png" in error and "create it first" in error
     assert not (tmp_path / name).exists()
 
 

@@ -1,4 +1,4 @@
-"""Data sets, weights and folders at their worst: what train_net.py makes of them, either engine."""
+"""What train_net.py does with bad data sets, weights and folders, on both engines."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def engine(request) -> Callable[..., Any]:
 
 
 def refused(engine: Callable[..., Any], capsys: pytest.CaptureFixture, *words: Any) -> str:
-    """The line on stderr with which a command line is refused."""
+    """The line that a refused command line prints to stderr."""
     with pytest.raises(SystemExit) as stop:
         engine(*words)
     error = capsys.readouterr().err
@@ -60,7 +60,7 @@ def no_objects(content: Content) -> None:
 
 
 def many(content: Content) -> None:
-    """More objects in every image than a map of 16 x 16 samples has."""
+    """Give every image more objects than its 16 x 16 samples."""
     some = content["annotations"][0]
     content["annotations"] = [
         {**some, "id": number, "image_id": image["id"], "bbox": [number % 40, number % 37, 9, 8]}
@@ -88,7 +88,7 @@ def strange_class_names(content: Content) -> None:
         category["name"] = name
 
 
-# What is done to the training set, and the warning, if any.
+# The change of the training set, and the expected warning, if any.
 TAKEN: dict[str, tuple[Callable[[Content], None], str]] = {
     "one-image": (keep_first, ""),
     "only-crowds": (crowds, ""),
@@ -98,7 +98,7 @@ TAKEN: dict[str, tuple[Callable[[Content], None], str]] = {
     "x2-less-than-x1": (boxes([9, 9, -4, 5]), "without a finite, positive size (12)"),
     "nan-boxes": (boxes([math.nan, 1, 4, 5]), "without a finite, positive size (12)"),
     "infinite-boxes": (boxes([1, 1, math.inf, 5]), "without a finite, positive size (12)"),
-    "boxes-outside": (boxes([70, 1, 4, 5], [-9, -9, 4, 4]), "wholly outside of their image (24)"),
+    "boxes-outside": (boxes([70, 1, 4, 5], [-9, -9, 4, 4]), "wholly outside their image (24)"),
     "boxes-beyond": (boxes([-5, -5, 90, 90]), ""),
     "strange-class-names": (strange_class_names, ""),
 }
@@ -154,7 +154,7 @@ def leave(content: Content) -> None:
     content["images"][0]["file_name"] = "../other.jpg"
 
 
-# What is done to the training set, and what is said of it.
+# The change of the training set, and the expected error.
 REFUSED: dict[str, tuple[Callable[[Content], None], str]] = {
     "size-unlike-the-file": (bad_size, ".jpg"),
     "bad-entry": (strange_box, "annotations[0] (id 1): 'bbox' must be [x, y, width, height]"),
@@ -183,13 +183,13 @@ def imagenet(path: Path) -> None:
     save_checkpoint(path, torchvision.models.resnet34(weights=None).state_dict())
 
 
-# A weights file, and what is said of it.
+# A weights file, and the expected error.
 WEIGHTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing": (lambda path: None, "there is no such file"),
     "folder": (lambda path: path.mkdir(), "there is no such file"),
     "empty": (lambda path: path.touch(), "cannot be read as a checkpoint"),
     "no-checkpoint": (lambda path: path.write_text("<html>404"), "cannot be read as a checkpoint"),
-    "truncated": (truncated, "cannot be read as a checkpoint, it may be cut short"),
+    "truncated": (truncated, "cannot be read as a checkpoint; it may be cut short"),
     "no-state-dict": (lambda path: torch.save([1, 2], path), "holds no state dict"),
     "other-architecture": (
         lambda path: save_checkpoint(path, {"model": {"head.a": torch.zeros(1)}}),
@@ -209,7 +209,7 @@ def test_weights_refused(shapes, tmp_path, capsys, engine, kind):
 
 
 def test_weights_of_another_number_of_classes(shapes, tmp_path, capsys, engine):
-    """Fine-tuning keeps all but the class layer; evaluation says which number it wants."""
+    """Fine-tuning keeps all but the class layer; evaluation says which number to set."""
     _, weights = trained(tmp_path / "six", shapes)
 
     def one_class(content: Content) -> None:
@@ -224,7 +224,8 @@ def test_weights_of_another_number_of_classes(shapes, tmp_path, capsys, engine):
         SOLVER__MAX_ITER=1, SOLVER__BASE_LR=1e-9, SOLVER__WARMUP_ITERS=0, DATASETS__TEST=[],
     )  # fmt: skip
     engine(config)
-    assert "the class layer starts anew, the number of classes differs" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "was trained on another number of classes: the class layer keeps its init" in out
     new, old = (load(p)["model"] for p in (tmp_path / "run" / "model_final.pth", weights))
     assert new["head.cls_score.weight"].shape[0] == 1
     assert torch.allclose(new["head.feat1.weight"], old["head.feat1.weight"], atol=1e-5)

@@ -1,4 +1,4 @@
-"""The command line: its flags, what it refuses and how it says so, and what it prints."""
+"""train_net.py: its flags, what it refuses and how it says so, and what it prints."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from onenet.lightning.launch import check_processes, join
 
 
 def refused(capsys: pytest.CaptureFixture, config: Path, *words: Any) -> str:
-    """The one line of stderr with which a command line is refused."""
+    """The single line that a refused command line prints to stderr."""
     with pytest.raises(SystemExit) as stop:
         train(config, *words)
     assert stop.value.code == 2
@@ -48,7 +48,7 @@ def config(shapes, tmp_path) -> Path:
 
 
 def test_help_names_the_flags():
-    # Also where the package is not installed beside the program's own folder.
+    # Works even if the package is not installed beside the program's folder.
     done = subprocess.run(
         [sys.executable, str(TRAIN_NET), "--help"], capture_output=True, text=True, check=True
     )
@@ -74,8 +74,8 @@ def test_detectron2s_command_line_is_understood():
     [
         ([], "--config-file"),
         (["--config-file", "c", "--engine", "tensorflow"], "tensorflow"),
-        (["--config-file", "c", "--num-gpus", "0"], "must be a whole number from 1 on, got 0"),
-        (["--config-file", "c", "--num-gpus", "all"], "must be a whole number from 1 on, got all"),
+        (["--config-file", "c", "--num-gpus", "0"], "must be a whole number of at least 1, got 0"),
+        (["--config-file", "c", "--num-gpus", "all"], "a whole number of at least 1, got all"),
         (["--config-file", "c", "--num-machines", "-1"], "--num-machines"),
     ],
 )
@@ -172,7 +172,7 @@ def test_broken_image_is_named(shapes, tmp_path, capsys, workers):
     error = refused(capsys, config)
     assert str(data / "train" / "0000") in error
     assert "Worker" not in error and "worker" not in error
-    # Those who look later find the reason in the log.
+    # The log holds the reason, too.
     assert error.strip() in (tmp_path / "run" / "log.txt").read_text()
 
 
@@ -193,7 +193,7 @@ def test_classes_in_another_order_are_pointed_out(shapes, tmp_path, capsys):
 
     data = edit_json(shapes, tmp_path / "swapped", "val", swap)
     train(write_config(tmp_path, data, SOLVER__MAX_ITER=1))
-    assert "number 1 is circle and ring" in capsys.readouterr().out
+    assert "class 1 is circle in one and ring in the other" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -205,7 +205,7 @@ def test_a_checkpoint_whose_classes_have_another_order_is_pointed_out(
     config, weights = trained(tmp_path, shapes, {"class_names": names})
     train(config, "--eval-only")
     out = capsys.readouterr().out
-    assert (f"{weights} and " in out and "number 1 is " in out) == (order == -1)
+    assert (f"{weights} and " in out and "class 1 is " in out) == (order == -1)
 
 
 def test_interruption_ends_in_a_line(config, capsys, monkeypatch):
@@ -244,7 +244,7 @@ def test_more_gpus_than_there_are(config, monkeypatch):
 
 
 def test_terminal_shows_the_run_and_nothing_else(config, tmp_path):
-    """In a process of its own: libraries warn once, and as they are imported."""
+    """In a separate process, since libraries warn once, on import."""
     code, out, err = finish(start(config, "DATALOADER.NUM_WORKERS", 1, PYTHONWARNINGS=""))
     assert code == 0 and err == ""
     lines = out.splitlines()

@@ -132,7 +132,7 @@ def test_no_more_bytes_than_are_there():
     """Python's own unpickler takes memory for as many as a file says that it holds."""
     head = b"\x80\x05\x96"
     assert load_arrays(head + (3).to_bytes(8, "little") + b"abc.") == b"abc"
-    with pytest.raises(pickle.UnpicklingError, match="bytes are announced, 4 are there"):
+    with pytest.raises(pickle.UnpicklingError, match="bytes, but holds 4"):
         load_arrays(head + (2**62).to_bytes(8, "little") + b"abc.")
 
 
@@ -175,7 +175,7 @@ def test_arrays_that_no_parameter_takes(tmp_path, change, averaged):
     odd = {**good, "backbone.0.bias": change(good["backbone.0.bias"])}
     content = {"model": good, "ema": {"model": odd}} if averaged else odd
     torch.save(content, tmp_path / "m.pth")
-    with pytest.raises(CheckpointError, match="'backbone.0.bias' is no ordinary array"):
+    with pytest.raises(CheckpointError, match="'backbone.0.bias' is not an ordinary array"):
         load_weights(TinyDetector(), str(tmp_path / "m.pth"))
 
 

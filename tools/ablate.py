@@ -1,13 +1,13 @@
-"""Train a grid of configs on one data set, several seeds each, and table what differs.
+"""Train a grid of configs on one data set with several seeds each, and tabulate the results.
 
     python tools/ablate.py configs/ablations/label_assignment.yaml \
         --dataset my/train.json:my/images my/val.json:my/images --output output/ablation \
         --seeds 1 2 3 --opts SOLVER.MAX_ITER 20000 SOLVER.STEPS "(15000,)" SOLVER.IMS_PER_BATCH 16
 
-Every model is evaluated without and with NMS. Writes NAME.md, .csv, .json and .png into
-``--output`` and the runs into ``NAME``, named like the spec; the tables after every training: what
-is not there yet is left empty. Run it again to go on after an interruption: what is done is not
-repeated.
+Evaluates every model without and with NMS. Writes NAME.md, .csv, .json and .png into ``--output``
+and the runs into its folder NAME, where NAME is that of the spec. The tables are rewritten after
+every training; results that do not exist yet are left empty. After an interruption, the same
+command continues; finished runs are not repeated.
 """
 
 from __future__ import annotations
@@ -30,51 +30,52 @@ from _shared.machine import describe_machine
 from _shared.timing import TOTAL
 from _shared.training_runs import RunError, add_training_flags, dataset_opts, engine_name
 
-from onenet.cli import add_engine_flag, natural, positive, run_program
+from onenet.cli import add_engine_flag, add_opts_flag, natural, positive, run_program
 from onenet.config.device import choose_device
 from onenet.errors import OneNetError
 from onenet.lightning.config import load_cfg
 
-REPEATS, IMAGES = 40, 8  # of the speed's measurement: for each row, and different ones
+REPEATS, IMAGES = 40, 8  # to measure images/s: runs of each row, and different images
 
 SPEC_HELP = """
-Interrupted, the same command goes on. A training that fails does not end the others; the exit
-status is 1 then.
+After an interruption, the same command continues. A training that fails does not stop the others;
+the exit status is then 1.
 
-SPEC, whose files in configs/ablations are examples:
-  config: FILE                the config that all is a change of, from the folder of SPEC
-  axes:                       what trainings differ in
+Keys of SPEC (configs/ablations has examples):
+  config: FILE                the config to override, relative to the folder of SPEC
+  axes:                       how trainings differ
     AXIS:
       LABEL: {KEY: VALUE}     overrides; {} for none
-      LABEL: {scale: {KEY: FACTOR}}   of the value in config and --opts
-  evaluate: {AXIS: ...}       what evaluations of a trained model differ in, besides NMS
-  rows: [{AXIS: LABEL}]       parts of the grid, an axis left out having all its labels (default:
-                              the whole grid)
-  opts: {KEY: VALUE}          overrides for all
-  title, seeds                of the tables; [1] by default
-  speed: true                 measure images/s, too
-  plot: [COLUMN]              of the table, for the chart (default: AP)
+      LABEL: {scale: {KEY: FACTOR}}   multiplies the value in config and --opts
+  evaluate: {AXIS: ...}       how evaluations of a trained model differ, besides NMS
+  rows: [{AXIS: LABEL}]       parts of the grid; an axis that is left out takes all its labels
+                              (default: the whole grid)
+  opts: {KEY: VALUE}          overrides for all trainings
+  title: TEXT                 title of the tables
+  seeds: [SEED]               seeds of each training (default: [1])
+  speed: true                 also measure images/s
+  plot: [COLUMN]              columns of the table for the chart (default: AP)
 """
 
 
 class FailedRuns(RunError):
-    """Some trainings failed; the others are in the tables."""
+    """Some trainings failed; the tables hold the others."""
 
     exit_status = 1
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Train a grid of configs on one data set, several seeds each, and table AP and "
-        "duplicates without and with NMS.",
+        description="Train a grid of configs on one data set with several seeds each, and tabulate "
+        "AP and duplicates without and with NMS.",
         epilog=SPEC_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("spec", metavar="SPEC", help="YAML file, see configs/ablations")
     add_training_flags(parser)
-    parser.add_argument("--config", metavar="FILE", help="in place of the spec's config")
+    parser.add_argument("--config", metavar="FILE", help="config to use instead of the spec's")
     parser.add_argument(
-        "--seeds", nargs="+", type=natural, metavar="SEED", help="default: the spec's"
+        "--seeds", nargs="+", type=natural, metavar="SEED", help="(default: the spec's)"
     )
     add_engine_flag(parser)
     parser.add_argument(
@@ -82,21 +83,15 @@ def build_parser() -> argparse.ArgumentParser:
         type=positive,
         default=1,
         metavar="N",
-        help="trainings at a time: GPUs are given out in turn, or the cores shared (default: 1)",
+        help="trainings at a time; they get GPUs in turn, or divide the CPU cores (default: 1)",
     )
     parser.add_argument("--dry-run", action="store_true", help="only check and list the trainings")
-    parser.add_argument(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="KEY VALUE",
-        help="config values for all trainings, such as SOLVER.MAX_ITER 20000; the last flag",
-    )
+    add_opts_flag(parser, "config overrides for all trainings, such as SOLVER.MAX_ITER 20000")
     return parser
 
 
 def make_plan(args: argparse.Namespace, spec: Spec) -> Plan:
-    """The spec with the command line's values."""
+    """The plan for a spec, with the values of the command line."""
     opts = (*spec.opts, *args.opts, *dataset_opts(*args.dataset))
     return Plan(
         spec=spec,
@@ -110,7 +105,7 @@ def make_plan(args: argparse.Namespace, spec: Spec) -> Plan:
 
 
 def measure(plan: Plan, grid: Mapping[tuple[str, ...], Mapping[int, Training]]) -> dict[int, float]:
-    """Images/s by the row's number, without NMS, of a trained model of each row, all in turn."""
+    """Measure images/s without NMS of one trained model per row, in turn; by number of the row."""
     candidates = {}
     for number, row in enumerate(plan.spec.rows):
         labels, evaluation = plan.split(row)
@@ -121,8 +116,8 @@ def measure(plan: Plan, grid: Mapping[tuple[str, ...], Mapping[int, Training]]) 
                 candidates[str(number)] = load(plan.config, weights, opts, IMAGES)
                 break
     device = choose_device(load_cfg(plan.config, plan.opts))
-    samples = time_all(candidates, REPEATS, device)
-    return {int(number): 1 / median(times[TOTAL]) for number, times in samples.items()}
+    timings = time_all(candidates, REPEATS, device)
+    return {int(number): 1 / median(times[TOTAL]) for number, times in timings.items()}
 
 
 def run(args: argparse.Namespace) -> None:
@@ -132,8 +127,8 @@ def run(args: argparse.Namespace) -> None:
     seeds = list(dict.fromkeys(args.seeds or spec.seeds))
     grid = plan.trainings(seeds)
     if spec.speed:
-        load_cfg(plan.config, plan.opts)  # which measures, whatever engine trains
-    # Seed by seed, so that all rows are there early.
+        load_cfg(plan.config, plan.opts)  # the embedded engine measures, whichever engine trains
+    # Seed by seed, so that every row has a result early.
     trainings = [by_seed[seed] for seed in seeds for by_seed in grid.values()]
     left = [training for training in trainings if not training.done]
     print(
@@ -169,11 +164,11 @@ def run(args: argparse.Namespace) -> None:
     print(f"\n{tables(speeds)}\n")
     print(f"{plan.output}/{spec.path.stem}.md, .csv, .json, .png")
     if failed:
-        raise FailedRuns(f"failed, the same command tries again: {'; '.join(failed)}")
+        raise FailedRuns(f"failed: {'; '.join(failed)}. The same command tries them again")
 
 
 def _ap(training: Training) -> str:
-    """What a training reached, by labels of the evaluation where there are such."""
+    """The AP that a training reached, for each of its evaluations."""
     text = ""
     for labels in training.evaluations:
         values = training.result(labels, failed=False).values
@@ -183,11 +178,11 @@ def _ap(training: Training) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run_program(build_parser(), run, argv, interrupted="interrupted; the same command goes on")
+    run_program(build_parser(), run, argv, interrupted="interrupted; the same command continues")
 
 
 if __name__ == "__main__":
     for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores one
-            signal.signal(number, signal.default_int_handler)  # or the runs would go on alone
+        if signal.getsignal(number) == signal.SIG_DFL:  # not if nohup ignores it
+            signal.signal(number, signal.default_int_handler)  # otherwise the runs would go on
     main()

@@ -3,7 +3,7 @@
     python tools/check_dataset.py my/train.json:my/images my/val.json:my/images
     python tools/check_dataset.py --config-file my.yaml
 
-tells what training rejects, leaves out, or takes although it looks wrong, with counts and the
+reports what training rejects, leaves out, or takes although it looks wrong, with counts and the
 first examples.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from onenet.cli import add_engine_flag, choose_engine, run_program
+from onenet.cli import add_engine_flag, add_opts_flag, announce_engine, run_program
 from onenet.data.annotations import read_annotations, sorted_categories
 from onenet.data.checks import (
     EXAMPLES,
@@ -37,7 +37,11 @@ from onenet.data.coco_json import find_problems, parse_coco_json
 from onenet.data.sources import DatasetSource, check_num_classes, find_dataset
 from onenet.errors import ConfigError, DatasetError
 
-CONCLUSIONS = ("Training takes all of it.", "Training goes, but see above.", "Training stops.")
+CONCLUSIONS = (
+    "Training takes everything.",
+    "Training runs, but look at the findings above.",
+    "Training stops.",
+)
 STATUS = {Verdict.REJECTED: 2, Verdict.DROPPED: 1, Verdict.DOUBTFUL: 1, Verdict.TAKEN: 0}
 
 
@@ -46,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Check COCO-format data sets before training: every annotation, and every "
         "image's pixels.",
         epilog="exit status: 0 if training takes everything; 1 if it leaves something out, or "
-        "something looks wrong; 2 if it stops",
+        "something looks wrong; 2 if training stops",
     )
     parser.add_argument(
         "datasets",
@@ -58,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config-file",
         metavar="FILE",
-        help="YAML config of the training, to compare the number of classes and follow its "
+        help="YAML config of the training, to compare the number of classes and to apply its "
         "DATALOADER section",
     )
     parser.add_argument(
@@ -66,21 +70,15 @@ def build_parser() -> argparse.ArgumentParser:
         type=int,
         default=os.cpu_count() or 1,
         metavar="N",
-        help="processes that read images; 0: this one (default: %(default)s)",
+        help="processes that read images; 0: read in the main process (default: %(default)s)",
     )
     add_engine_flag(parser)
-    parser.add_argument(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="KEY VALUE",
-        help="config overrides, such as MODEL.OneNet.NUM_CLASSES 3; must come last",
-    )
+    add_opts_flag(parser, "config overrides, such as MODEL.OneNet.NUM_CLASSES 3")
     return parser
 
 
 def rejected(error: DatasetError) -> Finding:
-    return Finding(Verdict.REJECTED, "reasons to refuse the whole data set", 1, (str(error),))
+    return Finding(Verdict.REJECTED, "reasons to reject the whole data set", 1, (str(error),))
 
 
 def check(
@@ -91,12 +89,14 @@ def check(
     keep_empty: bool = True,
     skip_unreadable: bool = False,
 ) -> list[Finding]:
-    """Everything there is to say of a data set, its images read by ``workers`` processes.
+    """Check a data set with its images.
 
     Args:
-        num_classes: of the model; None: not compared.
-        keep_empty: images without objects are used, too; or else they are not read.
-        skip_unreadable: training takes another image in place of one that cannot be read.
+        source: the data set.
+        workers: number of processes that read images; 0: read in this process.
+        num_classes: the model's number of classes; None: do not compare it.
+        keep_empty: also read images without objects.
+        skip_unreadable: training replaces images that cannot be read.
     """
     try:
         data = parse_coco_json(source.json_file)
@@ -115,8 +115,8 @@ def check(
         if num_classes is not None and not any(p.part == "categories" for p in problems):
             check_num_classes(source.json_file, names, num_classes)
         if not images:
-            what = "image" if keep_empty else "image with an object"
-            raise DatasetError(f"{source.json_file}: there is no {what} in this file.")
+            what = "no images" if keep_empty else "no image with an object"
+            raise DatasetError(f"{source.json_file}: this file has {what}.")
     except DatasetError as error:
         found.append(rejected(error))
     found += check_objects(data, annotations)
@@ -126,7 +126,14 @@ def check(
 def check_images(
     source: DatasetSource, images: Sequence[dict[str, Any]], workers: int, skip: bool
 ) -> list[Finding]:
-    """Files that are missing, lie elsewhere, cannot be read, or have another size."""
+    """Find images that are missing, lie outside the folder, cannot be read, or differ in size.
+
+    Args:
+        source: the data set.
+        images: image entries of its JSON.
+        workers: see :func:`check`.
+        skip: training replaces images that cannot be read.
+    """
     texts: dict[str, list[str]] = defaultdict(list)
     for kind, names in find_files(source, (image["file_name"] for image in images)).items():
         texts[kind] += map(repr, names)
@@ -138,8 +145,8 @@ def check_images(
             kind, text = problem
             texts[kind].append(text)
     bad = sum(map(len, texts.values()))
-    passes_over = skip and bad < len(images) and not texts[OUTSIDE]
-    verdict = Verdict.DROPPED if passes_over else Verdict.REJECTED
+    skips_them = skip and bad < len(images) and not texts[OUTSIDE]
+    verdict = Verdict.DROPPED if skips_them else Verdict.REJECTED
     return [
         Finding(verdict, kind, len(found), tuple(found[:EXAMPLES]))
         for kind, found in texts.items()
@@ -148,24 +155,23 @@ def check_images(
 
 
 def report(name: str, findings: Sequence[Finding]) -> str:
-    """A data set's findings as text, the gravest first."""
+    """A data set's findings as text, the most serious first."""
     lines = [name]
     for finding in sorted(findings, key=lambda f: list(Verdict).index(f.verdict)):
         lines.append(f"  {finding.verdict.value}: {finding.count:,} {finding.kind}")
         lines += [f"      {example}" for example in finding.examples]
         if finding.count > len(finding.examples) > 0:
             lines.append("      …")
-    return "\n".join(lines if findings else [*lines, "  nothing to say against it"])
+    return "\n".join(lines if findings else [*lines, "  nothing found"])
 
 
 def chosen(args: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
-    """The data sets that the command line means, each with its arguments of :func:`check`."""
+    """The names of the data sets to check, each with its arguments of :func:`check`."""
     if not args.config_file:
         if args.opts:
             raise ConfigError("--opts changes the config of --config-file, which is missing")
         return [(name, {}) for name in args.datasets]
-    package, why = choose_engine(args.engine)
-    print(f"Engine: {package} ({why})", file=sys.stderr)
+    package = announce_engine(args.engine)
     cfg = importlib.import_module(f"{package}.config").load_cfg(args.config_file, args.opts)
     classes = {"num_classes": cfg.MODEL.OneNet.NUM_CLASSES}
     training = {
@@ -183,12 +189,12 @@ def chosen(args: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Returns the exit status."""
+    """Check the data sets and return the exit status."""
     if args.workers < 0:
         raise ConfigError(f"--workers must be 0 or more, got {args.workers}")
     datasets = chosen(args)
     if not datasets:
-        raise ConfigError("give data sets, or a --config-file that names some")
+        raise ConfigError("give data sets, or a --config-file that names data sets")
     worst = 0
     for name, options in datasets:
         findings = check(find_dataset(name), workers=args.workers, **options)

@@ -1,4 +1,4 @@
-"""Train detectors on one data set with one budget, and compare what they find and cost.
+"""Train detectors on one data set with the same budget, and compare their AP and cost.
 
     python tools/compare.py \
         projects/OneNet/configs/onenet.res50.nodcn.yaml configs/baselines/*.res50*.yaml \
@@ -6,8 +6,8 @@
         --opts SOLVER.MAX_ITER 20000 SOLVER.STEPS "(15000,)" SOLVER.IMS_PER_BATCH 16
 
 Writes ``comparison.md``, ``.csv``, ``.json`` and ``.png`` (AP against latency) into ``--output``.
-Run it again to go on after an interruption, or with further configs: what is done is not repeated;
-only latencies are always measured anew, all of them in turn.
+Run it again to continue after an interruption, or with further configs: finished runs are not
+repeated. Latencies are measured every time, for all detectors in turn.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from _shared.comparison import Row, write
+from _shared.comparison import DetectorRow, write
 from _shared.detector_costs import POST, Candidate, gflops, load, time_all
 from _shared.machine import describe_machine
-from _shared.timing import TOTAL, Samples
+from _shared.timing import TOTAL, Timings
 from _shared.training_runs import add_training_flags, dataset_opts, flat, run_once
 
-from onenet.cli import positive, run_program
+from onenet.cli import add_opts_flag, positive, run_program
 from onenet.config.device import choose_device
 from onenet.errors import ConfigError
 from onenet.lightning.config import load_cfg
@@ -37,12 +37,12 @@ NMS_ON, NMS_OFF = ("MODEL.OneNet.NMS", "True"), ("MODEL.OneNet.NMS", "False")
 
 @dataclass(frozen=True)
 class Duplicates:
-    """What a detector does about several detections of one object.
+    """What a detector does against duplicates.
 
     Attributes:
-        remedy: in words.
-        off: overrides that leave it out.
-        nms: overrides that add NMS.
+        remedy: name of the remedy, for the table.
+        off: overrides that switch it off.
+        nms: overrides that switch NMS on.
     """
 
     remedy: str
@@ -50,7 +50,7 @@ class Duplicates:
     nms: tuple[str, ...]
 
 
-# By the beginning of MODEL.META_ARCHITECTURE.
+# By the part of MODEL.META_ARCHITECTURE before the dot.
 DUPLICATES = {
     "OneNet": Duplicates("nothing", NMS_OFF, NMS_ON),
     "CenterNet": Duplicates("3 × 3 peaks", ("MODEL.CenterNet.PEAK_KERNEL", "1"), NMS_ON),
@@ -60,9 +60,9 @@ DUPLICATES = {
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Train detectors on one data set with one budget, and compare them (embedded "
-        "engine).",
-        epilog="Trainings can be interrupted; the same command goes on with them.",
+        description="Train detectors on one data set with the same budget, and compare them, on "
+        "the embedded engine.",
+        epilog="Trainings can be interrupted; the same command continues them.",
     )
     parser.add_argument("configs", nargs="+", metavar="CONFIG", help="YAML files of the detectors")
     add_training_flags(parser)
@@ -71,29 +71,23 @@ def build_parser() -> argparse.ArgumentParser:
         type=positive,
         default=8,
         metavar="N",
-        help="test images that latencies are measured on (default: %(default)s)",
+        help="number of test images to measure latencies on (default: %(default)s)",
     )
     parser.add_argument(
         "--repeats",
         type=positive,
         default=40,
         metavar="N",
-        help="runs of each detector that count for its latency (default: %(default)s)",
+        help="runs of each detector to measure its latency (default: %(default)s)",
     )
-    parser.add_argument(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="KEY VALUE",
-        help="config values for all detectors, such as SOLVER.MAX_ITER 20000",
-    )
+    add_opts_flag(parser, "config overrides for all detectors, such as SOLVER.MAX_ITER 20000")
     return parser
 
 
 def evaluate(
     config: Path, folder: Path, opts: list[str], gpus: int, imports: Sequence[str] = ()
 ) -> dict[str, dict[str, float]]:
-    """Metrics of a trained config: ``as it is``, ``without`` its remedy and with ``nms``."""
+    """Train a config and evaluate it ``as it is``, ``without`` its remedy, and with ``nms``."""
     flags = [word for file in imports for word in ("--import", file)]
     found = {"as it is": run_once(folder, config, opts, flags=(*flags, "--num-gpus", str(gpus)))}
     cfg = load_cfg(config, opts)
@@ -111,16 +105,16 @@ def evaluate(
 
 
 def duplicates_of(cfg: Any) -> Duplicates:
-    """What the meta-architecture of a config does about duplicates.
+    """What a config's meta-architecture does against duplicates.
 
     Raises:
-        ConfigError: it is none of this project's.
+        ConfigError: ``DUPLICATES`` does not have the meta-architecture.
     """
     name = cfg.MODEL.META_ARCHITECTURE
     kind = name.partition(".")[0]
     if kind not in DUPLICATES:
         raise ConfigError(
-            f"MODEL.META_ARCHITECTURE {name}: how to leave out its NMS is unknown; add it to "
+            f"MODEL.META_ARCHITECTURE {name}: cannot tell how to switch off its NMS; add it to "
             "DUPLICATES in tools/compare.py"
         )
     return DUPLICATES[kind]
@@ -131,10 +125,10 @@ def to_row(
     remedy: str,
     metrics: dict[str, dict[str, float]],
     candidate: Candidate,
-    samples: Samples,
-) -> Row:
-    total = median(samples[TOTAL])
-    return Row(
+    timings: Timings,
+) -> DetectorRow:
+    total = median(timings[TOTAL])
+    return DetectorRow(
         name=name,
         remedy=remedy,
         ap=metrics["as it is"]["bbox/AP"],
@@ -142,7 +136,7 @@ def to_row(
         ap_without=metrics["without"]["bbox/AP"],
         ap_nms=metrics["nms"]["bbox/AP"],
         milliseconds=1000 * total,
-        post_share=100 * median(samples[POST]) / total,
+        post_share=100 * median(timings[POST]) / total,
         parameters=candidate.parameters / 1e6,
         gflops=gflops(candidate),
     )
@@ -151,7 +145,7 @@ def to_row(
 def run(args: argparse.Namespace) -> None:
     configs = {Path(config).stem: Path(config) for config in args.configs}
     if len(configs) < len(args.configs):
-        raise ConfigError("configs must have different file names, by which their runs are kept")
+        raise ConfigError("configs must have different file names, which name the runs' folders")
     opts = [*args.opts, *dataset_opts(*args.dataset)]
     remedies = {n: duplicates_of(load_cfg(c, opts)).remedy for n, c in configs.items()}
     output = Path(args.output)
@@ -162,18 +156,18 @@ def run(args: argparse.Namespace) -> None:
         n: load(c, output / n / "model_final.pth", opts, args.images) for n, c in configs.items()
     }
     device = choose_device(load_cfg(next(iter(configs.values())), opts))
-    samples = time_all(candidates, args.repeats, device)
+    timings = time_all(candidates, args.repeats, device)
     rows = [
-        to_row(name, remedies[name], metrics[name], candidates[name], samples[name])
+        to_row(name, remedies[name], metrics[name], candidates[name], timings[name])
         for name in configs
     ]
     machine = describe_machine(device, shlex.join(["python", *sys.argv]))
-    print(f"\n{write(output, rows, machine, {'metrics': metrics, 'seconds': samples})}\n")
+    print(f"\n{write(output, rows, machine, {'metrics': metrics, 'seconds': timings})}\n")
     print(f"{output}/comparison.md, .csv, .json, .png")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run_program(build_parser(), run, argv, interrupted="interrupted; the same command goes on")
+    run_program(build_parser(), run, argv, interrupted="interrupted; the same command continues")
 
 
 if __name__ == "__main__":

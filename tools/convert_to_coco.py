@@ -1,4 +1,4 @@
-"""Convert annotations of other formats to a COCO JSON, which training and evaluation read.
+"""Convert annotations in other formats to a COCO JSON, which training and evaluation read.
 
     python tools/convert_to_coco.py voc --annotations VOC2007/Annotations \
         --images VOC2007/JPEGImages --list VOC2007/ImageSets/Main/trainval.txt --output voc.json
@@ -7,7 +7,7 @@
     python tools/convert_to_coco.py crowdhuman --annotations annotation_val.odgt \
         --images CrowdHuman_val --output datasets/crowdhuman/annotations/val.json
 
-Images stay where they are: the result is used as ``train.json:images/train``.
+Images stay where they are: use the result as ``train.json:images/train``.
 """
 
 from __future__ import annotations
@@ -33,32 +33,32 @@ from onenet.data.coco_json import read_coco_json
 from onenet.data.sources import shortened
 from onenet.errors import DatasetError
 
-LABELIMG_CLASSES = "classes.txt"  # lies among the labels that labelImg writes
+LABELIMG_CLASSES = "classes.txt"  # labelImg writes it into the folder of the labels
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Convert annotations of other formats to a COCO JSON.",
+        description="Convert annotations in other formats to a COCO JSON.",
         epilog="Images stay where they are; training reads the result as OUTPUT.json:IMAGES.",
     )
     formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
     voc = formats.add_parser(
         "voc",
-        help="Pascal VOC: an XML file an image",
-        description="Pascal VOC: an XML file an image, with pixels numbered from 1. Objects "
-        "marked as difficult are objects like the others.",
+        help="Pascal VOC: one XML file per image",
+        description="Pascal VOC: one XML file per image, with pixels counted from 1. Objects "
+        "marked as difficult count like the others.",
     )
     yolo = formats.add_parser(
         "yolo",
-        help="YOLO: a text file an image",
-        description="YOLO: a text file an image. An image without one has no objects. Polygons "
-        "become the boxes around them.",
+        help="YOLO: one text file per image",
+        description="YOLO: one text file per image. An image without a file has no objects. "
+        "Polygons become the boxes around them.",
     )
     crowdhuman = formats.add_parser(
         "crowdhuman",
         help="CrowdHuman: an .odgt file",
-        description="CrowdHuman: full boxes of an .odgt file, also beyond the image; what is to be "
-        "ignored becomes a crowd region.",
+        description="CrowdHuman: the full boxes of an .odgt file, not clipped to the image. Boxes "
+        "marked as ignored become crowd regions.",
     )
     for part, what in ((voc, "folder of XML files"), (yolo, "folder of text files")):
         part.add_argument("--annotations", type=Path, required=True, metavar="DIR", help=what)
@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     for part in (voc, yolo, crowdhuman):
         part.add_argument(
-            "--images", type=Path, required=True, metavar="DIR", help="folder of the images"
+            "--images", type=Path, required=True, metavar="DIR", help="folder with the images"
         )
         part.add_argument(
             "--output", type=Path, required=True, metavar="FILE", help="COCO JSON to write"
@@ -76,22 +76,21 @@ def build_parser() -> argparse.ArgumentParser:
         "--list",
         type=Path,
         metavar="FILE",
-        help="take these images alone: names without extension, one a line "
-        "(ImageSets/Main/train.txt)",
+        help="use only these images: names without suffix, one per line (ImageSets/Main/train.txt)",
     )
     voc.add_argument(
         "--classes",
         type=Path,
         metavar="FILE",
-        help="class names in their order, one a line; give the same for every part of a data set "
-        "(default: those found, sorted)",
+        help="class names in order, one per line; use the same file for every part of a data set "
+        "(default: the classes found, sorted)",
     )
     yolo.add_argument(
         "--classes",
         type=Path,
         required=True,
         metavar="FILE",
-        help="data.yaml, or class names in their order, one a line",
+        help="data.yaml, or class names in order, one per line",
     )
     return parser
 
@@ -99,14 +98,16 @@ def build_parser() -> argparse.ArgumentParser:
 def read_voc(
     annotations: Path, images: Path, classes: Path | None = None, names: Path | None = None
 ) -> dict[str, Any]:
-    """The content of a COCO file with the boxes of a folder of Pascal VOC files.
+    """Read a folder of Pascal VOC files as the content of a COCO file.
 
     Args:
-        classes: file of class names in order, one a line; None: those found, sorted.
-        names: file of image names without extension, one a line; None: all images.
+        annotations: folder of XML files.
+        images: folder of the images.
+        classes: file with class names in order, one per line; None: the classes found, sorted.
+        names: file with image names without suffix, one per line; None: all images.
 
     Raises:
-        DatasetError: a file (named) is missing, malformed or without its partner.
+        DatasetError: a file is missing, malformed or without a counterpart; the message names it.
     """
     files = find_annotations(annotations, images, ".xml")
     for file in files:
@@ -123,18 +124,20 @@ def read_voc(
     if unknown := set(dataset.classes) - set(order):
         raise DatasetError(f"{annotations} has classes that {classes} lacks: {some(unknown)}")
     if not order:
-        raise DatasetError(f"{annotations}: no file has an object; name the classes by --classes")
+        raise DatasetError(f"{annotations}: no file has an object; give the classes by --classes")
     return to_coco(dataset, list(paths.values()), order)
 
 
 def read_yolo(annotations: Path, images: Path, classes: Path) -> dict[str, Any]:
-    """The content of a COCO file with the boxes of a folder of YOLO labels.
+    """Read a folder of YOLO labels as the content of a COCO file.
 
     Args:
-        classes: ``data.yaml``, or a file of class names in order, one a line.
+        annotations: folder of text files.
+        images: folder of the images.
+        classes: ``data.yaml``, or a file with class names in order, one per line.
 
     Raises:
-        DatasetError: a file (named) is missing or malformed, or a label file has no image.
+        DatasetError: a file is missing, malformed or without an image; the message names it.
     """
     files = find_annotations(annotations, images, ".txt")
     files = [file for file in files if file.name != LABELIMG_CLASSES]
@@ -150,17 +153,18 @@ def read_yolo(annotations: Path, images: Path, classes: Path) -> dict[str, Any]:
 
 
 def find_annotations(annotations: Path, images: Path, suffix: str) -> list[Path]:
+    """The annotation files of a folder, sorted; raises ``DatasetError`` if there are none."""
     for folder in (annotations, images):
         if not folder.is_dir():
-            raise DatasetError(f"{folder} is no folder")
+            raise DatasetError(f"{folder} is not a folder")
     files = sorted(annotations.glob(f"*{suffix}"))
     if not files:
-        raise DatasetError(f"{annotations}: no {suffix} file in this folder")
+        raise DatasetError(f"{annotations}: this folder has no {suffix} file")
     return files
 
 
 def check_voc(file: Path) -> None:
-    """Raise ``DatasetError`` where supervision could not say which file is malformed."""
+    """Raise ``DatasetError`` for a malformed file, which supervision's errors would not name."""
     try:
         root = ElementTree.parse(file).getroot()
     except (ElementTree.ParseError, OSError) as error:
@@ -186,7 +190,7 @@ def _is_number(text: str | None) -> bool:
 
 
 def load(reader: Any, *places: Path) -> sv.DetectionDataset:
-    """A data set of supervision, whose errors name the file at fault."""
+    """Call supervision's reader; its errors, which name the file, become ``DatasetError``."""
     try:
         return reader(*map(str, places), show_progress=sys.stderr.isatty())
     except (ValueError, OSError, yaml.YAMLError) as error:
@@ -194,7 +198,7 @@ def load(reader: Any, *places: Path) -> sv.DetectionDataset:
 
 
 def check_partners(files: list[Path], images: Sequence[str], *, every_image: bool) -> None:
-    """Every annotation file needs its image, and ``every_image`` its annotation file."""
+    """Check that every annotation file has an image and, if ``every_image``, the reverse."""
     stems = sorted(Path(image).stem for image in images)
     if doubled := {a for a, b in zip(stems, stems[1:], strict=False) if a == b}:
         raise DatasetError(f"several images share one annotation file: {some(doubled)}")
@@ -209,30 +213,30 @@ def some(names: Any) -> str:
 
 
 def read_lines(file: Path) -> list[str]:
-    """The lines of a text file that are not blank."""
+    """The lines of a text file that are not blank; raises ``DatasetError`` for repeated ones."""
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{file} cannot be read: {error}") from error
     lines = [line for line in lines if line]
     if len(set(lines)) != len(lines):
-        raise DatasetError(f"{file}: a name stands there twice")
+        raise DatasetError(f"{file}: a name is in it twice")
     return lines
 
 
 def to_coco(dataset: sv.DetectionDataset, paths: list[str], classes: list[str]) -> dict[str, Any]:
-    """The content of a COCO file with the boxes of some images of a data set."""
+    """The content of a COCO file with the boxes of the images ``paths`` of a data set."""
     label = np.array([classes.index(name) for name in dataset.classes], dtype=np.int64)
     boxes = {}
     for path in paths:
         found = dataset.annotations[path]
-        # Without masks: those of several parts would be written as crowds.
+        # Without masks, since supervision would write masks of several parts as crowds.
         boxes[path] = sv.Detections(xyxy=found.xyxy, class_id=label[found.class_id])
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "coco.json"
         sv.DetectionDataset(classes, paths, boxes).as_coco(annotations_path=str(file))
         content = json.loads(file.read_text())
-    # supervision puts every data set under a licence, of which it cannot know.
+    # supervision adds a licence to every data set, which it cannot know.
     keep = {
         "images": ("id", "file_name", "width", "height"),
         "annotations": ("id", "image_id", "category_id", "bbox", "area", "iscrowd"),
@@ -245,7 +249,7 @@ def to_coco(dataset: sv.DetectionDataset, paths: list[str], classes: list[str]) 
 
 
 def write(content: dict[str, Any], output: Path) -> None:
-    """Write a COCO file whole or not at all, and read it as training does."""
+    """Write a COCO file, unless training would not read it."""
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_suffix(".partial")
     partial.write_text(json.dumps(content))

@@ -1,11 +1,11 @@
-"""Make Detectron2's pickle from torchvision's ResNet weights (18, 34, 50, 101).
+"""Convert torchvision's ResNet weights (18, 34, 50, 101) to Detectron2's pickle.
 
     python tools/convert_torchvision_to_d2.py --input torchvision://resnet18 --output R-18.pkl
 
-``--input`` is a file of torchvision's, or an address as in MODEL.WEIGHTS, which is fetched. Both
-engines of this project take torchvision's file as it is; the pickle is for Detectron2's own models
-and tools. With it go, as for torchvision's file, MODEL.RESNETS.STRIDE_IN_1X1 False, INPUT.FORMAT
-"RGB", and torchvision's MODEL.PIXEL_MEAN and PIXEL_STD.
+``--input`` is a file of torchvision's, or an address as in MODEL.WEIGHTS, which is downloaded. Both
+engines of this project also read torchvision's file; the pickle is for Detectron2's own models and
+tools. Like torchvision's file, it needs MODEL.RESNETS.STRIDE_IN_1X1 False, INPUT.FORMAT "RGB", and
+torchvision's MODEL.PIXEL_MEAN and PIXEL_STD.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from onenet.files import write_whole
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Make Detectron2's pickle from torchvision's ResNet weights."
+        description="Convert torchvision's ResNet weights to Detectron2's pickle."
     )
     parser.add_argument(
         "--input", required=True, metavar="FILE", help="resnet*.pth, or torchvision://resnet18"
     )
-    parser.add_argument("--output", required=True, metavar="FILE", help="to write, *.pkl")
+    parser.add_argument("--output", required=True, metavar="FILE", help="*.pkl to write")
     return parser
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The content of Detectron2's pickle: arrays by its names, without the classifier.
+    """The content of Detectron2's pickle: arrays under its names, without the classifier.
 
     Raises:
-        CheckpointError: not the state of one of torchvision's ResNets.
+        CheckpointError: ``state`` is not that of a torchvision ResNet.
     """
     known = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.", "fc.")
     strangers = [name for name in state if not name.startswith(known)]
     if strangers or not {"conv1.weight", "layer4.0.conv1.weight"} <= set(state):
         first = (strangers or list(state) or ["nothing"])[0]
         raise CheckpointError(
-            f"expected the weights of one of torchvision's ResNets (conv1, layer1 … layer4), got "
+            f"expected the weights of a torchvision ResNet (conv1, layer1 … layer4), got "
             f"{len(state)} arrays with names such as {first}"
         )
     arrays = {}
@@ -62,7 +62,7 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Any]:
 def run(args: argparse.Namespace) -> None:
     output = Path(args.output).expanduser()
     if output.suffix != ".pkl":
-        raise CheckpointError(f"--output {output}: Detectron2 knows its pickles by .pkl")
+        raise CheckpointError(f"--output {output}: expected a name that ends with .pkl")
     source = locate_weights(args.input)
     content = convert(read_checkpoint(source)["model"])
     write_whole(output, pickle.dumps(content))

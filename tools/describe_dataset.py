@@ -1,9 +1,9 @@
-"""Describe a COCO-format data set: classes, objects an image, sizes and shapes of boxes.
+"""Describe a COCO-format data set: classes, objects per image, sizes and shapes of boxes.
 
     python tools/describe_dataset.py my/train.json:my/images \
         --config-file projects/OneNet/configs/onenet.res50.nodcn.yaml --output output/description
 
-prints tables; ``--output`` gets ``description.json`` and ``description.png``.
+prints tables and writes ``description.json`` and ``description.png`` into ``--output``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from _shared.dataset_plots import draw
 from tabulate import tabulate
 
-from onenet.cli import run_program
+from onenet.cli import add_opts_flag, run_program
 from onenet.data.annotations import Annotations, read_annotations
 from onenet.data.coco_json import read_coco_json
 from onenet.data.sources import find_dataset, shortened
@@ -31,9 +31,9 @@ SMALL, LARGE = 32**2, 96**2  # px², the bounds of COCO's APs, APm and APl
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Describe a COCO-format data set: classes, objects an image, sizes and shapes "
-        "of boxes. Crowd regions and boxes without a positive size are counted, but left out of "
-        "everything else, as in training."
+        description="Describe a COCO-format data set: classes, objects per image, sizes and shapes "
+        "of boxes. Crowd regions and boxes without a positive size are counted, but otherwise left "
+        "out, as in training."
     )
     parser.add_argument(
         "dataset", metavar="NAME", help="as in DATASETS.TRAIN: a name or ANNOTATIONS.json:FOLDER"
@@ -41,30 +41,25 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config-file",
         metavar="FILE",
-        help="YAML config, to give sizes after its resize for testing (INPUT.MIN_SIZE_TEST and "
-        "MAX_SIZE_TEST), too",
+        help="YAML config, to also give sizes after its resize for testing (INPUT.MIN_SIZE_TEST "
+        "and MAX_SIZE_TEST)",
     )
     parser.add_argument(
         "--output",
         type=Path,
         metavar="DIR",
-        help="folder for description.json and description.png (default: tables alone)",
+        help="folder for description.json and description.png (default: only print tables)",
     )
-    parser.add_argument(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="KEY VALUE",
-        help="config overrides, such as INPUT.MIN_SIZE_TEST 512; must come last",
-    )
+    add_opts_flag(parser, "config overrides, such as INPUT.MIN_SIZE_TEST 512")
     return parser
 
 
 def describe(data: Annotations, resize: tuple[int, int] | None = None) -> dict[str, Any]:
-    """The figures of a data set with at least one image, ready for JSON.
+    """Describe a data set with at least one image, ready for JSON.
 
     Args:
-        resize: px of the shortest and most of the longest edge, to give sizes after it, too.
+        data: the annotations.
+        resize: px of the shortest edge and limit of the longest, to also give sizes after a resize.
     """
     objects = data.at(~data.crowd & data.with_size)
     per_image = np.bincount(objects.images, minlength=len(data.sizes))
@@ -77,12 +72,12 @@ def describe(data: Annotations, resize: tuple[int, int] | None = None) -> dict[s
         "images": len(data.sizes),
         "images without objects": int((per_image == 0).sum()),
         "objects": len(objects.labels),
-        "objects reaching beyond the image": int(beyond.any(axis=1).sum()),
+        "objects extending beyond the image": int(beyond.any(axis=1).sum()),
         "crowd regions": int(data.crowd.sum()),
         "boxes without a positive size": int((~data.with_size & ~data.crowd).sum()),
         "classes": _classes(data, objects),
         "quantiles": {
-            "objects an image": quantiles(per_image),
+            "objects per image": quantiles(per_image),
             "image width, px": quantiles(data.sizes[:, 0]),
             "image height, px": quantiles(data.sizes[:, 1]),
             **{f"√(w·h) of objects {name}, px": quantiles(v.sides) for name, v in versions.items()},
@@ -112,7 +107,7 @@ def _classes(data: Annotations, objects: Annotations) -> list[dict[str, Any]]:
 
 
 def quantiles(values: np.ndarray) -> dict[str, float | None]:
-    """By name; None where there is no value."""
+    """Quantiles by name; None if there are no values."""
     if len(values) == 0:
         return dict.fromkeys(QUANTILES)
     found = np.percentile(values, list(QUANTILES.values()))
@@ -120,7 +115,7 @@ def quantiles(values: np.ndarray) -> dict[str, float | None]:
 
 
 def _sizes(objects: Annotations) -> dict[str, float]:
-    """Shares of COCO's sizes, by the boxes' areas."""
+    """The fraction of objects in each of COCO's size ranges, by area of the box."""
     area, total = objects.sides**2, max(1, len(objects.labels))
     small, large = (area < SMALL).sum(), (area > LARGE).sum()
     parts = {"small": small, "medium": len(area) - small - large, "large": large}
@@ -128,7 +123,7 @@ def _sizes(objects: Annotations) -> dict[str, float]:
 
 
 def tables(description: dict[str, Any]) -> str:
-    """A description as text, classes by their numbers of objects."""
+    """A description as text, classes ordered by their number of objects."""
     totals = [(name, value) for name, value in description.items() if isinstance(value, int)]
     classes = sorted(description["classes"], key=lambda entry: -entry["objects"])
     of_classes = [{**entry, "share": f"{entry['share']:.1%}"} for entry in classes]
@@ -150,7 +145,7 @@ def tables(description: dict[str, Any]) -> str:
 def _table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
     cells = [[_text(cell) for cell in row] for row in rows]
     align = ("left", *["right"] * (len(headers) - 1))
-    # Text as it is: a class may be named "007".
+    # Keeps text as it is: a class may be named "007".
     return tabulate(cells, headers, tablefmt="pipe", colalign=align, disable_numparse=True)
 
 
@@ -170,7 +165,7 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError("--opts changes the config of --config-file, which is missing")
     content = read_coco_json(source.json_file)
     if not content["images"]:
-        raise DatasetError(f"{source.json_file}: there is no image in this file")
+        raise DatasetError(f"{source.json_file}: this file has no images")
     data = read_annotations(content)
     description = {"name": source.json_file.name, **describe(data, resize)}
     print(tables(description))
@@ -184,13 +179,13 @@ def run(args: argparse.Namespace) -> None:
 def save(
     folder: Path, description: dict[str, Any], data: Annotations, resize: tuple[int, int] | None
 ) -> None:
-    """Write ``description.json``, and ``description.png`` where there is an object to draw."""
+    """Write ``description.json`` and, if there are objects, ``description.png``."""
     folder.mkdir(parents=True, exist_ok=True)
     file, picture = folder / "description.json", folder / "description.png"
     file.write_text(json.dumps(description, indent=2, ensure_ascii=False), encoding="utf-8")
     objects = data.at(~data.crowd & data.with_size)
     if len(objects.labels) == 0:
-        print(f"\n{file}; no picture, as there are no objects")
+        print(f"\n{file}; no picture, since there are no objects")
         return
     resized = objects.resized(*resize) if resize else None
     draw(description["name"], objects, resized).savefig(picture)

@@ -1,9 +1,9 @@
-"""Write a trained detector to one file that other programs run: ONNX, or torch.export's .pt2.
+"""Export a trained detector to one file that other programs run: ONNX, or torch.export's .pt2.
 
     python tools/export.py --config-file projects/OneNet/configs/onenet.res50.dcn.yaml \
         --format onnx --output model.onnx --opts MODEL.WEIGHTS path/to/model.pth
 
-docs/deployment.md says what goes in and comes out, and how to run the file.
+docs/deployment.md describes the inputs and outputs, and how to run the file.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import argparse
 import importlib
 import json
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ import torch
 from PIL import Image
 
 import onenet
-from onenet.cli import add_engine_flag, add_import_flag, choose_engine, run_program
+from onenet.cli import add_engine_flag, add_import_flag, add_opts_flag, announce_engine, run_program
 from onenet.data.images import shortest_edge_size
 from onenet.deploy.export import (
     BOX_TOLERANCE,
@@ -39,11 +38,11 @@ from onenet.errors import ExportError
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 INFO_FILE = "onenet.json"  # within a .pt2
-# A padded batch of small images (H, W) px, to check a file with.
+# (H, W) px of a padded batch of small images, to check a file with.
 SMALL_BATCH = ((200, 280), (256, 170))
-# Deformable convolutions amplify rounding: float32's scores may be 5e-4 off float64's themselves.
+# Deformable convolutions amplify rounding: even float32 scores differ from float64's by up to 5e-4.
 ALLOWED = 10 * SCORE_TOLERANCE
-# The model that a file is made from and compared with: as trained, on the CPU.
+# A file is made from the model as trained, on the CPU, and compared with it.
 AS_TRAINED = (
     *("MODEL.DEVICE", "cpu"),
     *("TEST.FUSE", "False", "TEST.PRECISION", "float32", "TEST.COMPILE", "False"),
@@ -54,28 +53,24 @@ Run = Callable[[np.ndarray, np.ndarray], Sequence[np.ndarray]]
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Write a trained detector to one file, and check the file against the model."
+        description="Export a trained detector to one file, and compare the file with the model."
     )
     parser.add_argument("--config-file", required=True, metavar="FILE", help="the model's YAML")
     parser.add_argument("--format", choices=SUFFIXES, default="onnx", help="(default: %(default)s)")
-    parser.add_argument("--output", required=True, metavar="FILE", help="to write, *.onnx or *.pt2")
+    parser.add_argument("--output", required=True, metavar="FILE", help="*.onnx or *.pt2 to write")
     add_import_flag(parser)
     add_engine_flag(parser)
-    parser.add_argument(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="KEY VALUE",
-        help="config overrides, such as MODEL.WEIGHTS model.pth; must come last",
-    )
+    add_opts_flag(parser)
     return parser
 
 
 def check_args(args: argparse.Namespace) -> None:
-    """Refuse what cannot work before a model is loaded."""
+    """Raise ``ExportError`` for arguments that cannot work, before a model is loaded."""
     suffix = SUFFIXES[args.format]
     if Path(args.output).suffix != suffix:
-        raise ExportError(f"--output {args.output}: --format {args.format} is written to *{suffix}")
+        raise ExportError(
+            f"--output {args.output}: --format {args.format} needs a name that ends with {suffix}"
+        )
     if args.format == "onnx":
         require("onnx", "onnxscript", "onnxruntime")
 
@@ -150,7 +145,7 @@ def check_file(run: Run, predictor: Any, info: ModelInfo) -> None:
     """Compare a file with its model on an image of the config's size and on a padded batch.
 
     Raises:
-        ExportError: they differ.
+        ExportError: their detections differ.
     """
     usual = shortest_edge_size(3, 4, info.min_size or 512, info.max_size)
     for sizes in ([usual], SMALL_BATCH):
@@ -172,20 +167,19 @@ def check_file(run: Run, predictor: Any, info: ModelInfo) -> None:
         print(f"  checked  {shape}: boxes differ by {px:.1e} px, scores by {score:.1e}")
         if px > BOX_TOLERANCE or score > ALLOWED:
             raise ExportError(
-                f"the file does not detect what the model does; allowed are {BOX_TOLERANCE} px "
-                f"and {ALLOWED:g}. Nothing was written"
+                f"the detections of the file differ from the model's by more than {BOX_TOLERANCE} "
+                f"px or a score of {ALLOWED:g}. Nothing was written"
             )
 
 
 def run(args: argparse.Namespace) -> None:
     check_args(args)
-    package, why = choose_engine(args.engine)
-    print(f"Engine: {package} ({why})", file=sys.stderr)
+    package = announce_engine(args.engine)
     opts = [*args.opts, *AS_TRAINED]
     cfg = importlib.import_module(f"{package}.config").load_cfg(args.config_file, opts)
     if cfg.MODEL.META_ARCHITECTURE != "OneNet":
         raise ExportError(
-            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; only OneNet is exported"
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; only OneNet can be exported"
         )
     predictor = importlib.import_module(f"{package}.predictor").Predictor(cfg)
     deployed = Deployed(predictor.model, predictor.bgr)

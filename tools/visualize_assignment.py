@@ -1,12 +1,13 @@
-"""Draw which sample each object gets as its positive, and what the samples cost.
+"""Draw the positive sample of each object, and the costs of samples.
 
     python tools/visualize_assignment.py \
         --config-file projects/OneNet/configs/onenet.res50.dcn.yaml \
         --dataset coco_2017_val --output assignment.png --opts MODEL.WEIGHTS path/to/model.pth
 
-Left: the objects, the positive sample of minimum cost, and the one that location alone would give.
-Right: the cost of all samples for one object, and the terms whose sum it is. With the checkpoints
-of a training (``--checkpoints model_*.pth --output training.gif``): how the positives move.
+Left: the objects with their positive samples of minimum cost, and with those that the location cost
+alone would choose. Right: the cost of all samples for one object, and the terms that it is the sum
+of. With the checkpoints of a training (``--checkpoints model_*.pth --output training.gif``), an
+animation shows how the positives move.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from _shared.examples import PICTURES, Example, add_image_flags, find_examples, 
 from PIL import Image
 from torchvision.ops import box_area
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from onenet.assignment.criterion import Criterion
 from onenet.assignment.explain import Assignment, assign
 from onenet.assignment.registry import PREDEFINED_COSTS
 from onenet.checkpoints.files import read_checkpoint
 from onenet.checkpoints.weights import load_weights, locate_weights
-from onenet.cli import add_import_flag, run_program
+from onenet.cli import add_import_flag, add_opts_flag, run_program
 from onenet.config.device import choose_device
 from onenet.data.images import read_image
 from onenet.data.sources import compare_classes, shortened
@@ -39,12 +41,12 @@ from onenet.lightning.config import load_cfg
 from onenet.structures import Targets
 from onenet.visualization.paper_figures import draw_assignments, draw_training
 
-FRAME, LAST_FRAME = 700, 2500  # ms
+FRAME, LAST_FRAME = 700, 2500  # ms that a frame is shown
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Draw which sample each object gets as its positive, and what it costs."
+        description="Draw the positive sample of each object, and the costs of samples."
     )
     parser.add_argument("--config-file", required=True, metavar="FILE", help="the model's YAML")
     add_image_flags(parser, count=2)
@@ -53,44 +55,39 @@ def build_parser() -> argparse.ArgumentParser:
         nargs=5,
         action="append",
         metavar=("CLASS", "X1", "Y1", "X2", "Y2"),
-        help="an object, in px, of the one --input image, which then need not be in a data set; "
-        "CLASS is a name or a number from 0 on; may be repeated",
+        help="an object of the single --input image, in px; the image then needs no data set. "
+        "CLASS is a name or a number, counted from 0; may be repeated",
     )
     parser.add_argument(
         "--object",
         type=int,
         metavar="N",
-        help="whose costs are shown, by its number in the picture (default: the largest)",
+        help="number, in the picture, of the object whose costs are shown (default: the largest)",
     )
     parser.add_argument(
         "--checkpoints",
         nargs="+",
         metavar="FILE",
-        help="of one training, in place of MODEL.WEIGHTS: an animation of them in this order",
+        help="checkpoints of one training, to use instead of MODEL.WEIGHTS for an animation in "
+        "this order",
     )
     parser.add_argument(
         "--output",
         required=True,
         type=Path,
         metavar="FILE",
-        help="a picture; with --checkpoints a .gif",
+        help="picture to write; with --checkpoints a .gif",
     )
     add_import_flag(parser)
-    parser.add_argument(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="KEY VALUE",
-        help="config overrides, such as MODEL.WEIGHTS model.pth; must come last",
-    )
+    add_opts_flag(parser)
     return parser
 
 
 def given_example(image_file: str, boxes: list[list[str]], class_names: list[str]) -> Example:
-    """An image with the objects of ``--box``.
+    """Read an image and give it the objects of ``--box``.
 
     Raises:
-        DatasetError: an unreadable image, or a box or class that cannot be.
+        DatasetError: the image cannot be read, or a box or class is wrong.
     """
     image = read_image(image_file)
     height, width = image.shape[:2]
@@ -102,32 +99,35 @@ def given_example(image_file: str, boxes: list[list[str]], class_names: list[str
         elif name.isdecimal() and int(name) < len(class_names):
             labels.append(int(name))
         else:
-            raise DatasetError(f"{text}: the classes are {shortened(class_names)}")
+            raise DatasetError(f"{text}: unknown class; the classes are {shortened(class_names)}")
         try:
             x1, y1, x2, y2 = map(float, numbers)
         except ValueError as error:
             raise DatasetError(f"{text}: {error}") from error
         if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
             raise DatasetError(
-                f"{text}: expected X1 < X2 and Y1 < Y2 within {width} x {height} px, the image"
+                f"{text}: expected X1 < X2 and Y1 < Y2 within the image of {width} x {height} px"
             )
         corners.append((x1, y1, x2, y2))
     return Example(image, Targets(torch.tensor(corners), torch.tensor(labels), (height, width)))
 
 
 def classes_of(checkpoint: str, count: int) -> list[str]:
-    """The classes' names in a checkpoint, else their numbers."""
+    """The class names in a checkpoint; if it has none, numbers."""
     names = read_checkpoint(locate_weights(checkpoint)).get("class_names")
     return names or [f"class {i}" for i in range(count)]
 
 
 def to_input(cfg: Any, example: Example) -> tuple[torch.Tensor, Targets]:
-    """What the model gets in testing, (3, h, w) uint8, with the objects that are seen in it.
+    """The model's input for an image, as in testing, with the objects inside the image.
+
+    Returns:
+        (3, h, w) uint8, and the targets in its px.
 
     Raises:
         DatasetError: no object lies in the image.
     """
-    # As in testing, and with boxes: no chance is left in it.
+    # Equals TestTransform, but takes boxes: with one size and no flip, nothing is random.
     transform = TrainTransform(
         min_sizes=[cfg.INPUT.MIN_SIZE_TEST], max_size=cfg.INPUT.MAX_SIZE_TEST, flip="none"
     )
@@ -135,7 +135,7 @@ def to_input(cfg: Any, example: Example) -> tuple[torch.Tensor, Targets]:
     boxes, labels = example.targets.boxes.numpy(), example.targets.labels.numpy()
     image, boxes, labels = transform(image, boxes, labels, np.random.default_rng())
     if len(labels) == 0:
-        raise DatasetError("an image has no object within its borders: choose another one")
+        raise DatasetError("an image has no object inside it: choose another image by --input")
     targets = Targets(torch.from_numpy(boxes), torch.from_numpy(labels), image.shape[:2])
     return torch.from_numpy(image.transpose(2, 0, 1).copy()), targets
 
@@ -143,7 +143,7 @@ def to_input(cfg: Any, example: Example) -> tuple[torch.Tensor, Targets]:
 def assign_all(
     cfg: Any, model: OneNet, inputs: list[tuple[torch.Tensor, Targets]]
 ) -> list[Assignment]:
-    """The assignment of every input."""
+    """The assignment of each input, an image (3, h, w) uint8 with its targets."""
     predefined = PREDEFINED_COSTS[cfg.MODEL.OneNet.HEAD](cfg).to(model.pixel_mean.device)
     matcher = model.criterion.matcher
     with torch.inference_mode():
@@ -154,10 +154,11 @@ def assign_all(
 
 
 def build_onenet(cfg: Any) -> OneNet:
-    """The config's model, for evaluation, on its device.
+    """Build the config's model in evaluation mode, on its device.
 
     Raises:
-        ConfigError: it assigns by no matcher, or nothing is known as its predefined location cost.
+        ConfigError: the model has no minimum-cost criterion, or its head has no predefined
+            location cost.
     """
     model = build_detector(cfg)
     if not isinstance(getattr(model, "criterion", None), Criterion):
@@ -168,28 +169,31 @@ def build_onenet(cfg: Any) -> OneNet:
     if cfg.MODEL.OneNet.HEAD not in PREDEFINED_COSTS:
         raise ConfigError(
             f"MODEL.OneNet.HEAD {cfg.MODEL.OneNet.HEAD!r} has no predefined location cost; add one "
-            f"to onenet.PREDEFINED_COSTS, which knows "
-            f"{', '.join(PREDEFINED_COSTS)}"
+            f"to onenet.PREDEFINED_COSTS, which has {', '.join(PREDEFINED_COSTS)}"
         )
     return model.to(choose_device(cfg)).eval()
 
 
 def choose_objects(inputs: list[tuple[torch.Tensor, Targets]], number: int | None) -> list[int]:
-    """The object of every image whose costs are shown, from 0 on; the largest, unless given.
+    """For each image, the index of the object whose costs are shown.
+
+    Args:
+        inputs: see :func:`assign_all`.
+        number: number of the object, counted from 1; None: the largest object.
 
     Raises:
-        DatasetError: no such object.
+        DatasetError: an image has no such object.
     """
     if number is None:
         return [int(box_area(targets.boxes).argmax()) for _, targets in inputs]
     fewest = min(len(targets) for _, targets in inputs)
     if not 1 <= number <= fewest:
-        raise DatasetError(f"--object {number}: the images have objects 1 to {fewest}")
+        raise DatasetError(f"--object {number}: expected 1 to {fewest}, which all images have")
     return [number - 1] * len(inputs)
 
 
 def moment(checkpoint: str, extras: dict[str, Any]) -> str:
-    """What stands above a frame."""
+    """The title of a frame."""
     iteration = extras.get("iteration")
     return Path(checkpoint).stem if iteration is None else f"iteration {iteration + 1}"
 
@@ -197,14 +201,16 @@ def moment(checkpoint: str, extras: dict[str, Any]) -> str:
 def run(args: argparse.Namespace) -> None:
     suffixes = (".gif",) if args.checkpoints else PICTURES
     if args.output.suffix.lower() not in suffixes:
-        raise DatasetError(f"--output {args.output}: expected a name in {', '.join(suffixes)}")
+        raise DatasetError(
+            f"--output {args.output}: expected a name that ends with {' or '.join(suffixes)}"
+        )
     cfg = load_cfg(args.config_file, args.opts)
     checkpoints = args.checkpoints or [cfg.MODEL.WEIGHTS]
     if not checkpoints[0]:
         raise CheckpointError("MODEL.WEIGHTS is empty: give --opts MODEL.WEIGHTS model.pth")
     if args.box:
         if args.dataset or not args.input or len(args.input) != 1:
-            raise DatasetError("--box goes with one --input image, and without --dataset")
+            raise DatasetError("--box needs a single --input image, and no --dataset")
         class_names = classes_of(checkpoints[0], cfg.MODEL.OneNet.NUM_CLASSES)
         examples = [given_example(args.input[0], args.box, class_names)]
     else:
@@ -218,15 +224,16 @@ def run(args: argparse.Namespace) -> None:
 
     model = build_onenet(cfg)
     history, frames = [], []
-    for checkpoint in tqdm(checkpoints, unit="checkpoint", disable=None):
-        extras = load_weights(model, checkpoint, detector=True)
-        if not args.box:
-            trained = extras.get("class_names", [])
-            compare_classes(checkpoint, trained, dataset.source.json_file, class_names)
-        history.append(assign_all(cfg, model, inputs))
-        if args.checkpoints:
-            title = moment(checkpoint, extras)
-            frames.append(draw_training(images, history, class_names, chosen, title))
+    with logging_redirect_tqdm():  # warnings appear above the bar
+        for checkpoint in tqdm(checkpoints, unit="checkpoint", disable=None):
+            extras = load_weights(model, checkpoint, detector=True)
+            if not args.box:
+                trained = extras.get("class_names", [])
+                compare_classes(checkpoint, trained, dataset.source.json_file, class_names)
+            history.append(assign_all(cfg, model, inputs))
+            if args.checkpoints:
+                title = moment(checkpoint, extras)
+                frames.append(draw_training(images, history, class_names, chosen, title))
     if args.checkpoints:
         save_animation(args.output, frames)
     else:
@@ -240,7 +247,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def save_animation(path: Path, frames: list[np.ndarray]) -> None:
-    # Of Pillow's ways to choose 256 colours, the one that keeps those of thin lines.
+    # Of Pillow's methods to choose 256 colours, FASTOCTREE keeps the colours of thin lines.
     first, *others = (
         Image.fromarray(frame).quantize(method=Image.Quantize.FASTOCTREE) for frame in frames
     )

@@ -1,11 +1,12 @@
-"""Draw detections of a COCO results file beside the ground truth.
+"""Draw the detections of a COCO results file beside the ground truth.
 
     python tools/visualize_json_results.py \
         --input output/shapes/inference/coco_instances_results.json \
         --dataset datasets/shapes/annotations/instances_val.json:datasets/shapes/val \
         --output output/shapes/validation.jpg
 
-``--output`` is a picture, for a contact sheet of some images, or a folder, for a picture of each.
+``--output`` is a picture, for a contact sheet of some images, or a folder, for one picture per
+image.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ import torch
 from _shared.examples import PICTURES, save
 from tqdm import tqdm
 
-from onenet.cli import run_program
-from onenet.data.dataset import CocoDetection
+from onenet.cli import positive, run_program
+from onenet.data.dataset import CocoDetection, spread_evenly
 from onenet.data.images import read_image
 from onenet.data.sources import find_dataset
 from onenet.errors import DatasetError
-from onenet.structures import Detections, Targets
+from onenet.structures import Detections
 from onenet.visualization.boxes import contact_sheet, draw_comparison
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Draw detections of a COCO results file beside the ground truth.",
+        description="Draw the detections of a COCO results file beside the ground truth.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
@@ -48,20 +49,26 @@ def build_parser() -> argparse.ArgumentParser:
         "--output", required=True, metavar="PATH", help="a picture (contact sheet) or a folder"
     )
     parser.add_argument(
-        "--conf-threshold", type=float, default=0.3, metavar="SCORE", help="least score drawn"
+        "--conf-threshold",
+        type=float,
+        default=0.3,
+        metavar="SCORE",
+        help="lowest score that is drawn",
     )
     parser.add_argument(
-        "--count", type=int, default=12, metavar="N", help="images on a contact sheet"
+        "--count", type=positive, default=12, metavar="N", help="images on a contact sheet"
     )
-    parser.add_argument("--columns", type=int, default=3, metavar="N", help="of a contact sheet")
+    parser.add_argument(
+        "--columns", type=positive, default=3, metavar="N", help="columns of a contact sheet"
+    )
     return parser
 
 
 def read_results(path: Path, dataset: CocoDetection) -> dict[int, Detections]:
-    """Detections by image id, best first.
+    """Read the detections of a results file, by image id, best first.
 
     Raises:
-        DatasetError: not a results file, or not one of this data set.
+        DatasetError: the file is not a results file, or belongs to another data set.
     """
     try:
         entries = json.loads(path.read_text())
@@ -83,6 +90,7 @@ def read_results(path: Path, dataset: CocoDetection) -> dict[int, Detections]:
 
 
 def to_detections(rows: list[tuple[float, int, list[float]]]) -> Detections:
+    """Detections, best first, from (score, label, COCO box) rows."""
     scores, labels, boxes = zip(*sorted(rows, key=lambda row: -row[0]), strict=True)
     xyxy = torch.tensor(boxes, dtype=torch.float32)
     xyxy[:, 2:] += xyxy[:, :2]
@@ -90,17 +98,20 @@ def to_detections(rows: list[tuple[float, int, list[float]]]) -> Detections:
 
 
 def draw(dataset: CocoDetection, index: int, found: Detections | None, least: float) -> np.ndarray:
-    """Ground truth and detections of image number ``index``."""
+    """Draw the ground truth and the detections of the image at ``index`` of a data set.
+
+    Args:
+        found: detections in px of the image; None: there are none.
+        least: lowest score that is drawn.
+    """
     record = dataset.record(index)
-    size = (record.height, record.width)
-    targets = Targets(torch.from_numpy(record.boxes), torch.from_numpy(record.labels), size)
     if found is None:
         empty = torch.empty(0)
         found = Detections(empty.reshape(0, 4), empty, empty.long())
     return draw_comparison(
         read_image(record.file_name, "RGB"),
         found[found.scores >= least],
-        targets,
+        record.targets(),
         dataset.class_names,
     )
 
@@ -111,9 +122,8 @@ def run(args: argparse.Namespace) -> None:
     output = Path(args.output)
     sheet = output.suffix.lower() in PICTURES
     count = min(args.count, len(dataset)) if sheet else len(dataset)
-    chosen = torch.linspace(0, len(dataset) - 1, count).long().tolist()
     pictures = []
-    for index in tqdm(chosen, unit="image", disable=None):
+    for index in tqdm(spread_evenly(count, len(dataset)), unit="image", disable=None):
         found = results.get(int(dataset.image_ids[index]))
         picture = draw(dataset, index, found, args.conf_threshold)
         if sheet:

@@ -5,21 +5,20 @@
         --weights with/model_final.pth --other without/model_final.pth \
         --names "with class cost" "without class cost" --output scores.png
 
-A model that was trained without classification cost finds many an object more than once. A
-duplicate is a detection of an object (its class, IoU of 0.5 or more) that a better one has found.
+A model trained without classification cost finds many objects more than once. A duplicate is a
+detection of an object (same class, IoU of at least 0.5) that a detection of higher score has found.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import sys
 from pathlib import Path
 
 import torch
 from _shared.examples import PICTURES, add_image_flags, find_examples, open_dataset, save
 
-from onenet.cli import add_engine_flag, add_import_flag, choose_engine, run_program
+from onenet.cli import add_engine_flag, add_import_flag, add_opts_flag, announce_engine, run_program
 from onenet.data.sources import compare_classes
 from onenet.errors import ConfigError, DatasetError
 from onenet.evaluation.duplicates import find_duplicates, objects_of
@@ -33,48 +32,50 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config-file", required=True, metavar="FILE", help="the models' YAML")
     parser.add_argument(
-        "--weights", required=True, metavar="FILE", help="checkpoint, such as with class cost"
+        "--weights",
+        required=True,
+        metavar="FILE",
+        help="checkpoint, such as one trained with class cost",
     )
     parser.add_argument(
-        "--other", metavar="FILE", help="a second one of the same config, such as without it"
+        "--other",
+        metavar="FILE",
+        help="second checkpoint with the same config, such as one trained without class cost",
     )
     parser.add_argument(
         "--names",
         nargs="+",
         metavar="NAME",
-        help="of the models, for the titles (default: their files)",
+        help="names of the models, for the titles (default: their files)",
     )
     add_image_flags(parser, count=3)
     parser.add_argument(
         "--confidence-threshold",
         type=float,
         metavar="SCORE",
-        help="least score of a detection that is drawn (default: for each model the one from which "
-        "on it gives as many detections as the images have objects, so that a model that is less "
-        "sure of itself is not spared)",
+        help="lowest score that is drawn (default: for each model, the score that leaves as many "
+        "detections as the images have objects, so that models of low confidence show their "
+        "duplicates, too)",
     )
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="a picture")
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="FILE", help="picture to write"
+    )
     add_import_flag(parser)
     add_engine_flag(parser)
-    parser.add_argument(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="KEY VALUE",
-        help="config overrides; must come last",
-    )
+    add_opts_flag(parser, "config overrides")
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
     if args.output.suffix.lower() not in PICTURES:
-        raise DatasetError(f"--output {args.output}: expected a name in {', '.join(PICTURES)}")
+        raise DatasetError(
+            f"--output {args.output}: expected a name that ends with {' or '.join(PICTURES)}"
+        )
     checkpoints = [args.weights, args.other] if args.other else [args.weights]
     names = args.names or ["/".join(Path(c).parts[-2:]) for c in checkpoints]
     if len(names) != len(checkpoints):
-        raise ConfigError(f"--names: expected {len(checkpoints)}, one a model, got {len(names)}")
-    package, why = choose_engine(args.engine)
-    print(f"Engine: {package} ({why})", file=sys.stderr)
+        raise ConfigError(f"--names: expected {len(checkpoints)}, one per model, got {len(names)}")
+    package = announce_engine(args.engine)
     cfg = importlib.import_module(f"{package}.config").load_cfg(args.config_file, args.opts)
     build_predictor = importlib.import_module(f"{package}.predictor").build_predictor
     dataset = open_dataset(args.dataset, cfg.DATASETS.TEST)
@@ -94,20 +95,20 @@ def run(args: argparse.Namespace) -> None:
             least = threshold(found, sum(map(len, targets)))
         found = [d[d.scores >= least] for d in found]
         detections.append(found)
-        titles.append(f"{name}, scores from {100 * least:.0f}% on")
+        titles.append(f"{name}, scores from {100 * least:.0f}%")
         print(f"{titles[-1]}: {summary(found, targets)}")
     save(args.output, draw_duplicates(images, detections, targets, dataset.class_names, titles))
     print(f"{len(images)} images, side by side: {args.output}")
 
 
 def threshold(detections: list[Detections], count: int) -> float:
-    """The score from which on so many detections are left, ties apart; 0 if there are fewer."""
+    """The score that leaves ``count`` detections, or more with ties; 0 if there are fewer."""
     scores = torch.cat([d.scores for d in detections]).sort(descending=True).values
     return float(scores[count - 1]) if len(scores) >= count else 0.0
 
 
 def summary(detections: list[Detections], targets: list[Targets]) -> str:
-    """What is found in the images, in figures."""
+    """Numbers of objects found and of duplicates in the images, as a line."""
     pairs = zip(detections, targets, strict=True)
     objects = [objects_of(d.boxes, d.labels, t.boxes, t.labels) for d, t in pairs]
     matching = sum(int((o >= 0).sum()) for o in objects)

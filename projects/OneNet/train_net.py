@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train or evaluate OneNet; see ``--help``."""
+"""Train or evaluate OneNet, or replay a bad batch; see ``--help``."""
 
 import importlib
 import sys

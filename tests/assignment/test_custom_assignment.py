@@ -118,11 +118,15 @@ def test_a_file_is_run_once_and_finds_its_neighbours(rule, tmp_path):
 @pytest.mark.parametrize(
     ("name", "there", "message"),
     [
-        ("none.py", False, "none.py: expected a Python file that is there"),
-        ("rule.txt", True, "rule.txt: expected a Python file that is there, named like my_rule.py"),
-        ("my-rule.py", True, "my-rule.py: expected a Python file"),
-        ("yaml.py", True, r"there is another module yaml \(.*__init__.py\); give the file another"),
-        ("sys.py", True, r"there is another module sys \(built in\)"),
+        ("none.py", False, "none.py: expected an existing Python file"),
+        (
+            "rule.txt",
+            True,
+            "rule.txt: expected an existing Python file with a name like my_rule.py",
+        ),
+        ("my-rule.py", True, "my-rule.py: expected an existing Python file"),
+        ("yaml.py", True, r"another module is called yaml \(.*__init__.py\); rename the file"),
+        ("sys.py", True, r"another module is called sys \(built in\)"),
     ],
 )
 def test_files_that_cannot_be_imported(tmp_path, name, there, message):
@@ -137,4 +141,4 @@ def test_a_missing_file_ends_the_program_in_a_line(shapes, tmp_path, capsys):
         train(write_config(tmp_path, shapes), "--import", tmp_path / "none.py")
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: --import {tmp_path}/none.py: expected a Python file")
+    assert line.startswith(f"error: --import {tmp_path}/none.py: expected an existing Python file")

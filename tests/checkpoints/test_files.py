@@ -1,4 +1,4 @@
-"""Nothing is lost: torn and damaged checkpoints, full disks, signals, and what is kept."""
+"""Checkpoint files: interrupted writes, full disks, damaged files, and which ones are kept."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from helpers.full_disk import flip_a_bit, full, full_disk
 from helpers.runs import load
 
-from onenet import files as whole_files
+from onenet import files
 from onenet.checkpoints.files import (
     add_checkpoint,
     find_checkpoints,
@@ -38,7 +38,7 @@ def run(tmp_path) -> Path:
 
 
 def resumed(folder: Path) -> float:
-    """The number of the checkpoint that a run would go on from."""
+    """The number of the checkpoint that a run would resume from."""
     path, found = read_last_checkpoint(folder)
     number = found["model"]["a"][0].item()
     assert path.name == f"model_{int(number):07d}.pth"
@@ -92,9 +92,7 @@ def test_a_full_disk_says_how_many_bytes_are_missing(tmp_path, monkeypatch):
     path = tmp_path / "m.pth"
     save_checkpoint(path, content(1))
     size = path.stat().st_size
-    monkeypatch.setattr(
-        whole_files.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 100)
-    )
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 100))
     full(path)
     told = f"m.pth could not be written: No space left on device. It takes {size:,} bytes, "
     with pytest.raises(WriteError, match=f"{told}{size - 100:,} more than are free; make room"):
@@ -116,7 +114,7 @@ def test_what_a_killed_run_left_is_removed_and_nothing_else(tmp_path):
     assert left == set(others)
 
 
-# Which checkpoint a run goes on from
+# Which checkpoint a run resumes from
 
 
 def cut(path: Path) -> None:
@@ -200,7 +198,7 @@ def test_no_checkpoint_is_left(run):
 
 def test_checkpoints_that_are_not_kept(run):
     others = ["model_final.pth", "model_best.pth", "model_0000000.pth.bak", "my_0000001.pth"]
-    for name in (*others, "model_0000009.pth"):  # the last, of a run that was gone back on
+    for name in (*others, "model_0000009.pth"):  # the last from before the user went back
         (run / name).touch()
     assert add_checkpoint(run / "model_0000007.pth", content(7), keep=2)
     left = {path.name for path in run.iterdir()}

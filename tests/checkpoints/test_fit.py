@@ -1,4 +1,4 @@
-"""Checkpoints of other models."""
+"""Weights of another model: what loads, what keeps its initialisation, what is refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onenet.checkpoints.weights import load_weights
 
 @pytest.mark.parametrize("make", [Small, lambda classes: Detector(classes=classes)])
 def test_another_number_of_classes(tmp_path, caplog, make):
-    """Fine-tuning keeps the fresh class layer and loads all else."""
+    """Fine-tuning keeps the new class layer and loads everything else."""
     source, model = make(classes=5), make(classes=3)
     weights = saved(tmp_path / "m.pth", {"model": source.state_dict()})
     message = refused(model, weights)
@@ -23,7 +23,7 @@ def test_another_number_of_classes(tmp_path, caplog, make):
         load_weights(model, weights, new_classes=True)
     assert len(fresh) == 2 and same(model, fresh)
     assert same(model, {k: v for k, v in source.state_dict().items() if "cls_score" not in k})
-    assert "class layer starts anew" in caplog.text
+    assert "class layer keeps its initialisation" in caplog.text
 
 
 def test_new_classes_load_a_class_layer_that_fits(tmp_path):

@@ -1,4 +1,4 @@
-"""Weights in and out: three worlds' files, unsafe and broken ones, and writing whole files."""
+"""Reading and loading weights: OneNet's, torchvision's and Detectron2's, unsafe and broken ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from onenet.errors import CheckpointError
 
 
 class Attack:
-    """Unpickled, it makes a file."""
+    """Unpickling it creates a file."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -95,7 +95,7 @@ def test_names_of_torchvision(theirs, name):
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("fpn", [False, True])
 def test_detectron2s_pickle_fills_the_backbone(tmp_path, resnet18, fpn, protocol):
-    """It keeps the classifier, as stem.fc."""
+    """The file holds the classifier, too, as stem.fc."""
     arrays = {to_detectron2_name(k) or f"stem.{k}": v.numpy() for k, v in resnet18.items()}
     content = {"model": arrays, "__author__": "torchvision", "matching_heuristics": True}
     (tmp_path / "R-18.pkl").write_bytes(pickle.dumps(content, protocol))
@@ -139,7 +139,7 @@ def test_a_file_that_would_run_code_is_refused_without_running_it(tmp_path, name
 
 
 def test_arrays_of_objects_are_refused(tmp_path):
-    """With forged flags, numpy would take their bytes for addresses."""
+    """With forged flags, NumPy would treat their bytes as addresses."""
     content = {"a": np.array([None, 1], dtype=object)}
     (tmp_path / "m.pkl").write_bytes(pickle.dumps(content))
     with pytest.raises(CheckpointError, match="refused.*'O8' instead of numbers"):
@@ -219,7 +219,7 @@ def test_offline_the_error_says_which_file_goes_where(hub, weights):
 
 
 def test_a_fetched_file_is_checked(hub, monkeypatch):
-    """The name holds the first digits of its hash, which the download compares."""
+    """Its name ends with the first digits of its hash, which the download compares."""
     seen = {}
 
     def fetch(url, dst, hash_prefix=None, progress=True):
@@ -227,6 +227,6 @@ def test_a_fetched_file_is_checked(hub, monkeypatch):
         raise RuntimeError('invalid hash value (expected "0676ba61", got "00")')
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
-    with pytest.raises(CheckpointError, match="could not fetch.*invalid hash"):
+    with pytest.raises(CheckpointError, match="could not download.*invalid hash"):
         locate_weights("torchvision://resnet50")
     assert seen["url"].endswith(f"/resnet50-{seen['hash']}.pth") and seen["hash"] == "0676ba61"

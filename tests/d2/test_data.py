@@ -24,7 +24,7 @@ from onenet.d2 import OneNetDatasetMapper, register_datasets
 from onenet.d2 import datasets as d2_datasets
 from onenet.d2.config import get_cfg, load_cfg
 from onenet.data.dataset import CocoDetection
-from onenet.data.sources import find_dataset
+from onenet.data.sources import check_same_classes, find_dataset
 from onenet.errors import ConfigError, DatasetError
 from onenet.lightning.config import load_cfg as load_embedded
 
@@ -158,9 +158,10 @@ def test_data_sets_that_are_trained_on_together_agree(shapes, tmp_path):
 
     other = name_of(edit_json(shapes, tmp_path / "renamed", "val", rename))
     register_datasets([name_of(shapes), other])
-    d2_datasets.check_same_classes([name_of(shapes)] * 2)
+    sets = [(name, d2_datasets.class_names(name)) for name in (name_of(shapes), other)]
+    check_same_classes([sets[0]] * 2)
     with pytest.raises(DatasetError, match="same classes"):
-        d2_datasets.check_same_classes([name_of(shapes), other])
+        check_same_classes(sets)
 
 
 def test_a_data_set_of_the_users_own(shapes):

@@ -134,7 +134,7 @@ def test_a_checkpoint_whose_classes_have_another_order_is_pointed_out(shapes, tm
     config, weights = trained(tmp_path, shapes, {"class_names": names})
     train_d2(config, "--eval-only", "OUTPUT_DIR", tmp_path / "d2")
     out = capsys.readouterr().out
-    assert f"{weights} and " in out and f"number 1 is {names[0]} and {names[-1]}" in out
+    assert f"{weights} and " in out and f"class 1 is {names[0]} in one and {names[-1]}" in out
 
 
 @pytest.mark.parametrize("changes", [{}, {"TEST__DETECTIONS_PER_IMAGE": 130}])
@@ -181,7 +181,7 @@ def test_fine_tuning_starts_the_class_layer_anew(shapes, tmp_path):
         DATASETS__TRAIN=[name_of(data, "train")], DATASETS__TEST=[], SOLVER__MAX_ITER=1,
     )  # fmt: skip
     train_d2(config)
-    assert "the class layer starts anew" in (tmp_path / "run" / "log.txt").read_text()
+    assert "the class layer keeps its initialisation" in (tmp_path / "run" / "log.txt").read_text()
     assert load(tmp_path / "run" / "model_final.pth")["model"]["head.cls_score.bias"].shape == (1,)
 
 

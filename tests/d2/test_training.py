@@ -20,7 +20,8 @@ from helpers.runs import assert_same, load, metrics, train, write_config
 from onenet.assignment.criterion import Criterion
 from onenet.d2 import Trainer
 from onenet.d2.steps import guarded
-from onenet.training.replay import Dump, replay
+from onenet.training.dump import Dump
+from onenet.training.replay import replay
 
 
 def trainers(shapes: Path, kind: type, **options) -> list[SimpleTrainer]:

@@ -1,4 +1,4 @@
-"""Which images go together."""
+"""Which images go into a batch together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything that may be wrong with a COCO file is an error that names the entry."""
+"""Every problem in a COCO file is an error that names the entry."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from onenet.errors import DatasetError
         ("[]", "got a JSON list"),
         ("{}", "'images' is missing; .* got nothing"),
         ('{"images": [], "categories": []}', "'annotations' is missing; .* got images, categories"),
-        ('{"images": {}, "annotations": [], "categories": []}', "'images' is no list"),
+        ('{"images": {}, "annotations": [], "categories": []}', "'images' is not a list"),
         ('{"images": [], "annotations": [], "categories": []}', "'categories' is empty"),
     ],
 )
@@ -41,10 +41,15 @@ def test_missing_file(tmp_path):
 @pytest.mark.parametrize(
     "part, index, change, says",
     [
-        ("annotations", 2, {"category_id": 2}, r"\[2\] \(id 3\): no .*categories.* category_id, 2"),
-        ("annotations", 0, {"category_id": None}, r"\[0\] \(id 1\): .* category_id, None"),
-        ("annotations", 0, {"image_id": 4}, r"no entry of 'images' has its image_id, 4"),
-        ("annotations", 0, {"image_id": "3"}, r"image_id, '3'"),
+        (
+            "annotations",
+            2,
+            {"category_id": 2},
+            r"\[2\] \(id 3\): 'category_id' is 2, but no entry of 'categories' has this id",
+        ),
+        ("annotations", 0, {"category_id": None}, r"\[0\] \(id 1\): 'category_id' is None, but"),
+        ("annotations", 0, {"image_id": 4}, r"'image_id' is 4, but no entry of 'images' has this"),
+        ("annotations", 0, {"image_id": "3"}, r"'image_id' is '3', but"),
         ("annotations", 0, {"bbox": None}, r"'bbox' must be \[x, y, width, height\]"),
         ("annotations", 0, {"bbox": [1, 2, 3]}, r"'bbox' must be .* got \[1, 2, 3\]"),
         ("annotations", 0, {"bbox": [1, 2, 3, "4"]}, "'bbox' must be"),
@@ -116,15 +121,15 @@ def test_all_problems_are_found(tmp_path):
     data["images"] += [{"id": 20, "file_name": "x.png", "width": 0, "height": 1}, "y.png"]
     data["annotations"] += [
         {"id": 1, "image_id": 3, "category_id": 1, "bbox": [0, 0, 1, 1]},
-        {"id": 10, "image_id": 20, "category_id": 5, "bbox": [0, 0, 1, 1]},  # of what is bad itself
+        {"id": 10, "image_id": 20, "category_id": 5, "bbox": [0, 0, 1, 1]},  # of a bad image
         {"id": 11, "image_id": 21, "category_id": 1, "bbox": [0, 0, 1, 1]},
     ]
     source = write(tmp_path, data)
     found = list(find_problems(parse_coco_json(source.json_file)))
     assert [(p.part, p.index, p.kind) for p in found] == [
-        ("categories", 2, "categories: 'name' is no line of text"),
-        ("images", 3, "images: 'width' is no number of pixels"),
-        ("images", 4, "images: no object"),
+        ("categories", 2, "categories: 'name' is not a line of text"),
+        ("images", 3, "images: 'width' is not a number of pixels"),
+        ("images", 4, "images: not a JSON object"),
         ("annotations", 3, "annotations: id used twice"),
         ("annotations", 5, "annotations: unknown image_id"),
     ]

@@ -1,4 +1,4 @@
-"""Image files of every kind: refused in a sentence, or read as Detectron2 reads them."""
+"""Image files of every kind are refused with one sentence, or read as Detectron2 reads them."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def png(width: int, height: int, pixels: bytes = b"") -> bytes:
-    """A PNG file of 8-bit RGB, whose size need not be that of its pixels."""
+    """An 8-bit RGB PNG file whose header may state another size than its pixels have."""
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     data = chunk(b"IDAT", zlib.compress(pixels))
     return b"\x89PNG\r\n\x1a\n" + head + data + chunk(b"IEND", b"")
 
 
 def cut(path: Path, suffix: str) -> None:
-    """Write an image in the format of ``suffix``, half of it."""
+    """Write the first half of an image file in the format of ``suffix``."""
     whole = path.with_suffix(suffix)
     Image.fromarray(picture(50, 50)).save(whole)
     path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
 
 
-# What lies at the path, and what is said of it.
+# What lies at the path, and how the error starts.
 REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing": (lambda path: None, "does not exist; check the image folder"),
     "broken-link": (lambda path: path.symlink_to("gone.png"), "does not exist"),
     "empty": (lambda path: path.touch(), "cannot be read: cannot identify image file"),
     "no-image": (lambda path: path.write_text("<html>404</html>"), "cannot be read: cannot ident"),
-    "folder": (lambda path: path.mkdir(), "cannot be read: it is no regular file"),
-    "pipe": (lambda path: os.mkfifo(path), "cannot be read: it is no regular file"),
+    "folder": (lambda path: path.mkdir(), "cannot be read: it is not a regular file"),
+    "pipe": (lambda path: os.mkfifo(path), "cannot be read: it is not a regular file"),
     "truncated-jpeg": (lambda path: cut(path, ".jpg"), "cannot be read: .*truncated"),
     "truncated-png": (lambda path: cut(path, ".png"), "cannot be read: "),
     "truncated-webp": (lambda path: cut(path, ".webp"), "cannot be read: "),
@@ -60,7 +60,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 @pytest.fixture
 def detectron2():
-    """Detectron2's reader of a file, through OneNet's mapper."""
+    """Detectron2's reading of a file, through OneNet's mapper."""
     pytest.importorskip("detectron2")
     from onenet.d2 import OneNetDatasetMapper
     from onenet.d2.config import get_cfg
@@ -130,7 +130,7 @@ def two_frames(folder: Path) -> Path:
     return folder / "a.gif"
 
 
-# How an image is written, and the colour of its pixels as read.
+# How an image is written, and the colour its pixels have once read.
 READ: dict[str, tuple[Callable[[Path], Path], tuple[int, int, int]]] = {
     "grey": (plain("L", 100), (100, 100, 100)),
     "grey-alpha": (plain("LA", (100, 7)), (100, 100, 100)),

@@ -1,4 +1,4 @@
-"""Finding data sets by name, and what is read from a good COCO file."""
+"""Finding data sets by name, and reading a good COCO file."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_missing_own_data_names_what_is_missing(tmp_path, missing):
 @pytest.mark.parametrize(
     "name, hint",
     [
-        ("coco_2017_tain", "Did you mean 'coco_2017_train'?"),
+        ("coco_2017_tain", "did you mean 'coco_2017_train'?"),
         ("whatever", "Known names are coco_2017_train"),
         ("boxes.json", "boxes.json:IMAGE_FOLDER"),
         ("boxes.json:", "boxes.json:IMAGE_FOLDER"),

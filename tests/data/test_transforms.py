@@ -1,4 +1,4 @@
-"""Geometry of the transforms, by hand."""
+"""Geometry of the transforms, compared with values computed by hand."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from onenet.errors import DatasetError
         (4, 10, 3, None, (3, 8)),  # 7.5 is rounded up
         (4, 6, 3, None, (3, 5)),  # 4.5 too: not to the even number
         (480, 640, 480, 640, (480, 640)),
-        (1, 3000, 512, 853, (1, 853)),  # 0.28 px would be no image
+        (1, 3000, 512, 853, (1, 853)),  # 0.28 px, but at least 1
         (3000, 1, 512, 853, (853, 1)),
     ],
 )
@@ -171,7 +171,7 @@ def test_real_chance_stays_inside_the_image_and_depends_on_the_seed_alone():
         assert len(first[1]) == len(first[2])
         shapes.add((height, width))
     assert len(shapes) > 10
-    assert boxes.tolist() == [[5, 5, 45, 25]]  # the caller's are left alone
+    assert boxes.tolist() == [[5, 5, 45, 25]]  # the caller's boxes do not change
 
 
 @pytest.mark.parametrize(

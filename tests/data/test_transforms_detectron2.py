@@ -1,4 +1,4 @@
-"""Pixels and boxes equal Detectron2's, where it is installed."""
+"""Pixels and boxes equal Detectron2's; needs Detectron2."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def d2():
     return SimpleNamespace(utils=detection_utils, T=transforms, xyxy=BoxMode.XYXY_ABS)
 
 
-def detectron2_sample(d2, image, boxes, gens):
-    """What Detectron2's mapper makes of an image, given transforms without chance."""
+def detectron2_item(d2, image, boxes, gens):
+    """Image, boxes and classes after Detectron2's mapper, with deterministic transforms."""
     image, transforms = d2.T.apply_transform_gens(gens, image)
     size = image.shape[:2]
     annotations = [
@@ -68,7 +68,7 @@ def test_train_transform_equals_detectron2(d2, flip, crop, height, width):
         crop=("absolute_range", (200, 400)) if crop else None,
     )
     ours = run(transform, image, boxes, *draws, 1)
-    theirs = detectron2_sample(d2, image, boxes, gens)
+    theirs = detectron2_item(d2, image, boxes, gens)
     assert 0 < len(theirs[2]) <= len(boxes)
     for a, b in zip(ours, theirs, strict=True):
         assert a.shape == b.shape and (a == b).all()

@@ -1,4 +1,4 @@
-"""DATALOADER.SKIP_UNREADABLE: other images in place of unreadable ones, and always a word of it."""
+"""DATALOADER.SKIP_UNREADABLE: others replace unreadable images, and the log always says so."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers.runs import edit_json, load, train, write_config
 
-from onenet.data import unreadable as skipping
+from onenet.data import unreadable
 from onenet.data.unreadable import SkippedImages, read_next
 from onenet.errors import DatasetError, UnreadableImageError
 from onenet.lightning.config import load_cfg
@@ -45,7 +45,7 @@ def test_the_next_image_stands_in(index, expected):
 
 
 def test_no_image_at_all():
-    with pytest.raises(DatasetError, match=r"Not one of 2 training images .* image 1 is bad"):
+    with pytest.raises(DatasetError, match=r"None of the 2 training images .* image 1 is bad"):
         read_next(reader(0, 1), 1, 2)
 
 
@@ -62,11 +62,11 @@ def test_each_image_is_told_once_and_all_are_listed(caplog):
     batches = [["", "ab"], ["b", ""], ["b", "c"]]
     with caplog.at_level(logging.WARNING, logger="onenet"):
         assert list(skipped.watch(batches, str)) == batches
-        assert [r.getMessage() for r in caplog.records] == [f"Passed over: {x}" for x in "abc"]
+        assert [r.getMessage() for r in caplog.records] == [f"Skipped: {x}" for x in "abc"]
         caplog.clear()
         skipped.report()
     lines = caplog.records[0].getMessage().splitlines()
-    assert "3 images were passed over since this start, 5 times" in lines[0]
+    assert "3 images were skipped since this start, 5 times" in lines[0]
     assert lines[1:] == ["  1 x a", "  3 x b", "  1 x c"]
     caplog.clear()
     SkippedImages().report()
@@ -78,10 +78,10 @@ def test_the_list_is_of_all_processes(caplog, monkeypatch, rank):
     def gather(shares: list[Any], mine: Any) -> None:
         shares[:] = [mine, Counter({"b": 2, "c": 1})]
 
-    monkeypatch.setattr(skipping.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(skipping.dist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(skipping.dist, "get_rank", lambda: rank)
-    monkeypatch.setattr(skipping.dist, "all_gather_object", gather)
+    monkeypatch.setattr(unreadable.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(unreadable.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(unreadable.dist, "get_rank", lambda: rank)
+    monkeypatch.setattr(unreadable.dist, "all_gather_object", gather)
     skipped = SkippedImages()
     skipped.times.update(["a", "b"])
     with caplog.at_level(logging.WARNING, logger="onenet"):
@@ -92,7 +92,7 @@ def test_the_list_is_of_all_processes(caplog, monkeypatch, rank):
 
 @pytest.fixture
 def broken(shapes, tmp_path) -> Path:
-    """A data set with an image that is no image, one that is missing, and one of another size."""
+    """A data set in which one image is not an image, one is missing and one is cut short."""
     data = edit_json(shapes, tmp_path / "broken", "train", lambda content: None)
     first, second, third = (data / "train" / name for name in BROKEN)
     first.write_bytes(b"no image")
@@ -115,11 +115,11 @@ def test_the_samples_do_not_depend_on_workers_or_interruptions(broken, tmp_path)
         for a, b in zip(sum(other, []), sum(expected, []), strict=True):
             assert (a.file_name, a.skipped) == (b.file_name, b.skipped)
             assert torch.equal(a.image, b.image) and torch.equal(a.targets.boxes, b.targets.boxes)
-    samples = sum(straight, [])
-    assert not any(Path(sample.file_name).name in BROKEN for sample in samples)
-    told = {text.split("'")[1] for sample in samples for text in sample.skipped}
-    assert told == {str(broken / "train" / name) for name in BROKEN}
-    assert pickle.loads(pickle.dumps(samples[0])).skipped == samples[0].skipped
+    items = sum(straight, [])
+    assert not any(Path(item.file_name).name in BROKEN for item in items)
+    reported = {text.split("'")[1] for item in items for text in item.skipped}
+    assert reported == {str(broken / "train" / name) for name in BROKEN}
+    assert pickle.loads(pickle.dumps(items[0])).skipped == items[0].skipped
 
 
 def test_training_lists_them_at_the_end(broken, tmp_path, capsys):
@@ -128,8 +128,8 @@ def test_training_lists_them_at_the_end(broken, tmp_path, capsys):
     )
     train(config)
     out = capsys.readouterr().out
-    assert out.count("Passed over: ") == 3
-    end = out[out.index("DATALOADER.SKIP_UNREADABLE: 3 images were passed over") :]
+    assert out.count("Skipped: ") == 3
+    end = out[out.index("DATALOADER.SKIP_UNREADABLE: 3 images were skipped") :]
     assert all(str(broken / "train" / name) in end for name in BROKEN)
     assert "does not exist" in end and "cannot be read" in end
     assert out.partition("] DATALOADER")[2].count("000003.jpg") == 1
@@ -196,7 +196,7 @@ def test_detectron2_does_the_same(broken, tmp_path, capsys):
     assert stop.value.code == 2 and "000003.jpg" in capsys.readouterr().err
     train_d2(config, "DATALOADER.SKIP_UNREADABLE", "True")
     out = capsys.readouterr().out
-    end = out[out.index("DATALOADER.SKIP_UNREADABLE: 3 images were passed over") :]
+    end = out[out.index("DATALOADER.SKIP_UNREADABLE: 3 images were skipped") :]
     assert all(str(broken / "train" / name) in end for name in BROKEN)
 
 

@@ -1,4 +1,4 @@
-"""The demo's command line on images: what it reads, writes and refuses."""
+"""demo.py on images: what it reads, writes and refuses."""
 
 from __future__ import annotations
 

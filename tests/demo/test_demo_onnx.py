@@ -1,4 +1,4 @@
-"""The demo on an exported model."""
+"""demo.py with an exported model."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_what_does_not_go_together(tmp_path, model, capsys):
         demo.main([*map(str, rest)])
     assert "one of the arguments --config-file --onnx is required" in capsys.readouterr().err
     for more in (("--engine", "lightning"), ("--opts", "MODEL.WEIGHTS", "m.pth")):
-        assert "do not go with it" in fails_with(capsys, "--onnx", model, *rest, *more)
+        assert "remove --engine" in fails_with(capsys, "--onnx", model, *rest, *more)
 
 
 def test_a_wrong_file_is_one_line(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""The demo's command line on videos, the webcam and windows."""
+"""demo.py with videos, the webcam and windows."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_video(tmp_path, video, capsys, output):
     written, fps = frames(tmp_path / ("out/in.mp4" if output == "out" else output))
     assert len(written) == 5 and fps == pytest.approx(12.5)
     assert written[0].shape == (512, 640, 3)
-    # The first class but one is not red: the square's outline has changed, its inside not.
+    # The second class is not drawn in red: the square's outline has changed, its inside has not.
     red = written[0][90, 60].astype(int)
     assert red[0] > 180 and red[1] < 70
     assert written[0][90, 20].astype(int)[1] > 80

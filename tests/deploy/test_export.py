@@ -1,4 +1,4 @@
-"""Exported files: their graphs, and that they detect what the model does."""
+"""Exported files: their graphs, and that they detect the same as the model."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ HEADS = {
         **_PYRAMID,
     },
 }
-# (H, W) px of the images of a batch: other numbers, sizes and shapes than the example's.
+# (H, W) px of the images of a batch: none has the count, size and shape of the traced example.
 BATCHES = ([(96, 160)], [(64, 96), (50, 33), (96, 7)], [(32, 32), (20, 30)])
 
 
@@ -68,7 +68,7 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def assert_same(expected, found, size: tuple[int, int]) -> None:
-    """Detections of one image are equal as sets."""
+    """Check that two sets of detections of one image are equal, in any order."""
     arrays = [[np.asarray(v) for v in values] for values in (expected, found)]
     px, score = largest_differences(*arrays, size)
     assert px < 1e-2 and score < 1e-4
@@ -76,7 +76,7 @@ def assert_same(expected, found, size: tuple[int, int]) -> None:
 
 @torch.inference_mode()
 def by_torch(predictor: Predictor, images: list[np.ndarray]) -> list[tuple]:
-    """Boxes, scores and labels in every image."""
+    """Boxes, scores and labels for each image."""
     model = predictor.model
     pixels = [i[..., ::-1] if predictor.bgr else i for i in images]
     tensors = [torch.from_numpy(p.transpose(2, 0, 1).copy()) for p in pixels]
@@ -105,7 +105,7 @@ def check_inputs_and_outputs(session) -> None:
 
 @pytest.mark.parametrize("head", HEADS)
 def test_onnx_runtime_detects_what_torch_does(head, shapes, tmp_path, capsys):
-    # All of it in one test: an export takes seconds.
+    # One test checks everything, since an export takes seconds.
     averaged = {"weights": AVERAGED} if head == "dcn" else {}
     config, _ = trained(tmp_path, shapes, averaged, **HEADS[head])
     output = tmp_path / "new" / "model.onnx"
@@ -129,7 +129,7 @@ def test_onnx_runtime_detects_what_torch_does(head, shapes, tmp_path, capsys):
         expected = by_torch(predictor, images)
         for one, size, *found in zip(expected, sizes, *outputs, strict=True):
             assert_same(one, found, size)
-        # Whatever the padding holds.
+        # The content of the padding does not matter.
         for row, (height, width) in zip(batch, sizes, strict=True):
             row[:, height:], row[:, :, width:] = 255, 255
         again = session.run(None, {IMAGES: batch, SIZES: true_sizes})
@@ -173,13 +173,14 @@ def test_torch_export(shapes, tmp_path, capsys, monkeypatch):
 def test_what_is_not_exported(shapes, tmp_path, capsys, monkeypatch):
     config, _ = trained(tmp_path, shapes)
     file = tmp_path / "model.onnx"
-    assert "--format onnx is written to *.onnx" in refused(capsys, config, tmp_path / "model.pt2")
+    message = refused(capsys, config, tmp_path / "model.pt2")
+    assert "--format onnx needs a name that ends with .onnx" in message
     message = refused(capsys, config, file, "--opts", "MODEL.OneNet.NMS", "True")
-    assert "MODEL.OneNet.NMS is True: NMS is for ablation and is not exported" in message
+    assert "MODEL.OneNet.NMS is True: NMS is for ablations and cannot be exported" in message
     message = refused(capsys, config, file, "--opts", "MODEL.META_ARCHITECTURE", "CenterNet")
-    assert "MODEL.META_ARCHITECTURE is CenterNet; only OneNet is exported" in message
+    assert "MODEL.META_ARCHITECTURE is CenterNet; only OneNet can be exported" in message
     half = Predictor(load_cfg(config, ["TEST.PRECISION", "bfloat16"]))
-    with pytest.raises(ExportError, match="TEST.PRECISION must be float32"):
+    with pytest.raises(ExportError, match="set TEST.PRECISION float32"):
         Deployed(half.model)
     assert "MODEL.WEIGHTS is empty" in refused(capsys, config, file, "--opts", "MODEL.WEIGHTS", "")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
@@ -203,7 +204,7 @@ def test_a_file_that_differs_from_its_model_is_not_kept(shapes, tmp_path, capsys
 
     monkeypatch.setitem(tool.WRITERS, "onnx", write)
     message = refused(capsys, config, tmp_path / "model.onnx")
-    assert "the file does not detect what the model does" in message
+    assert "the detections of the file differ from the model's by more than" in message
     assert not list(tmp_path.glob("*model.onnx"))
 
 
@@ -223,11 +224,11 @@ def a_set(*rows: list[float]) -> tuple[np.ndarray, ...]:
 
 def test_differences_of_sets():
     first = a_set([-8, 10, 30, 40, 0.9, 1], [0, 0, 50, 50, 0.9, 2], [5, 5, 9, 9, 0.3, 1])
-    # In another order, 0.5 px and 0.025 apart; beyond the image nothing counts.
+    # In another order, 0.5 px and 0.025 apart; parts beyond the image do not count.
     other = a_set([0, 0, 50, 50.5, 0.875, 2], [-3, 10, 30, 40, 0.9, 1], [5, 5, 9, 9, 0.3, 1])
     assert largest_differences(first, first, (60, 60)) == (0, 0)
     assert largest_differences(first, other, (60, 60)) == pytest.approx((0.5, 0.025))
-    # Which one comes in last is left to rounding, others are not.
+    # Rounding may decide which detection comes last, but not the others.
     last = a_set([-8, 10, 30, 40, 0.9, 1], [0, 0, 50, 50, 0.9, 2], [7, 7, 8, 8, 0.30005, 3])
     assert largest_differences(first, last, (60, 60)) == (0, 0)
     missing = a_set([-8, 10, 30, 40, 0.9, 1], [0, 0, 50, 50, 0.9, 3], [5, 5, 9, 9, 0.3, 1])

@@ -1,4 +1,4 @@
-"""The ONNX Runtime predictor, on a tiny file whose answers are known."""
+"""The ONNX Runtime predictor, on a tiny file with known answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from helpers.onnx_example import INFO, examples_in_the_docs, white, write_model
 from helpers.project import ROOT
 from PIL import Image
 
-from onenet.deploy.runtime import Detections, ModelInfo, OnnxPredictor
+from onenet.deploy.runtime import ArrayDetections, ModelInfo, OnnxPredictor
 from onenet.errors import ExportedModelError
 
 PROJECT = ROOT / "projects" / "OneNet"
@@ -56,7 +56,7 @@ def test_images_of_like_shape_are_batched_and_told_apart(model, monkeypatch):
     feeds = SimpleNamespace(run=lambda names, feed: batches.append(feed) or run(names, feed))
     monkeypatch.setattr(predictor, "session", feeds)
     found = predictor.predict_batch([white(*size) for size in sizes])
-    # At most two images, of one padded size; in the order of the images all the same.
+    # At most two images of one padded size; the results keep the order of the images.
     shapes = [feed["images"].shape for feed in batches]
     assert shapes == [(2, 3, 64, 128), (2, 3, 64, 32), (1, 3, 64, 128)]
     assert [d.boxes[0].tolist() for d in found] == [[0, 0, w, h] for h, w in sizes]
@@ -69,7 +69,9 @@ def test_images_of_like_shape_are_batched_and_told_apart(model, monkeypatch):
 
 def test_a_part_of_the_detections():
     scores = np.array([0.9, 0.5, 0.1], np.float32)
-    found = Detections(np.arange(12, dtype=np.float32).reshape(3, 4), scores, np.array([5, 6, 7]))
+    found = ArrayDetections(
+        np.arange(12, dtype=np.float32).reshape(3, 4), scores, np.array([5, 6, 7])
+    )
     assert len(found) == 3
     assert found[found.scores > 0.4].labels.tolist() == [5, 6]
     assert found[:1].boxes.tolist() == [[0, 1, 2, 3]]
@@ -119,9 +121,7 @@ def test_other_files_are_refused(tmp_path):
 def test_wrong_metadata_are_refused(tmp_path, key, text):
     path = write_model(tmp_path / "model.onnx", INFO.to_metadata() | {key: text})
     message = refused(path)
-    assert (
-        message == f"{path} is not a file of tools/export.py: its metadata say {text!r} for {key}"
-    )
+    assert message == f"{path} is not a file of tools/export.py: {key} in its metadata is {text!r}"
 
 
 def test_a_provider_that_is_not_there_is_refused(model):

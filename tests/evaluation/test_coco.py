@@ -1,4 +1,4 @@
-"""COCO AP against pycocotools, and the files and tables that it goes to."""
+"""COCO AP compared with pycocotools, and the files and tables that hold it."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from pycocotools.cocoeval import COCOeval
 from onenet.data.dataset import CocoDetection
 from onenet.data.sources import DatasetSource, find_dataset
 from onenet.evaluation.duplicates import detections_per_object
+from onenet.evaluation.results import to_coco
 from onenet.lightning.build import build_detector
 from onenet.lightning.config import load_cfg
 from onenet.lightning.evaluate import (
@@ -29,11 +30,10 @@ from onenet.lightning.evaluate import (
     detect_all,
     evaluate,
     score,
-    to_coco,
     to_original,
 )
+from onenet.lightning.items import TestItem
 from onenet.lightning.loader import build_test_loader
-from onenet.lightning.samples import TestSample
 from onenet.lightning.test_sets import evaluate_all
 from onenet.structures import Detections
 
@@ -77,7 +77,7 @@ def random_truth(seed: int) -> dict[str, Any]:
 
 
 def random_results(truth: dict[str, Any], seed: int) -> list[dict[str, Any]]:
-    """Jittered truth with doubles and some wrong classes, and noise; more than 100 an image."""
+    """Jittered truth with duplicates, wrong classes and noise; more than 100 results per image."""
     rng = np.random.default_rng(seed)
     results = []
     for a in truth["annotations"]:
@@ -96,7 +96,7 @@ def random_results(truth: dict[str, Any], seed: int) -> list[dict[str, Any]]:
 
 
 def pycocotools_precision(truth: dict[str, Any], results: list[dict[str, Any]]) -> np.ndarray:
-    """Thresholds × recalls × classes × areas, for the best 100 detections of an image."""
+    """Precision, thresholds × recalls × classes × areas, for the best 100 detections per image."""
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = copy.deepcopy(truth)
@@ -153,7 +153,7 @@ def one_of_each() -> dict[str, Any]:
 
 
 def found(truth: dict[str, Any]) -> list[dict[str, Any]]:
-    """Perfect detections of everything but crowds."""
+    """Perfect detections of everything except crowds."""
     return [
         {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 1}
         for a in truth["annotations"]
@@ -215,7 +215,7 @@ def test_more_detections_than_100_count_where_they_are_asked_for(tmp_path):
     data = dataset(tmp_path, truth)
     assert average_precision(data, results, 100)["bbox/AP"] == 0
     assert average_precision(data, results, 300)["bbox/AP"] == pytest.approx(100 / 101)
-    # COCO's own figure looks at 100, however few the model may give.
+    # COCO's own AP considers 100 detections, even if the model gives fewer.
     assert average_precision(data, results[50:], 10)["bbox/AP"] == pytest.approx(100 / 51)
 
 
@@ -242,7 +242,7 @@ def test_results_have_coco_boxes_and_category_ids():
 
 
 def test_detections_go_to_the_originals_pixels_and_are_clipped_to_it():
-    sample = TestSample(torch.zeros(3, 50, 100, dtype=torch.uint8), 1, "a.png", 100, 400)
+    sample = TestItem(torch.zeros(3, 50, 100, dtype=torch.uint8), 1, "a.png", 100, 400)
     detections = Detections(
         torch.tensor([[10.0, 20.0, 30.0, 40.0], [-5.0, 45.0, 120.0, 60.0], [-9.0, 0.0, -1.0, 9.0]]),
         torch.tensor([0.9, 0.8, 0.7]),
@@ -288,7 +288,7 @@ def test_duplicates_are_counted_beside_ap(cfg):
     data = shapes_val(cfg)
     truth = json.loads(data.source.json_file.read_text())
     once = found(truth)
-    # As many count as there are objects: the first twice, and all others but the last.
+    # As many detections count as there are objects: two of the first, none of the last.
     for results, mean in (
         (once, 1),
         ([{**once[0], "score": 2}, *once], len(once) / (len(once) - 1)),
@@ -317,7 +317,7 @@ def test_batches_do_not_change_what_is_found(cfg, tmp_path):
 
 def test_detect_all_restores_the_training_mode_even_if_it_is_left_early(cfg):
     model = build_detector(cfg).train()
-    sample = TestSample(torch.zeros(3, 32, 32, dtype=torch.uint8), 1, "a.png", 32, 32)
+    sample = TestItem(torch.zeros(3, 32, 32, dtype=torch.uint8), 1, "a.png", 32, 32)
     detections = detect_all(model, [[sample], [sample]])
     next(detections)
     assert not model.training

@@ -1,4 +1,4 @@
-"""CrowdHuman's metrics: the original's numbers, and cases counted by hand."""
+"""CrowdHuman's metrics compared with the official code's numbers and with cases counted by hand."""
 
 from __future__ import annotations
 
@@ -69,10 +69,10 @@ OFF_A = [0, 0, 10, 8]  # IoU 0.8 with A
         # The largest IoU first, then what is left.
         ([A, A, A], [OFF_A, A], [], [TRUE, TRUE, FALSE]),
         ([A, OFF_A], [OFF_A, A], [], [TRUE, TRUE]),
-        # A region holds any number of detections, of whatever size.
+        # A region holds any number of detections of any size.
         ([[1, 1, 3, 3], [5, 5, 7, 7], B], [], [A], [IGNORED, IGNORED, FALSE]),
         ([[0, 0, 10, 20]], [], [A], [FALSE]),  # half of it is not enough
-        # Objects go before regions, and a second detection of an object lies in one.
+        # Objects come before regions; the second detection of an object lies in a region.
         ([A, A], [A], [A], [TRUE, IGNORED]),
         ([A], [], [], [FALSE]),
         ([], [A], [B], []),
@@ -86,7 +86,7 @@ def test_match(detections, objects, regions, expected):
 
 def test_metrics_by_hand():
     metrics = summarize(np.array([True, False, True]), objects=4, images=2)
-    # Recall 1/4, 1/4, 1/2; precision 1, 1/2, 2/3; false positives an image 0, 1/2, 1/2.
+    # Recall 1/4, 1/4, 1/2; precision 1, 1/2, 2/3; false positives per image 0, 1/2, 1/2.
     assert metrics.ap == pytest.approx(1 / 4 * (1 / 2 + 2 / 3) / 2)
     # Seven of the nine points have 1/2 or less; the others take the last miss rate.
     assert metrics.mmr == pytest.approx((3 / 4) ** (7 / 9) * (1 / 2) ** (2 / 9))
@@ -133,7 +133,7 @@ def test_crowds_are_neither_missed_nor_punished():
 
 @pytest.mark.parametrize(("images", "mmr"), [(2, (1 / 2) ** (2 / 9)), (200, 1 / 2)])
 def test_a_false_alarm_in_an_empty_image(images, mmr):
-    """Half a false positive an image, or 1/200, comes before the hit of one of two objects."""
+    """1/2 or 1/200 false positives per image come before the hit of one of two objects."""
     annotations = [{"bbox": [0, 0, 20, 40]}, {"bbox": [50, 0, 20, 40]}]
     results = [found([0, 0, 20, 40], 0.5), found([0, 0, 20, 40], 0.9, image=1)]
     metrics = evaluate_crowdhuman(truth(annotations, images), results)

@@ -1,4 +1,4 @@
-"""Which detections repeat others, against numbers worked out by hand."""
+"""Which detections are duplicates, compared with cases worked out by hand."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def box(x, y, width=10.0, height=10.0):
 
 
 def objects(found, truth, **options):
-    """Of (label, box) pairs; the object's number for each detection."""
+    """The object of each detection; both are given as (label, box) pairs."""
 
     def arrays(pairs):
         boxes = torch.tensor([b for _, b in pairs]).reshape(-1, 4)
@@ -39,7 +39,7 @@ def test_a_detection_is_of_the_object_that_it_overlaps_most():
 def test_a_detection_of_another_class_or_of_little_overlap_is_of_no_object():
     truth = [(0, box(0, 0)), (1, box(2, 0))]
     assert objects([(2, box(0, 0)), (1, box(0, 0)), (0, box(0, 0))], truth) == [-1, 1, 0]
-    # Exactly one half, a hair less, and another threshold.
+    # An IoU of exactly 1/2, slightly less, and another threshold.
     assert objects([(0, box(0, 0, 5)), (0, box(0, 0, 4.99))], truth) == [0, -1]
     assert objects([(0, box(0, 0, 5))], truth, min_iou=0.6) == [-1]
 
@@ -48,7 +48,7 @@ def test_no_detections_no_objects_and_boxes_without_area():
     assert objects([], [(0, box(0, 0))]) == []
     assert objects([(0, box(0, 0))], []) == [-1]
     assert objects([], []) == []
-    # A point on a point has no IoU, and does not hide the object beside it.
+    # Two equal points have no IoU, which must not hide the object beside them.
     truth = [(0, box(5, 5, 0, 0)), (0, box(0, 0))]
     assert objects([(0, box(5, 5, 0, 0)), (0, box(0, 0))], truth) == [-1, 1]
 
@@ -81,7 +81,7 @@ def truth():
 def test_detections_per_object_over_a_data_set():
     three_of_two = [result(1, 7, 0, 1, 0.5), result(1, 7, 1, 0, 0.4), result(1, 9, 50, 1, 0.9)]
     assert detections_per_object(truth(), three_of_two) == pytest.approx(3 / 2)
-    # A fourth counts, too, here for an object of another image; and what is not as good no more.
+    # The fourth best counts, here for an object of another image; worse ones do not.
     fourth = result(3, 7, 2, 0, 0.3)
     assert detections_per_object(truth(), [*three_of_two, fourth]) == pytest.approx(4 / 3)
     worse = [result(1, 7, 0, 0, 0.29), result(2, 7, 0, 0, 0.1), result(2, 7, 0, 0, 0.1)]
@@ -113,4 +113,4 @@ def test_without_a_found_object_there_is_no_number():
 
 def test_the_line_of_the_log():
     assert duplicates_line(4 / 3) == "duplicates: 1.33 detections per matched object"
-    assert duplicates_line(math.nan) == "duplicates: no object is found"
+    assert duplicates_line(math.nan) == "duplicates: no object was found"

@@ -41,7 +41,7 @@ class BrightPart:
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch):
     monkeypatch.setattr(predictor, "build_predictor", lambda *both: BrightPart(both))
-    monkeypatch.setattr(demo, "choose_engine", lambda name: ("onenet.lightning", name))
+    monkeypatch.setattr(demo, "announce_engine", lambda name: "onenet.lightning")
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
 

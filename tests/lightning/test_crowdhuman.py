@@ -61,9 +61,9 @@ def test_boxes_beyond_the_image_are_kept_until_training_clips_them(tmp_path):
     boxes = data.record(0).boxes
     assert boxes[:, 0].min() == -6 and boxes[:, 2].max() == 102
     cfg = load_cfg(CONFIGS / "onenet.fcos.res50.crowdhuman.yaml", [*SMALL, "SEED", "1"])
-    sample = next(iter(build_train_loader(cfg)))[0]
-    clipped = sample.targets.boxes
-    assert sample.image.shape[1:] == SIZE[::-1]  # the resize leaves this size as it is
+    item = next(iter(build_train_loader(cfg)))[0]
+    clipped = item.targets.boxes
+    assert item.image.shape[1:] == SIZE[::-1]  # the resize leaves this size as it is
     assert clipped[:, 0].min() == 0 and clipped[:, 2].max() <= SIZE[0]
     # Of seven people one is to be ignored; those cut off by the image are narrower now.
     assert sorted((clipped[:, 2] - clipped[:, 0]).tolist()) == [6, 6, 12, 12, 12, 12]

@@ -135,7 +135,7 @@ def test_a_signal_during_evaluation_saves_what_is_not_saved_yet(
     shapes, tmp_path, monkeypatch, capsys
 ):
     config = write_config(tmp_path, shapes, **{**QUICK, "TEST__EVAL_PERIOD": 3})
-    monkeypatch.setattr("onenet.lightning.trainer.evaluate_all", lambda *_: send(signal.SIGTERM))
+    monkeypatch.setattr("onenet.lightning.hooks.evaluate_all", lambda *_: send(signal.SIGTERM))
     with pytest.raises(SystemExit) as stop:
         train(config)
     assert stop.value.code == 143
@@ -249,7 +249,7 @@ def test_a_small_disk_and_a_read_only_folder(shapes, tmp_path):
     assert full["status"] == 1 and full["files"] == ["model_0000000.pth", "model_0000001.pth"]
     assert full["err"].endswith(f"--resume goes on from {disk}/full/model_0000001.pth\n")
     assert full["out"].count("No space left on device. It takes 9") == 2
-    assert "more than are free; make room. Older checkpoints are as they were" in full["out"]
+    assert "more than are free; make room. Older checkpoints are unchanged" in full["out"]
     assert resumed["status"] == 0 and resumed["files"] == ["model_0000003.pth", "model_final.pth"]
     assert read_only["status"] == 1 and read_only["files"] == ["model_0000000.pth"]
     assert read_only["out"].count("could not be written: Read-only file system") == 1

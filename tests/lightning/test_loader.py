@@ -1,4 +1,4 @@
-"""Loaded samples: what they hold, and that nothing but seed and position decides it."""
+"""Loaded items: what they hold, and that nothing but seed and position decides it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from onenet.data.dataset import CocoDetection
 from onenet.data.sources import DatasetSource
 from onenet.data.transforms import TrainTransform
 from onenet.errors import DatasetError
+from onenet.lightning.items import TestItem, TrainItem
 from onenet.lightning.loader import TrainDataset, build_test_loader, build_train_loader
-from onenet.lightning.samples import TestSample, TrainSample
 
 
 def make_dataset(folder: Path, count: int = 6, name: str = "data") -> str:
@@ -84,11 +84,11 @@ def load(entry: str) -> CocoDetection:
     return CocoDetection(DatasetSource("mine", Path(f"{json_file}.json"), Path(image_root)))
 
 
-def take(count: int, cfg: CfgNode, **kwargs) -> list[list[TrainSample]]:
+def take(count: int, cfg: CfgNode, **kwargs) -> list[list[TrainItem]]:
     return list(islice(build_train_loader(cfg, **kwargs), count))
 
 
-def assert_equal(first: list[TrainSample], second: list[TrainSample]) -> None:
+def assert_equal(first: list[TrainItem], second: list[TrainItem]) -> None:
     for a, b in zip(first, second, strict=True):
         assert (a.image_id, a.file_name) == (b.image_id, b.file_name)
         assert torch.equal(a.image, b.image)
@@ -97,33 +97,33 @@ def assert_equal(first: list[TrainSample], second: list[TrainSample]) -> None:
         assert a.targets.image_size == b.targets.image_size
 
 
-def test_samples_are_what_they_say(tmp_path):
+def test_items_are_what_they_say(tmp_path):
     entry = make_dataset(tmp_path)
-    for sample in sum(take(5, config(entry)), []):
-        assert sample.image.dtype == torch.uint8 and sample.image.shape[0] == 3
-        assert sample.image.is_contiguous()
-        assert sample.targets.image_size == tuple(sample.image.shape[1:])
-        assert sample.targets.boxes.dtype == torch.float32
-        assert sample.targets.labels.dtype == torch.int64
-        assert len(sample.targets) <= sample.image_id - 1
-        assert sample.file_name == str(tmp_path / "data" / f"{sample.image_id}.png")
+    for item in sum(take(5, config(entry)), []):
+        assert item.image.dtype == torch.uint8 and item.image.shape[0] == 3
+        assert item.image.is_contiguous()
+        assert item.targets.image_size == tuple(item.image.shape[1:])
+        assert item.targets.boxes.dtype == torch.float32
+        assert item.targets.labels.dtype == torch.int64
+        assert len(item.targets) <= item.image_id - 1
+        assert item.file_name == str(tmp_path / "data" / f"{item.image_id}.png")
 
 
-def test_workers_do_not_change_the_samples(tmp_path):
+def test_workers_do_not_change_the_items(tmp_path):
     entry = make_dataset(tmp_path)
     alone = take(5, config(entry))
     for ours, theirs in zip(alone, take(5, config(entry, workers=2)), strict=True):
         assert_equal(ours, theirs)
 
 
-def test_resumed_samples_are_those_of_an_uninterrupted_run(tmp_path):
+def test_resumed_items_are_those_of_an_uninterrupted_run(tmp_path):
     entry = make_dataset(tmp_path)
     whole = take(7, config(entry))
     for ours, theirs in zip(whole[3:], take(4, config(entry), start_iteration=3), strict=True):
         assert_equal(ours, theirs)
 
 
-def test_processes_load_the_samples_of_a_single_one(tmp_path):
+def test_processes_load_the_items_of_a_single_one(tmp_path):
     entry = make_dataset(tmp_path)
     shares = [take(4, config(entry), rank=rank, world_size=2) for rank in range(2)]
     for whole, even, odd in zip(take(4, config(entry)), *shares, strict=True):
@@ -206,9 +206,9 @@ def test_image_of_another_size_than_the_json_says_is_an_error(tmp_path):
         assert "2.png' is 24 x 32" in text and "data.json says 32 x 24 for image id 2" in text
 
 
-def test_sample_survives_pickling(tmp_path):
-    (sample, *_), *_ = take(1, config(make_dataset(tmp_path)))
-    assert_equal([sample], [pickle.loads(pickle.dumps(sample))])
+def test_an_item_survives_pickling(tmp_path):
+    (item, *_), *_ = take(1, config(make_dataset(tmp_path)))
+    assert_equal([item], [pickle.loads(pickle.dumps(item))])
 
 
 @pytest.mark.parametrize("workers, world_size", [(0, 1), (0, 4), (0, 7), (2, 4)])
@@ -216,11 +216,11 @@ def test_test_loaders_cover_every_image_once(tmp_path, workers, world_size):
     data = load(make_dataset(tmp_path))
     shares = [
         [
-            sample
+            item
             for batch in build_test_loader(
                 config(workers=workers), data, rank=rank, world_size=world_size
             )
-            for sample in batch
+            for item in batch
         ]
         for rank in range(world_size)
     ]
@@ -238,7 +238,7 @@ def test_images_of_one_padded_shape_come_together(tmp_path, workers, world_size)
     cfg = config(workers=workers)
     cfg.INPUT.MIN_SIZE_TEST, cfg.TEST.IMS_PER_BATCH = 30, 2
     batches = [
-        [sample.image_id for sample in batch]
+        [item.image_id for item in batch]
         for rank in range(world_size)
         for batch in build_test_loader(cfg, data, rank=rank, world_size=world_size)
     ]
@@ -251,13 +251,13 @@ def test_images_of_one_padded_shape_come_together(tmp_path, workers, world_size)
     )
 
 
-def test_test_samples_are_resized_and_know_the_original(tmp_path):
+def test_test_items_are_resized_and_know_the_original(tmp_path):
     data = load(make_dataset(tmp_path))
     loader = build_test_loader(config(), data)
     batches = list(loader)
     assert len(loader) == 6 and all(len(batch) == 1 for batch in batches)
     third = batches[2][0]
-    assert isinstance(third, TestSample) and (third.height, third.width) == (32, 20)
+    assert isinstance(third, TestItem) and (third.height, third.width) == (32, 20)
     assert third.image.shape == (3, 19, 12) and third.image.dtype == torch.uint8  # 32 * 12 / 20
     assert third.file_name == str(tmp_path / "data" / "3.png")
     assert [b[0].image_id for b in loader] == [1, 2, 3, 4, 5, 6]  # a second pass too

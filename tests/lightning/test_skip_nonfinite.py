@@ -15,8 +15,8 @@ from helpers.runs import load, metrics, train, write_config
 
 from onenet.assignment.criterion import Criterion
 from onenet.errors import NonFiniteError
-from onenet.lightning.trainer import Trainer
 from onenet.training.history import History
+from onenet.training.hooks import Average
 
 CHANGES = {
     "SOLVER__OPTIMIZER": "ADAMW",
@@ -47,20 +47,20 @@ def checksums(value: Any) -> Any:
 
 def states(monkeypatch) -> list[dict[str, Any]]:
     """What every step of a training leaves behind, in the order of the steps."""
-    found, step = [], Trainer.step
+    found, average = [], Average.after_step
 
-    def noted(self, batch):
-        result = step(self, batch)
+    def noted(self):
+        average(self)
+        trainer = self.trainer
         parts = {
-            "model": self.model.state_dict(),
-            "average": self.ema.model.state_dict(),
-            "optimizer": self.optimizer.state_dict()["state"],
-            "schedule": self.scheduler.state_dict()["last_epoch"],
+            "model": trainer.model.state_dict(),
+            "average": trainer.ema.model.state_dict(),
+            "optimizer": trainer.optimizer.state_dict()["state"],
+            "schedule": trainer.scheduler.state_dict()["last_epoch"],
         }
         found.append(checksums(parts))
-        return result
 
-    monkeypatch.setattr(Trainer, "step", noted)
+    monkeypatch.setattr(Average, "after_step", noted)
     return found
 
 

@@ -181,10 +181,13 @@ def test_resuming_a_finished_run_does_no_harm_and_evaluates(finished, tmp_path):
     assert (run / kept).stat().st_mtime == (folder / "run" / kept).stat().st_mtime
 
 
-def test_resume_in_an_empty_folder_starts_anew(finished, tmp_path):
+def test_resume_in_an_empty_folder_starts_a_run(finished, tmp_path):
     config = finished[0] / "tiny.yaml"
     train(config, "--resume", "OUTPUT_DIR", tmp_path, "SOLVER.MAX_ITER", 3, "DATASETS.TEST", "()")
-    assert "holds no checkpoint: starting anew" in (tmp_path / "log.txt").read_text()
+    assert (
+        "holds no checkpoint: starting from the first iteration"
+        in (tmp_path / "log.txt").read_text()
+    )
     first = "model_0000001.pth"
     assert_same(load(tmp_path / first)["model"], load(finished[0] / "run" / first)["model"])
 
@@ -256,4 +259,4 @@ def test_fine_tuning_for_other_classes_keeps_all_but_the_class_layer(finished, s
     assert other_shape == {"head.cls_score.weight", "head.cls_score.bias"}
     kept = "backbone.res2.0.conv1.weight"
     assert torch.equal(old[kept], new["model"][kept])
-    assert "the class layer starts anew" in (tmp_path / "run" / "log.txt").read_text()
+    assert "the class layer keeps its initialisation" in (tmp_path / "run" / "log.txt").read_text()

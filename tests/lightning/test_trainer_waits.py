@@ -16,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from onenet.assignment.criterion import Criterion
 from onenet.errors import NonFiniteError
 from onenet.lightning.trainer import Trainer
+from onenet.training.dump import Dump
 from onenet.training.history import History
-from onenet.training.replay import Dump
+from onenet.training.hooks import Average
 
 
 def test_values_are_read_once_in_their_order():
@@ -65,14 +66,19 @@ class Waits(TorchDispatchMode):
 
 
 def steps_under(monkeypatch, context: Any) -> None:
-    """Have every step of a training run in a context."""
-    step = Trainer.step
+    """Have every step of a training run in a context, and what averages the weights after it."""
+    step, average = Trainer.step, Average.after_step
 
     def watched(self, batch):
         with context:
             return step(self, batch)
 
+    def watched_average(self):
+        with context:
+            average(self)
+
     monkeypatch.setattr(Trainer, "step", watched)
+    monkeypatch.setattr(Average, "after_step", watched_average)
 
 
 FAST = {
@@ -162,10 +168,10 @@ def test_what_goes_wrong_between_two_looks_is_told_before_anything_is_saved(
     assert (dump.iteration, dump.seed, dump.precision) == (3, 11, "float32")
     assert told in dump.what and dump.torch == str(torch.__version__)
     assert_same(dump.model, state)
-    assert dump.files == [sample.file_name for sample in batch]
+    assert dump.files == [item.file_name for item in batch]
     for name in ("boxes", "labels"):
-        assert_same(getattr(dump, name), [getattr(sample.targets, name) for sample in batch])
-    assert_same(dump.images, [sample.image for sample in batch])
+        assert_same(getattr(dump, name), [getattr(item.targets, name) for item in batch])
+    assert_same(dump.images, [item.image for item in batch])
 
 
 def test_statistics_that_are_not_finite_are_not_saved(shapes, tmp_path, monkeypatch, capsys):

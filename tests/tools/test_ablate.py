@@ -1,4 +1,4 @@
-"""tools/ablate.py: what a spec may say, and the grid that comes of it."""
+"""tools/ablate.py: what a spec may contain, and the grid it gives."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ WRONG = [
     ({"axes": {"a": {}}}, "axes.a is {}; expected labels with overrides"),
     ({"axes": {"a": {"x": 3}}}, "axes.a.x is 3; expected overrides"),
     ({"axes": {"a": {"x": {"MODEL": {"MASK_ON": 1}}}}}, "axes.a.x.MODEL is {'MASK_ON': 1}"),
-    ({"axes": {"a": {"x_y": OFF, "x-y": {}}}}, "expected labels whose letters and digits differ"),
-    ({"axes": {"a": {"x": {"SEED": 1}}}}, "axes.a.x sets SEED, which is set here: --seeds"),
-    ({"axes": {"a": {"x": OFF}, "b": {"y": OFF}}}, "is set by the axes a and b"),
+    ({"axes": {"a": {"x_y": OFF, "x-y": {}}}}, "expected labels that differ in letters or digits"),
+    ({"axes": {"a": {"x": {"SEED": 1}}}}, "axes.a.x sets SEED, which the program sets itself: --s"),
+    ({"axes": {"a": {"x": OFF}, "b": {"y": OFF}}}, "the axes a and b both set"),
     ({"axes": {"a": {"x": {"scale": {"SOLVER.MAX_ITER": 0}}}}}, "expected a number above 0"),
     ({"evaluate": {"e": {"x": {"SOLVER.BASE_LR": 1.0}}}}, "evaluate.e sets SOLVER.BASE_LR"),
     ({"evaluate": {"class cost": {"x": {}}}}, "class cost is in axes and in evaluate"),
@@ -56,7 +56,7 @@ def test_what_a_spec_must_not_say(tmp_path, changes, told):
 def test_labels_that_yaml_takes_for_truth_values(tmp_path):
     path = tmp_path / "s.yaml"
     path.write_text("config: a.yaml\naxes: {cost: {off: {}, on: {}}}\n")
-    with pytest.raises(ConfigError, match="YAML reads as False; write it in quotes"):
+    with pytest.raises(ConfigError, match="YAML reads as False; write labels such as .* in quotes"):
         script.read_spec(path)
 
 
@@ -64,7 +64,7 @@ REFUSED = [
     ({"axes": {"a": {"x": {"MODEL.OneNet.CLAS_COST": 1}}}}, "nearest known key is MODEL.OneNet.CL"),
     ({"axes": {"a": {"x": {"MODEL.OneNet.MATCHER": "max"}}}}, "MODEL.OneNet.MATCHER"),
     ({"axes": {"a": {"x": {"SOLVER.MAX_ITER": "many"}}}}, "expected a whole number"),
-    ({"axes": {"a": {"x": {"scale": {"SOLVER.OPTIMIZER": 2}}}}}, "expected a key of numbers"),
+    ({"axes": {"a": {"x": {"scale": {"SOLVER.OPTIMIZER": 2}}}}}, "a key whose value is a number"),
     ({"evaluate": {"e": {"x": {"MODEL.OneNet.INFERENCE_HEADS": 9}}}}, "INFERENCE_HEADS"),
 ]
 
@@ -93,13 +93,13 @@ def plan(shapes, tmp_path, *flags, **changes):
 
 
 def values(training, *keys):
-    """Of the config that a training has."""
+    """Values of keys in the config of a training."""
     cfg = dict(flat(load_cfg(training.folder.parents[3] / "tiny.yaml", training.opts)))
     return [cfg[key] for key in keys]
 
 
 def test_a_grid_of_parts(shapes, tmp_path):
-    """2 × 2 points of which three are asked for, one of them in two parts."""
+    """A spec with three of 2 × 2 points, one of them in two parts."""
     axes = {
         "cost": {"off": {"MODEL.OneNet.CLASS_COST": 0}, "on": {"MODEL.OneNet.CLASS_COST": 3}},
         "rate": {"low": {"SOLVER.BASE_LR": "1e-4"}, "high": {}},
@@ -163,7 +163,7 @@ def test_a_dry_run_lists_the_trainings(shapes, tmp_path, capsys):
 
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
 def test_the_shipped_specs(shapes, tmp_path, path):
-    """On another data set, with a small budget and a small config."""
+    """The shipped specs work on another data set with a small budget and a small config."""
     sets = [f"{shapes}/annotations/instances_{s}.json:{shapes}/{s}" for s in ("train", "val")]
     small = str(ROOT / "projects" / "OneNet" / "configs" / "onenet.res18.nodcn.yaml")
     words = [str(path), "--dataset", *sets, "--output", str(tmp_path), "--engine", "lightning"]

@@ -1,4 +1,4 @@
-"""tools/ablate.py: runs that are done once, fail, are interrupted and share a machine."""
+"""tools/ablate.py: runs are done once, may fail or be interrupted, and share a machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from _shared.training_runs import CONSOLE, Children, RunError  # isort: skip
 
 
 def play(monkeypatch, process=None):
-    """Runs are :class:`Played`, which is returned."""
+    """Replaces runs by :class:`Played`, and returns it."""
     played = Played(process)
     monkeypatch.setattr(Children, "call", lambda _, *words, **more: played(*words, **more))
     return played
@@ -51,7 +51,7 @@ def test_a_grid_is_trained_evaluated_and_tabled_once(shapes, tmp_path, monkeypat
     assert "0 of 2 ended; running: off, seed 1" in told and "| off " in told
 
     write_spec(tmp_path)
-    # Killed after a training, before its result was known: that alone goes on.
+    # Killed after a training, before its result was stored: only that training runs again.
     (study / "on" / "seed1" / "result.json").unlink()
     script.main(words)
     assert played.folders[4:] == [study / "on" / "seed1"]
@@ -82,7 +82,8 @@ def test_a_row_that_fails_does_not_end_the_others(shapes, tmp_path, monkeypatch,
     with pytest.raises(SystemExit) as stop:
         script.main(words)
     assert stop.value.code == 1
-    assert capsys.readouterr().err.splitlines()[-1].endswith("tries again: off, seed 4")
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith("failed: off, seed 4. The same command tries them again")
     assert [(line["state"], line["AP"] != "") for line in lines(tmp_path)] == [
         ("failed", False),
         ("done", True),
@@ -103,7 +104,7 @@ def test_after_an_interruption_the_tables_hold_what_is_done(shapes, tmp_path, ca
     monkeypatch.setattr(Children, "call", call)
     with pytest.raises(SystemExit) as stop:
         script.main(command(shapes, tmp_path))
-    assert stop.value.code == 130 and "the same command goes on" in capsys.readouterr().err
+    assert stop.value.code == 130 and "the same command continues" in capsys.readouterr().err
     assert [line["state"] for line in lines(tmp_path)] == ["done", ""]
 
 
@@ -120,7 +121,7 @@ def test_detectron2_trains_and_evaluates_alike(shapes, tmp_path, monkeypatch):
     assert "Detectron2" in (played.folders[0] / "log.txt").read_text()
     script.main(words)
     assert len(played.folders) == 4
-    with pytest.raises(SystemExit):  # a run of the other engine is no run of this one
+    with pytest.raises(SystemExit):  # runs of the other engine do not count
         script.main(command(shapes, tmp_path))
 
 
@@ -157,12 +158,12 @@ def test_an_interrupted_program_can_save_and_is_waited_for(tmp_path):
     thread = threading.Thread(target=call)
     thread.start()
     wait_for(tmp_path / "a" / CONSOLE, "begins")
-    with pytest.raises(RunError, match="a run works there already"):
+    with pytest.raises(RunError, match="a run is still working there"):
         Children().call([sys.executable, "-c", ""], folder=tmp_path / "a")
     children.end()
     thread.join()
     assert codes == [143] and (tmp_path / "a" / CONSOLE).read_text() == "begins\nsaved\n"
-    with pytest.raises(KeyboardInterrupt):  # none starts any more
+    with pytest.raises(KeyboardInterrupt):  # no more programs start
         children.call([sys.executable, "-c", ""], folder=tmp_path / "b")
 
 
@@ -187,7 +188,7 @@ def test_a_program_that_is_alone_has_its_exit_code_and_environment(tmp_path):
 
 
 def test_so_many_jobs_run_at_a_time():
-    """Two of three meet at a barrier, the third comes when one has ended."""
+    """Two of three trainings meet at a barrier; the third starts when one has ended."""
     together, seen, errors = threading.Barrier(2, timeout=30), [], []
     third = threading.Event()
 
@@ -217,7 +218,7 @@ def test_machines_are_shared(monkeypatch):
 
 
 def test_the_rest_takes_as_long_for_an_iteration(monkeypatch):
-    """30 s for 10 iterations; of 20 and 5 left, 12 s have passed of one: (75 - 12) / 2 jobs."""
+    """30 s for 10 iterations; 20 and 5 are left, one has run for 12 s: (75 - 12) / 2 jobs."""
     now = [100.0]
     monkeypatch.setattr(runs.time, "monotonic", lambda: now[0])
     trainings = [SimpleNamespace(name=n, iterations=i) for n, i in (("a", 10), ("b", 20), ("c", 5))]

@@ -18,7 +18,7 @@ def metrics(ap, ap50=50.0, duplicates=1.0):
 
 
 def rows():
-    """Three seeds done; one done, one failed, one on its way; nothing yet."""
+    """Rows with all three seeds done; with one done, one failed, one running; with no result."""
     pairs = ((20.0, 29.0), (22.0, 31.0), (27.0, 33.0))
     done = {
         seed: Result(metrics(a, duplicates=seed), metrics(b))

@@ -1,4 +1,4 @@
-"""The benchmark: in which order it times what, what it prints and leaves."""
+"""benchmark.py: the order in which it times candidates, what it prints and what it writes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import cv2
 import pytest
 import torch
 from helpers.runs import unchanged_process, write_config
+
+from onenet.errors import OneNetError
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("tools")
@@ -21,10 +23,10 @@ def test_candidates_run_in_turn_and_warm_up_apart_without_garbage_collection():
     candidates = {
         name: lambda watch, name=name: order.append((name, gc.isenabled())) for name in "abc"
     }
-    samples = alternate(candidates, repeats=3, warmup=2, device=CPU)
+    timings = alternate(candidates, repeats=3, warmup=2, device=CPU)
     assert "".join(name for name, _ in order) == "aabbcc" + "abc" * 3
     assert not any(enabled for _, enabled in order[6:]) and gc.isenabled()
-    assert {name: len(of["total"]) for name, of in samples.items()} == dict.fromkeys("abc", 3)
+    assert {name: len(of["total"]) for name, of in timings.items()} == dict.fromkeys("abc", 3)
 
 
 def test_the_collector_is_on_again_after_an_error():
@@ -36,7 +38,7 @@ def test_the_collector_is_on_again_after_an_error():
 
 
 def test_stages_end_where_modules_begin_and_end_and_add_up(monkeypatch):
-    from benchmarks import timing
+    from _shared import timing
 
     clock = iter([0.0, 1.0, 3.0, 7.0, 8.0, 15.0])
     monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
@@ -52,8 +54,8 @@ def test_stages_end_where_modules_begin_and_end_and_add_up(monkeypatch):
 def test_medians_and_factors():
     from _shared.timing import Comparison
 
-    samples = {"slow": {"load": [1.0], "total": [9.0, 1.0, 8.0]}, "fast": {"total": [2.0, 6.0]}}
-    comparison = Comparison(title="", samples=samples, baseline="slow")
+    timings = {"slow": {"load": [1.0], "total": [9.0, 1.0, 8.0]}, "fast": {"total": [2.0, 6.0]}}
+    comparison = Comparison(title="", timings=timings, baseline="slow")
     assert (comparison.seconds("slow"), comparison.seconds("fast")) == (8.0, 4.0)
     assert comparison.speedup("fast") == 2.0 and comparison.stages == ["load"]
 
@@ -65,7 +67,7 @@ def test_table_shows_stages_factors_and_facts():
     text = table(
         Comparison(
             title="a title",
-            samples={"a": {"load": [0.5], "total": [2.0]}, "b": {"total": [0.016]}},
+            timings={"a": {"load": [0.5], "total": [2.0]}, "b": {"total": [0.016]}},
             baseline="a",
             images=4,
             facts={"b": {"AP": "31.0"}},
@@ -82,7 +84,7 @@ def test_table_shows_stages_factors_and_facts():
 
 
 class Event:
-    """Of a CUDA stream on which every event is recorded a second after the one before."""
+    """An event on a CUDA stream where each event comes one second after the one before."""
 
     count = 0
 
@@ -122,7 +124,7 @@ def test_slope_is_the_exponent_of_a_power_law():
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory, shapes, tools):
-    """What a run of the parts leaves, and what it prints, on a tiny detector."""
+    """The output folder of a run of the parts on a tiny detector."""
     import benchmark
     from benchmarks import criterion, growth
 
@@ -133,7 +135,7 @@ def output(tmp_path_factory, shapes, tools):
     words += ["--dataset", f"{shapes}/annotations/instances_train.json:{shapes}/train"]
     with unchanged_process(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.backends.cudnn, "benchmark", False)
-        for part in (criterion, growth):  # measured in a process of its own; tested above
+        for part in (criterion, growth):  # measures in a separate process; tested on its own
             patch.setattr(
                 part, "peaks_mib", lambda _, works, device: [8.0 / 4**i for i in range(len(works))]
             )
@@ -156,7 +158,7 @@ def test_every_part_leaves_samples_tables_and_a_chart(output):
     for part, comparisons in parts.items():
         assert cv2.imread(str(output / f"{part}.png")) is not None
         for one in comparisons:
-            for name, stages in one["samples"].items():
+            for name, stages in one["timings"].items():
                 assert len(stages["total"]) == 2 and min(stages["total"]) > 0
                 assert one["medians"][name].keys() == stages.keys()
     titles = [one["title"] for comparisons in parts.values() for one in comparisons]
@@ -181,13 +183,13 @@ def test_the_machine_is_described(output):
 def test_stages_of_inference_and_training(output):
     parts = json.loads((output / "benchmark.json").read_text())["parts"]
     for one in parts["inference"]:
-        assert list(one["samples"]) == ["eager", "fused", "bf16"]
-        for stages in one["samples"].values():
+        assert list(one["timings"]) == ["eager", "fused", "bf16"]
+        for stages in one["timings"].values():
             assert list(stages) == ["preprocess", "backbone", "head", "post-process", "total"]
             ends = zip(*(stages[name] for name in stages if name != "total"), strict=True)
             assert [sum(of) for of in ends] == pytest.approx(stages["total"], rel=0.05, abs=1e-3)
     assert [one["images"] for one in parts["inference"]] == [1, 2]
-    for stages in parts["training"][0]["samples"].values():
+    for stages in parts["training"][0]["timings"].values():
         expected = ["forward", "matching", "losses", "backward", "optimiser", "total"]
         assert list(stages) == expected
 
@@ -203,7 +205,7 @@ def test_settings_that_cannot_be_are_left_out_by_name(monkeypatch, capsys):
     assert len(lines) == 3
     assert "left out compiled, which needs a C++ compiler" in lines[0]
     assert "left out onnx, which needs onnx: pip install 'onenet[export]'" in lines[2]
-    with pytest.raises(benchmark.UserError, match="--settings compiled needs a C\\+\\+ compiler"):
+    with pytest.raises(OneNetError, match="--settings compiled needs a C\\+\\+ compiler"):
         benchmark.choose_settings(["eager", "compiled"], CPU, quick=False)
 
 
@@ -213,7 +215,7 @@ def test_settings_that_cannot_be_are_left_out_by_name(monkeypatch, capsys):
         (["--size", "100x64"], "multiples of 32"),
         (["--size", "64"], "HEIGHTxWIDTH"),
         (["--device", "tpu"], "must be cpu, cuda or cuda:N, got 'tpu'"),
-        (["--repeats", "0"], "1 or more"),
+        (["--repeats", "0"], "at least 1"),
         (["--parts", "coffee"], "coffee"),
         (["--configs", "nowhere.yaml", "--parts", "inference"], "nowhere.yaml"),
     ],

@@ -1,4 +1,4 @@
-"""What the benchmark measures OneNet against computes the same, or what it is said to."""
+"""The benchmark's references compute the same as OneNet, or what they claim to compute."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_the_other_post_processes_find_the_same(k):
         for boxes, scores, labels in others:
             torch.testing.assert_close(scores, ours.scores)
             different = (labels != ours.labels) | (boxes != ours.boxes).any(dim=1)
-            # Only where sigmoid has made ties of near neighbours.
+            # Only where sigmoid turns scores that are close into ties.
             assert (scores[different].diff().abs() < 1e-6).all() and different.float().mean() < 0.1
 
 
@@ -90,7 +90,7 @@ def test_extra_memory_is_that_of_the_work(monkeypatch):
 
 @pytest.mark.parametrize("background", [False, True])
 def test_made_up_scores_have_as_many_candidates_as_they_should(background):
-    from benchmarks.stock import with_background, with_candidates
+    from benchmarks.baseline_detectors import with_background, with_candidates
 
     if background:
         logits = torch.zeros(2, 50, 4)

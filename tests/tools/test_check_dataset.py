@@ -1,4 +1,4 @@
-"""The check of a data set: what it finds, what training makes of it, how it exits."""
+"""tools/check_dataset.py: what it finds, what training does about it, and its exit status."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from helpers.project import load_script
 from helpers.runs import edit_json, write_config
 from PIL import Image
 
-from onenet.data import checks as dataset_checks
+from onenet.data import checks
 from onenet.data.annotations import read_annotations
 from onenet.data.checks import Finding, Verdict, check_objects, check_pixels
 from onenet.data.sources import DatasetSource
@@ -25,7 +25,7 @@ REJECTED, DROPPED, DOUBTFUL, TAKEN = Verdict
 
 
 def content(*boxes: Any, **changes: Any) -> dict[str, Any]:
-    """A file of two images of 40 x 30 px, two classes, and objects of the first of each."""
+    """A file with two images of 40 x 30 px, two classes, and objects of the first of both."""
     images = [
         {"id": i, "file_name": f"{name}.png", "width": 40, "height": 30}
         for i, name in ((4, "a"), (2, "b"))
@@ -48,7 +48,7 @@ def write(folder: Path, data: dict[str, Any]) -> str:
 
 
 def found(data: dict[str, Any]) -> dict[str, tuple[Verdict, int, tuple[str, ...]]]:
-    """By the beginning of their kinds, the findings but for classes and images without objects."""
+    """Findings by the first three words of their kind; those "without an object" are left out."""
     findings = check_objects(data, read_annotations(data))
     return {
         " ".join(f.kind.split()[:3]): (f.verdict, f.count, f.examples)
@@ -79,7 +79,7 @@ def test_boxes_wholly_outside(box):
 @pytest.mark.parametrize("box", [[-1, 1, 5, 5], [36, 1, 5, 5], [1, 1, 5, 29.5]])
 def test_boxes_reaching_beyond(box):
     ((kind, (verdict, count, _)),) = found(content(box, GOOD)).items()
-    assert (kind, verdict, count) == ("boxes reaching beyond", TAKEN, 1)
+    assert (kind, verdict, count) == ("boxes that extend", TAKEN, 1)
 
 
 def test_boxes_on_the_border_are_nothing_to_speak_of():
@@ -89,7 +89,7 @@ def test_boxes_on_the_border_are_nothing_to_speak_of():
 def test_repeated_boxes():
     other = content(GOOD, [2, 2, 5, 5], GOOD, [1, 1, 5, 5.0], GOOD)
     other["annotations"][4]["category_id"] = 3
-    (verdict, count, examples) = found(other)["boxes that repeat"]
+    (verdict, count, examples) = found(other)["boxes with the"]
     assert (verdict, count) == (TAKEN, 2)
     assert [text.split()[1] for text in examples] == ["52", "53"]
 
@@ -116,8 +116,8 @@ def test_crowds_names_and_files():
     data["images"][1]["file_name"] = "a.png"
     assert {kind: entry[:2] for kind, entry in found(data).items()} == {
         "crowd regions, which": (TAKEN, 2),
-        "names that several": (DOUBTFUL, 1),
-        "files that are": (DOUBTFUL, 1),
+        "class names used": (DOUBTFUL, 1),
+        "files listed as": (DOUBTFUL, 1),
     }
 
 
@@ -164,9 +164,9 @@ def die(*_: Any) -> None:
 
 
 def test_a_process_that_dies_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset_checks, "read_image", die)  # which forked processes inherit
+    monkeypatch.setattr(checks, "read_image", die)  # forked processes inherit this
     source = DatasetSource("mine", tmp_path / "d.json", tmp_path)
-    with pytest.raises(DatasetError, match="A process that read images of .* died"):
+    with pytest.raises(DatasetError, match="A process reading images of .* died"):
         list(check_pixels(source, content()["images"], workers=1))
 
 
@@ -183,7 +183,7 @@ def test_a_clean_data_set(shapes, capsys):
     name = f"{shapes}/annotations/instances_train.json:{shapes}/train"
     assert status(name) == 0
     out = capsys.readouterr().out
-    assert out.startswith(name) and out.endswith("Training takes all of it.\n")
+    assert out.startswith(name) and out.endswith("Training takes everything.\n")
 
 
 def test_what_is_left_out_gives_1(tmp_path, capsys):
@@ -197,7 +197,7 @@ def test_what_is_left_out_gives_1(tmp_path, capsys):
         "      annotation 53 of 'a.png', bbox [2, 2, -1, 5]",
         "      …",
     ]
-    assert lines[-1] == "Training goes, but see above."
+    assert lines[-1] == "Training runs, but look at the findings above."
 
 
 def test_all_kinds_of_rejections_are_told_at_once(tmp_path, capsys):
@@ -216,8 +216,8 @@ def test_all_kinds_of_rejections_are_told_at_once(tmp_path, capsys):
     out = capsys.readouterr().out
     for line in (
         "rejected: 1 annotations: unknown category_id",
-        "annotations[1] (id 51): no entry of 'categories' has its category_id, 99",
-        "rejected: 1 annotations: no object",
+        "annotations[1] (id 51): 'category_id' is 99, but no entry of 'categories' has this id",
+        "rejected: 1 annotations: not a JSON object",
         "rejected: 1 images: id used twice",
         "rejected: 1 images that are missing",
         "rejected: 1 images behind a link out of the image folder",

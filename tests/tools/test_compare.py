@@ -1,4 +1,4 @@
-"""tools/compare.py: runs that are done once, what detectors cost, and the tables."""
+"""tools/compare.py: runs are done once; costs of detectors; the tables."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ costs, training_runs = (sys.modules[f"_shared.{n}"] for n in ("detector_costs", 
 
 @pytest.fixture
 def commands(monkeypatch):
-    """train_net.py is played: trained models find everything, other evaluations nothing."""
+    """Replaces train_net.py: trained models find everything, other evaluations nothing."""
     given = []
 
     def play(_, command):
@@ -151,7 +151,7 @@ def test_a_failed_run_is_told_and_not_kept(tmp_path, monkeypatch, tiny):
     assert not (tmp_path / "run" / "result.json").exists()
 
 
-# What detectors do about duplicates.
+# What detectors do against duplicates.
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_configs_of_one_name_are_refused(tmp_path, shapes, capsys):
 
 
 class Detector(nn.Module):
-    """A convolution, or a deformable one, in the place of a detector."""
+    """A convolution, or a deformable one, that stands in for a detector."""
 
     def __init__(self, deformable: bool) -> None:
         super().__init__()
@@ -211,7 +211,7 @@ def test_time_is_split_where_the_last_layer_ends():
     device = torch.device("cpu")
     found = costs.time_all({"a": candidate(), "b": candidate()}, repeats=4, device=device)
     assert set(found) == {"a", "b"} and set(found["a"]) == {"network", costs.POST, "total"}
-    assert all(len(samples) == 4 for samples in found["b"].values())
+    assert all(len(timings) == 4 for timings in found["b"].values())
 
 
 def test_every_detector_sees_the_same_images_in_turn():
@@ -225,7 +225,7 @@ def test_every_detector_sees_the_same_images_in_turn():
     images = [torch.full((3, 16, 20), i, dtype=torch.uint8) for i in range(2)]
     both = {n: costs.Candidate(Seeing(False), images, 0) for n in "ab"}
     costs.time_all(both, repeats=3, device=torch.device("cpu"))
-    # Three rounds of warming up each, then in turn.
+    # Three warm-up runs each, then in turn.
     assert seen == [0, 1, 0] * 2 + [1, 1, 0, 0, 1, 1]
 
 
@@ -242,4 +242,4 @@ def test_counts_are_whole_numbers(tmp_path, capsys, words):
     with pytest.raises(SystemExit) as stop:
         script.main(["c.yaml", "--dataset", "a", "b", "--output", str(tmp_path), *words])
     assert stop.value.code == 2
-    assert f"{words[0]}: must be a whole number from 1 on" in capsys.readouterr().err
+    assert f"{words[0]}: must be a whole number of at least 1" in capsys.readouterr().err

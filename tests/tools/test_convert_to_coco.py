@@ -1,4 +1,4 @@
-"""Pascal VOC, YOLO and CrowdHuman files as COCO files: by hand, round and round, and at fault."""
+"""convert_to_coco.py: values computed by hand, round trips, and faulty files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def tool():
 
 @pytest.fixture
 def images(tmp_path):
-    """A folder of three images of different sizes and types."""
+    """A folder with three images of different sizes and types."""
     folder = tmp_path / "images"
     folder.mkdir()
     for name, size in (("b.jpg", (64, 48)), ("a.png", (40, 30)), ("c.jpg", (20, 50))):
@@ -54,7 +54,7 @@ def voc(tmp_path):
 
 @pytest.fixture
 def yolo(tmp_path):
-    """Labels; ``b`` has none, ``c`` an empty file."""
+    """A folder of labels; ``b`` has no file, ``c`` an empty one."""
     folder = tmp_path / "labels"
     folder.mkdir()
     (folder / "a.txt").write_text("2 0.5 0.5 1 1\n0 0.25 0.5 0.1 0.2 0.9\n\n1 0 0 0.5 0.5\n")
@@ -65,7 +65,7 @@ def yolo(tmp_path):
 
 
 def found(content):
-    """Class and box of every object by the image's name, and the classes in order."""
+    """Class and box of each object by name of the image, and the classes in order."""
     names = {category["id"]: category["name"] for category in content["categories"]}
     by_image = {image["file_name"]: [] for image in content["images"]}
     files = {image["id"]: image["file_name"] for image in content["images"]}
@@ -90,7 +90,7 @@ def test_voc_counts_pixels_from_one_and_keeps_what_lies_outside(tool, voc, image
     sizes = {i["file_name"]: (i["width"], i["height"]) for i in content["images"]}
     assert sizes == {"a.png": (40, 30), "b.jpg": (64, 48), "c.jpg": (20, 50)}
     assert {a["iscrowd"] for a in content["annotations"]} == {0}
-    assert set(content) == {"images", "annotations", "categories"}  # no licence made up
+    assert set(content) == {"images", "annotations", "categories"}  # no made-up licence
 
 
 def test_voc_lists_and_classes(tool, voc, images, tmp_path):
@@ -101,7 +101,7 @@ def test_voc_lists_and_classes(tool, voc, images, tmp_path):
     )
     assert by_image == {"c.jpg": [], "a.png": [("dog", close([0, 0, 40, 30]))]}
     assert classes == ["dog", "bird", "cat"]
-    # The classes of a part are those of the whole folder.
+    # A part of the images has the classes of the whole folder.
     assert found(tool.read_voc(voc, images, None, tmp_path / "val.txt"))[1] == ["cat", "dog"]
 
 
@@ -194,7 +194,7 @@ def test_there_and_back(tool, shapes, tmp_path, format):
         ("voc/b.xml", None, "no annotation file for the images b"),
         ("images/b.jpg", "no image", r"Could not read image from path: .*b\.jpg"),
         ("list.txt", "a\nx\n", r"list\.txt names images that are not in .*images: x"),
-        ("list.txt", "a\na\n", r"list\.txt: a name stands there twice"),
+        ("list.txt", "a\na\n", r"list\.txt: a name is in it twice"),
         ("names.txt", "cat\n", r"voc has classes that .*names\.txt lacks: dog"),
     ],
 )
@@ -243,7 +243,7 @@ def test_two_images_of_one_name(tool, voc, yolo, images, tmp_path):
 def test_voc_without_objects_needs_class_names(tool, voc, images, tmp_path):
     for name in "ab":
         (voc / f"{name}.xml").write_text("<annotation></annotation>")
-    with pytest.raises(DatasetError, match="no file has an object; name the classes"):
+    with pytest.raises(DatasetError, match="no file has an object; give the classes"):
         tool.read_voc(voc, images)
     (tmp_path / "names.txt").write_text("dog\n")
     by_image, classes = found(tool.read_voc(voc, images, tmp_path / "names.txt"))
@@ -252,13 +252,13 @@ def test_voc_without_objects_needs_class_names(tool, voc, images, tmp_path):
 
 def test_missing_and_empty_folders(tool, voc, images, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DatasetError, match="nowhere is no folder"):
+    with pytest.raises(DatasetError, match="nowhere is not a folder"):
         tool.read_voc(tmp_path / "nowhere", images)
-    with pytest.raises(DatasetError, match="empty: no .xml file in this folder"):
+    with pytest.raises(DatasetError, match="empty: this folder has no .xml file"):
         tool.read_voc(tmp_path / "empty", images)
     with pytest.raises(DatasetError, match=r"no image for .*a\.xml"):
         tool.read_voc(voc, tmp_path / "empty")
-    with pytest.raises(DatasetError, match="nowhere is no folder"):
+    with pytest.raises(DatasetError, match="nowhere is not a folder"):
         tool.read_yolo(voc, tmp_path / "nowhere", tmp_path / "data.yaml")
 
 
@@ -301,11 +301,11 @@ def test_crowdhuman_becomes_coco(tool, images, tmp_path, capsys):
         ("[1]", r"expected a JSON object with ID and gtboxes, got \[1\]"),
         ('{"gtboxes": []}', "'ID' must be"),
         ('{"ID": "b"}', "'gtboxes' is missing"),
-        ('{"ID": "b", "gtboxes": {}}', "'gtboxes' is no list"),
+        ('{"ID": "b", "gtboxes": {}}', "'gtboxes' is not a list"),
         ('{"ID": "x", "gtboxes": []}', r"no image .*x\.jpg; is --images the right folder"),
-        ('{"ID": "c", "gtboxes": []}', "'c' has been described in line 1 already"),
+        ('{"ID": "c", "gtboxes": []}', "'c' is already in line 1"),
         ('{"ID": "b", "gtboxes": [7]}', r"gtboxes\[0\] must be a JSON object, got 7"),
-        ('{"ID": "b", "gtboxes": [{"fbox": [1, 2, 3, 4]}]}', r"gtboxes\[0\]: expected 'tag'"),
+        ('{"ID": "b", "gtboxes": [{"fbox": [1, 2, 3, 4]}]}', r"gtboxes\[0\]: 'tag' must be text"),
         (
             '{"ID": "b", "gtboxes": [{"tag": "person", "fbox": [1, 2, 3]}]}',
             r"gtboxes\[0\]: 'fbox' must be \[x, y, width, height\] in pixels, got \[1, 2, 3\]",

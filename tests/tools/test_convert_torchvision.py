@@ -97,7 +97,7 @@ def test_every_array_of_the_deeper_ones_has_a_place(depth):
     ("words", "told"),
     [
         (["--input", "none.pth", "--output", "a.pkl"], "there is no such file"),
-        (["--input", "none.pth", "--output", "a.pth"], "by .pkl"),
+        (["--input", "none.pth", "--output", "a.pth"], "ends with .pkl"),
         (["--input", "{folder}/other.pth", "--output", "a.pkl"], "names such as head.weight"),
         (["--input", "{folder}/empty.pth", "--output", "a.pkl"], "names such as nothing"),
     ],

@@ -1,4 +1,4 @@
-"""Descriptions of data sets: numbers counted by hand, tables, files."""
+"""describe_dataset.py: numbers counted by hand, tables, files."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_numbers_by_hand(tool):
         "images": 3,
         "images without objects": 1,
         "objects": 4,
-        "objects reaching beyond the image": 2,  # of 4, the right side lies at 106 px of 100
+        "objects extending beyond the image": 2,  # of 4, the right side lies at 106 px of 100
         "crowd regions": 1,
         "boxes without a positive size": 2,
     }
@@ -57,7 +57,7 @@ def test_numbers_by_hand(tool):
     ]
     assert found["sizes"] == {"as annotated": {"small": 0.25, "medium": 0.5, "large": 0.25}}
     spread = found["quantiles"]
-    assert (spread["objects an image"]["max"], spread["objects an image"]["median"]) == (3, 1)
+    assert (spread["objects per image"]["max"], spread["objects per image"]["median"]) == (3, 1)
     assert spread["image width, px"]["min"] == 100 and spread["image height, px"]["max"] == 400
     assert spread["w / h of objects"] == pytest.approx(
         {"min": 1, "5 %": 1, "25 %": 1, "median": 1, "75 %": 1.25, "95 %": 1.85, "max": 2}
@@ -156,4 +156,4 @@ def test_faults(tool, tmp_path, capsys, words, message):
 def test_a_file_without_images(tool, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(tool, tmp_path, {**CONTENT, "images": [], "annotations": []})
-    assert "data.json: there is no image in this file" in capsys.readouterr().err
+    assert "data.json: this file has no images" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The generated set: repeatable, extensible, true boxes, readable by pycocotools."""
+"""The shapes data set: repeatable, extensible, with true boxes, readable by pycocotools."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_same_arguments_give_the_same_files(tmp_path):
 
 
 def test_seeds_and_splits_differ():
-    images = [shapes.draw_image(s, split, 0, 64)[0] for s in (0, 1) for split in ("train", "val")]
+    images = [drawing.draw_image(s, split, 0, 64)[0] for s in (0, 1) for split in ("train", "val")]
     assert all(not np.array_equal(a, b) for a, b in pairwise(images))
 
 
@@ -57,8 +57,8 @@ def test_a_larger_set_extends_a_smaller_one(tmp_path):
 
 def test_coco_reads_it(made):
     coco = COCO(str(made / "annotations/instances_train.json"))
-    assert [c["name"] for c in coco.loadCats(coco.getCatIds())] == list(shapes.CLASSES)
-    assert len(shapes.CLASSES) >= 5
+    assert [c["name"] for c in coco.loadCats(coco.getCatIds())] == list(drawing.CLASSES)
+    assert len(drawing.CLASSES) >= 5
     assert coco.dataset["info"]["arguments"] == {"train": 40, "val": 5, "size": 128, "seed": 0}
     ids = [a["id"] for a in coco.dataset["annotations"]]
     assert len(set(ids)) == len(ids) and min(ids) > 0
@@ -75,18 +75,18 @@ def test_coco_reads_it(made):
 def test_there_are_empty_and_crowded_images_and_all_classes():
     counts, labels = [], set()
     for index in range(120):
-        drawn = shapes.draw_image(0, "train", index, 64)[1]
+        drawn = drawing.draw_image(0, "train", index, 64)[1]
         counts.append(len(drawn))
         labels.update(shape.label for shape in drawn)
     assert 1 <= counts.count(0) <= 15
     assert 5 <= max(counts) <= drawing.MAX_OBJECTS
-    assert labels == set(range(len(shapes.CLASSES)))
+    assert labels == set(range(len(drawing.CLASSES)))
 
 
 def test_boxes_are_the_tight_extents_of_the_masks(made):
     boxes = iter([a["bbox"] for a in annotations(made)["annotations"]])
     for index in range(40):
-        for shape in shapes.draw_image(0, "train", index, 128)[1]:
+        for shape in drawing.draw_image(0, "train", index, 128)[1]:
             rows, columns = np.flatnonzero(shape.mask.any(1)), np.flatnonzero(shape.mask.any(0))
             x1, y1, x2, y2 = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
             assert next(boxes) == [x1, y1, x2 - x1, y2 - y1]
@@ -95,10 +95,10 @@ def test_boxes_are_the_tight_extents_of_the_masks(made):
 
 
 def test_boxes_hold_what_is_painted():
-    """Where an image has one shape, it differs from its background inside the box only."""
+    """An image with one shape differs from its background only inside the box."""
     singles = 0
     for index in range(60):
-        image, drawn = shapes.draw_image(0, "train", index, 128)
+        image, drawn = drawing.draw_image(0, "train", index, 128)
         if len(drawn) != 1:
             continue
         singles += 1
@@ -107,7 +107,7 @@ def test_boxes_hold_what_is_painted():
         painted = (np.abs(image - background) > 0).any(axis=2)
         x, y, w, h = drawn[0].box
         rows, columns = np.flatnonzero(painted.any(1)), np.flatnonzero(painted.any(0))
-        # Anti-aliasing tints a pixel or two beyond, of which the shape covers less than half.
+        # Anti-aliasing tints a pixel or two beyond, which the shape covers by less than half.
         assert np.abs(np.array([x, y]) - [columns[0], rows[0]]).max() <= 2
         assert np.abs(np.array([x + w, y + h]) - [columns[-1] + 1, rows[-1] + 1]).max() <= 2
     assert singles >= 3
@@ -115,7 +115,7 @@ def test_boxes_hold_what_is_painted():
 
 def test_shapes_stay_recognisable():
     for index in range(30):
-        image, drawn = shapes.draw_image(3, "val", index, 128)
+        image, drawn = drawing.draw_image(3, "val", index, 128)
         top = np.full(image.shape[:2], -1)
         for k, shape in enumerate(drawn):
             top[shape.mask] = k
@@ -186,7 +186,7 @@ def test_an_interrupted_run_is_made_again(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(shapes, "write_split", stop)
+        patch.setattr("_shared.shapes_dataset.write_split", stop)
         with pytest.raises(KeyboardInterrupt):
             shapes.make_dataset(tmp_path, **SMALL)
     assert shapes.make_dataset(tmp_path, **SMALL)

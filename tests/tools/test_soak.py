@@ -1,4 +1,4 @@
-"""tools/dev/soak.py: what a process holds is read right, and what grows is found."""
+"""tools/dev/soak.py reads correctly what processes hold, and finds what grows."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def soak(tools) -> ModuleType:
     return load_script("tools/dev/soak.py")
 
 
-def test_a_sample_counts_memory_files_and_threads_of_all_processes(soak, tmp_path):
-    before = soak.take_sample(os.getpid(), 1)
+def test_a_reading_counts_memory_files_and_threads_of_all_processes(soak, tmp_path):
+    before = soak.take_reading(os.getpid(), 1)
     end = threading.Event()
     thread = threading.Thread(target=end.wait)
     thread.start()
     block = b"x" * 2**25
     with (tmp_path / "file").open("w"), subprocess.Popen(["sleep", "60"], close_fds=False) as child:
-        after = soak.take_sample(os.getpid(), 2)
+        after = soak.take_reading(os.getpid(), 2)
         child.kill()
     end.set()
     thread.join()
@@ -36,17 +36,17 @@ def test_a_sample_counts_memory_files_and_threads_of_all_processes(soak, tmp_pat
     assert 0 < after.worker_memory - before.worker_memory < 20
 
 
-def samples(soak, **slopes: float) -> list:
-    """Of 2,000 iterations, with a peak now and then; slopes by the name, an iteration."""
+def readings(soak, **slopes: float) -> list:
+    """Readings of 2,000 iterations with occasional peaks; slopes per iteration, by name."""
     first = {"memory": 900.0, "worker_memory": 700.0, "files": 55, "threads": 11}
     return [
-        soak.Sample(i, **{k: v + slopes.get(k, 0) * i + (i % 400 == 0) for k, v in first.items()})
+        soak.Reading(i, **{k: v + slopes.get(k, 0) * i + (i % 400 == 0) for k, v in first.items()})
         for i in range(50, 2001, 50)
     ]
 
 
 def test_growth_is_that_of_1000_iterations_after_the_first_ones(soak):
-    found = soak.growth(samples(soak, memory=0.01, files=0.004), settle=500)
+    found = soak.growth(readings(soak, memory=0.01, files=0.004), settle=500)
     assert found == pytest.approx(
         {"memory": 10, "worker_memory": 0, "files": 4, "threads": 0}, abs=1e-9
     )
@@ -54,8 +54,8 @@ def test_growth_is_that_of_1000_iterations_after_the_first_ones(soak):
 
 
 def test_a_run_that_is_too_short_is_refused(soak):
-    with pytest.raises(soak.SoakError, match="5 samples after iteration 1750"):
-        soak.growth(samples(soak), settle=1750)
+    with pytest.raises(soak.SoakError, match="5 readings after iteration 1750"):
+        soak.growth(readings(soak), settle=1750)
 
 
 def test_only_lines_of_losses_count(soak, tmp_path):
@@ -67,7 +67,7 @@ def test_only_lines_of_losses_count(soak, tmp_path):
 
 @pytest.mark.parametrize(("grows", "status"), [(0.0, 0), (0.01, 1)])
 def test_the_verdict_and_its_files(soak, tmp_path, monkeypatch, capsys, grows, status):
-    monkeypatch.setattr(soak, "train", lambda *_: samples(soak, threads=grows))
+    monkeypatch.setattr(soak, "train", lambda *_: readings(soak, threads=grows))
     with pytest.raises(SystemExit) as stop:
         soak.main(["--output", str(tmp_path / "out")])
     assert stop.value.code == status

@@ -1,4 +1,4 @@
-"""The picture of an assignment, from files to a file, and what it refuses."""
+"""visualize_assignment.py: pictures, animations, and what it refuses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ script = load_script("tools/visualize_assignment.py")
 
 @pytest.fixture(scope="module")
 def model(shapes, tmp_path_factory):
-    """A folder with a config and two checkpoints of untrained models, the last without number."""
+    """A folder with a config and two untrained checkpoints, the last without iteration."""
     folder = tmp_path_factory.mktemp("model")
     config = write_config(folder, shapes)
     for name, extras in (("model_0000099", {"iteration": 99}), ("model_final", {})):
@@ -64,7 +64,7 @@ def test_a_checkpoint_of_other_classes_is_pointed_out(model, shapes, tmp_path, c
     torch.save({"model": state, "class_names": names}, tmp_path / "named.pth")
     words = ["--output", tmp_path / "a.png", "--count", 1]
     run(model, *words, checkpoint=tmp_path / "named.pth")
-    assert ("number 1 is" in caplog.text) == (order == -1)
+    assert ("class 1 is" in caplog.text) == (order == -1)
 
 
 def test_an_image_of_no_data_set_with_objects_on_the_command_line(model, tmp_path, capsys):
@@ -98,7 +98,7 @@ def test_the_model_gets_what_it_gets_in_testing(model):
     pixels, scaled = script.to_input(load_cfg(model / "tiny.yaml", opts), example)
     assert pixels.shape == (3, 80, 120) and scaled.image_size == (80, 120)
     assert pixels.amax(dim=(1, 2)).tolist() == [0, 0, 200]
-    # Twice as large; what lies outside is gone, what reaches out is clipped.
+    # Twice as large; boxes outside are dropped, boxes across the border are clipped.
     assert scaled.boxes.tolist() == [[12, 8, 60, 40], [100, 60, 120, 80]]
     assert scaled.labels.tolist() == [1, 3]
 
@@ -106,13 +106,13 @@ def test_the_model_gets_what_it_gets_in_testing(model):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--output", "a.gif"], "expected a name in .jpg"),
-        (["--output", "a.png", "--checkpoints", "a.pth"], "expected a name in .gif"),
-        (["--output", "a.png", "--object", "99"], "--object 99: the images have objects 1 to"),
+        (["--output", "a.gif"], "expected a name that ends with .jpg"),
+        (["--output", "a.png", "--checkpoints", "a.pth"], "expected a name that ends with .gif"),
+        (["--output", "a.png", "--object", "99"], "--object 99: expected 1 to"),
         (["--output", "a.png", "--object", "0"], "--object 0"),
         (["--output", "a.png", "--input", "none.jpg"], "--input none.jpg is not in"),
-        (["--output", "a.png", "--count", "0"], "--count 0"),
-        (["--output", "a.png", "--box", "0", "1", "1", "9", "9"], "one --input image"),
+        (["--output", "a.png", "--count", "0"], "--count is 0"),
+        (["--output", "a.png", "--box", "0", "1", "1", "9", "9"], "single --input image"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(model, capsys, words, message):
@@ -122,10 +122,13 @@ def test_what_cannot_be_drawn_is_refused(model, capsys, words, message):
 @pytest.mark.parametrize(
     ("box", "message"),
     [
-        (["dog", "1", "1", "9", "9"], "--box dog 1 1 9 9: the classes are class 0, class 1"),
+        (
+            ["dog", "1", "1", "9", "9"],
+            "--box dog 1 1 9 9: unknown class; the classes are class 0, class 1",
+        ),
         (["6", "1", "1", "9", "9"], "--box 6"),
         (["0", "1", "x", "9", "9"], "could not convert"),
-        (["0", "1", "1", "99", "9"], "within 64 x 64 px"),
+        (["0", "1", "1", "99", "9"], "within the image of 64 x 64 px"),
         (["0", "9", "1", "9", "9"], "X1 < X2"),
     ],
 )

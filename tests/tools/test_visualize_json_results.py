@@ -1,4 +1,4 @@
-"""Pictures of results files: a sheet, a folder, and what cannot be drawn."""
+"""visualize_json_results.py: a contact sheet, a folder, and files that cannot be drawn."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def script():
 
 @pytest.fixture
 def data(tmp_path):
-    """Three images of 64 × 48 px, the first with a box of category 7; no detection in the last."""
+    """Three images of 64 × 48 px, the first with a box of category 7, the last not detected in."""
     (tmp_path / "images" / "sub").mkdir(parents=True)
     names = ["a.png", "sub/b.png", "c.png"]
     for name in names:

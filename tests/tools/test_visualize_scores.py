@@ -1,4 +1,4 @@
-"""The picture of detections side by side, from files to a file, with stand-ins for the models."""
+"""visualize_scores.py with stand-ins for the models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ script = load_script("tools/visualize_scores.py")
 
 
 class Stub:
-    """Finds two boxes at one place, of a score that the name of the checkpoint tells."""
+    """Finds two boxes at one place; the checkpoint's name gives their score."""
 
     trained_classes = ("ring",)
 
@@ -50,7 +50,7 @@ def test_one_model_and_two(config, tmp_path, capsys):
 
 def test_a_checkpoint_of_other_classes_is_pointed_out(config, tmp_path, caplog):
     run(config, "--weights", "0.5", "--count", 1, "--output", tmp_path / "one.png")
-    assert "number 1 is ring and circle" in caplog.text
+    assert "class 1 is ring in one and circle in the other" in caplog.text
 
 
 def test_only_detections_of_enough_score_are_drawn(config, tmp_path, monkeypatch):
@@ -85,8 +85,8 @@ def test_the_summary_counts_over_all_images():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--output", "a.txt"], "--output a.txt: expected a name in .jpg"),
-        (["--output", "a.png", "--names", "a", "b"], "--names: expected 1, one a model, got 2"),
+        (["--output", "a.txt"], "--output a.txt: expected a name that ends with .jpg"),
+        (["--output", "a.png", "--names", "a", "b"], "--names: expected 1, one per model, got 2"),
         (["--output", "a.png", "--input", "none.jpg"], "--input none.jpg is not in"),
         (["--output", "a.png", "--dataset", "none"], "Unknown data set 'none'"),
     ],

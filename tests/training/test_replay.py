@@ -21,7 +21,8 @@ from onenet.errors import CheckpointError
 from onenet.lightning.build import build_detector
 from onenet.lightning.config import dump as as_yaml
 from onenet.lightning.config import load_cfg
-from onenet.training.replay import Dump, replay
+from onenet.training.dump import Dump
+from onenet.training.replay import replay
 
 BOX, CLASS = [8.0, 8.0, 30.0, 40.0], 3
 

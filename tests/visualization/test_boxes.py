@@ -1,4 +1,4 @@
-"""Drawings: where the boxes are, that labels stay inside, that nothing is modified."""
+"""Pictures: boxes are where they belong, labels stay inside, and nothing is modified."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_read_only_image_with_flipped_channels():
     "box", [[0, 0, 60, 40], [260, 0, 320, 40], [0, 200, 60, 240], [290, 210, 320, 240]]
 )
 def test_labels_stay_inside(box):
-    """At the border a label is moved, not cut: as much of its text is seen as in the middle."""
+    """At the border a label moves instead of being cut: all of its text is visible."""
 
     def text(b):
         image = blank()
@@ -94,7 +94,7 @@ def test_the_boxes_right_and_bottom_lines_are_seen_at_the_border():
 
 
 def test_a_long_name_fits_a_small_image():
-    """The text gets smaller, so that its end is inside."""
+    """The text shrinks until its end is inside."""
     names = ["W" * 24]
     picture = draw_boxes(blank(128, 128), [[30, 50, 100, 120]], [0], names, [1.0])
     text = (picture[:50] != picture[120, 60]).any(axis=2) & changed(picture[:50], blank(50, 128))

@@ -1,4 +1,4 @@
-"""Figures: that what is to be seen is there, told by its colours."""
+"""Figures show what they should, recognised by its colours."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from onenet.assignment.explain import Assignment
 from onenet.ops.boxes import point_grid
 from onenet.structures import Detections, Targets
-from onenet.visualization import paper_figures as figures
+from onenet.visualization import paper_figures
 from onenet.visualization.paper_figures import draw_assignments, draw_duplicates, draw_training
 
 NAMES = ["circle", "square"]
@@ -19,7 +19,7 @@ IMAGE = np.full((48, 64, 3), 90, np.uint8)
 
 
 def count(picture, color):
-    """Pixels of nearly a colour, "#rrggbb"."""
+    """Number of pixels with nearly a colour, "#rrggbb"."""
     wanted = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)])
     return int((np.abs(picture.astype(int) - wanted).max(axis=2) < 12).sum())
 
@@ -43,12 +43,12 @@ def assignment():
 def test_both_kinds_of_positives_are_drawn(assignment):
     picture = draw_assignments([IMAGE], [assignment], NAMES, [0])
     assert picture.dtype == np.uint8 and picture.shape[2] == 3
-    assert count(picture, figures._POSITIVE["color"]) > 100
-    assert count(picture, figures._BY_LOCATION["color"]) > 100
+    assert count(picture, paper_figures._POSITIVE["color"]) > 100
+    assert count(picture, paper_figures._BY_LOCATION["color"]) > 100
     without = replace(assignment, positives=torch.tensor([-1, -1]))
     fewer = draw_assignments([IMAGE], [without], NAMES, [0])
-    stars = [count(p, figures._POSITIVE["color"]) for p in (picture, fewer)]
-    assert 0 < stars[1] < stars[0] / 3  # the legend's alone
+    stars = [count(p, paper_figures._POSITIVE["color"]) for p in (picture, fewer)]
+    assert 0 < stars[1] < stars[0] / 3  # only that in the legend
 
 
 def test_every_image_has_a_row_whatever_its_resolution(assignment):
@@ -60,8 +60,10 @@ def test_every_image_has_a_row_whatever_its_resolution(assignment):
 
 def test_the_object_and_the_level_are_named(assignment):
     two_levels = replace(assignment, levels=(torch.arange(48) >= 40).long())
-    assert figures._what_is_shown(assignment, 1, NAMES) == "cost for object 2, square (bright: low)"
-    assert figures._what_is_shown(two_levels, 1, NAMES).endswith("on level 1 of 2")
+    assert (
+        paper_figures._cost_title(assignment, 1, NAMES) == "cost for object 2, square (bright: low)"
+    )
+    assert paper_figures._cost_title(two_levels, 1, NAMES).endswith("on level 1 of 2")
 
 
 def test_moments_of_a_training_show_the_way_and_have_one_size(assignment):
@@ -70,7 +72,7 @@ def test_moments_of_a_training_show_the_way_and_have_one_size(assignment):
     second = draw_training([IMAGE], [[assignment], [moved]], NAMES, [0], "iteration 200")
     jump = draw_training([IMAGE], [[moved]], NAMES, [0], "iteration 200")
     assert first.shape == second.shape
-    color = figures._WAY["color"]
+    color = paper_figures._PATH["color"]
     assert count(second, color) > count(jump, color) + 50
 
 
@@ -82,7 +84,7 @@ def detections(*boxes, labels=None):
 
 def test_duplicates_and_misses_have_their_colours():
     truth = Targets(torch.tensor([[10.0, 10, 40, 40]]), torch.tensor([0]), (48, 64))
-    kinds = (figures._BEST, figures._DUPLICATE, figures._NOTHING)
+    kinds = (paper_figures._BEST, paper_figures._DUPLICATE, paper_figures._NOTHING)
 
     def colors(*found):
         columns = [[f] for f in found]

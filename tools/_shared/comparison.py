@@ -16,17 +16,17 @@ from onenet.visualization.paper_figures import plain_text
 
 
 @dataclass(frozen=True)
-class Row:
-    """A detector's line of the table.
+class DetectorRow:
+    """A detector's row in the table.
 
     Attributes:
-        name: of the config file.
-        remedy: what it does about several detections of one object.
-        ap, ap50: COCO's, 0…100, as the config says.
-        ap_without: without the remedy.
-        ap_nms: with NMS.
-        milliseconds: median for an image, from its resized pixels to its detections.
-        post_share: of that, after the last layer, in percent.
+        name: name of the config file, without suffix.
+        remedy: what the detector does against duplicates.
+        ap, ap50: COCO's AP and AP50 in per cent, with the config as it is.
+        ap_without: AP without the remedy.
+        ap_nms: AP with NMS.
+        milliseconds: median time per image, from resized pixels to detections.
+        post_share: part of that time spent after the last layer, in per cent.
         parameters: millions.
         gflops: 10⁹ multiply-adds on the first image, as fvcore counts them.
     """
@@ -57,8 +57,8 @@ COLUMNS = {
 }
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Markdown, one line a detector."""
+def table(rows: Sequence[DetectorRow]) -> str:
+    """A Markdown table with one row per detector."""
     cells = [
         [value if isinstance(value, str) else f"{value:.1f}" for value in asdict(row).values()]
         for row in rows
@@ -67,8 +67,8 @@ def table(rows: Sequence[Row]) -> str:
     return tabulate(cells, list(COLUMNS.values()), "pipe", colalign=align, disable_numparse=True)
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
-    """AP against latency: filled as it is, hollow without its remedy for duplicates."""
+def draw(rows: Sequence[DetectorRow], path: Path) -> None:
+    """Plot AP against latency: filled with the remedy against duplicates, hollow without it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -82,8 +82,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         axes.plot(x, row.ap_without, "o", color=colour, mfc="white", ms=7)
         label = plain_text(f"{row.name} ({row.remedy})")
         axes.plot(x, row.ap, "o", color=colour, ms=7, label=label)
-    axes.plot([], [], "o", color="0.4", mfc="white", label="without its remedy for duplicates")
-    axes.set_xlabel("ms for an image")
+    axes.plot([], [], "o", color="0.4", mfc="white", label="without its remedy against duplicates")
+    axes.set_xlabel("ms per image")
     axes.set_ylabel("AP")
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
@@ -92,13 +92,19 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def write(output: Path, rows: Sequence[Row], machine: dict[str, Any], details: Any) -> str:
-    """The four files; returns the table."""
+def write(output: Path, rows: Sequence[DetectorRow], machine: dict[str, Any], details: Any) -> str:
+    """Write ``comparison.md``, ``.csv``, ``.json`` and ``.png``; returns the table.
+
+    Args:
+        output: existing folder.
+        machine: see :func:`_shared.machine.describe_machine`.
+        details: further entries of the JSON file.
+    """
     text = table(rows)
     notes = (
-        'AP on the test set after the same training; "AP without it": without the remedy for '
-        "duplicates. ms: median for one image, resized and on the device, detectors in turn, batch "
-        "norms folded. GFLOPs count multiply-adds."
+        'AP on the test set after the same training; "AP without it": without the remedy against '
+        "duplicates. ms: median for one image that is resized and on the device, detectors timed "
+        "in turn, batch norms folded. GFLOPs count multiply-adds."
     )
     command = f"`{machine['command']}`"
     (output / "comparison.md").write_text(

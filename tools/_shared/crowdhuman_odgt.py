@@ -1,4 +1,4 @@
-"""CrowdHuman's annotation files: a JSON object a line, of one image each."""
+"""Reading CrowdHuman's annotation files, which hold one JSON object per line and image."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ PERSON = {"id": 1, "name": "person"}
 
 
 def read_odgt(file: Path, images: Path) -> dict[str, Any]:
-    """The content of a COCO file with the full boxes (``fbox``) of an ``.odgt`` file.
+    """Read the full boxes (``fbox``) of an ``.odgt`` file as the content of a COCO file.
 
-    As in the official evaluation, everything but a ``person`` that is not to be ignored
-    (``mask``, ``extra.ignore``) becomes a crowd region. Boxes keep what lies outside the image;
-    visible boxes (``vbox``) are kept as ``bbox_vis``.
+    As in the official evaluation, everything except a ``person`` without ``extra.ignore`` becomes a
+    crowd region, such as a ``mask``. Boxes are not clipped to the image; visible boxes (``vbox``)
+    are kept as ``bbox_vis``.
 
     Args:
         images: folder of ``ID.jpg``; image sizes are read from the files.
 
     Raises:
-        DatasetError: a line (numbered) is not what it should be, or its image is missing.
+        DatasetError: the file cannot be read, or a line is wrong or its image is missing (the
+            message gives the line's number).
     """
     content: dict[str, Any] = {"images": [], "annotations": [], "categories": [PERSON]}
     try:
@@ -40,7 +41,7 @@ def read_odgt(file: Path, images: Path) -> dict[str, Any]:
             record = _parse(line)
             name = record["ID"]
             if name in seen:
-                raise ValueError(f"image {name!r} has been described in line {seen[name]} already")
+                raise ValueError(f"image {name!r} is already in line {seen[name]}")
             seen[name] = number
             picture = images / f"{name}.jpg"
             if not picture.is_file():
@@ -53,10 +54,10 @@ def read_odgt(file: Path, images: Path) -> dict[str, Any]:
                 annotation["id"] = len(content["annotations"]) + 1
                 annotation["image_id"] = image["id"]
                 content["annotations"].append(annotation)
-        except ValueError as error:  # DatasetError is one
+        except ValueError as error:  # includes DatasetError
             raise DatasetError(f"{file}:{number}: {error}") from error
     if not seen:
-        raise DatasetError(f"{file} is empty; expected a JSON object a line, one for each image.")
+        raise DatasetError(f"{file} is empty; expected one JSON object per line and image.")
     return content
 
 
@@ -70,7 +71,7 @@ def _parse(line: str) -> dict[str, Any]:
     if not isinstance(record.get("ID"), str) or not record["ID"]:
         raise ValueError(f"'ID' must be the image's name without .jpg, got {record.get('ID')!r}")
     if not isinstance(record.get("gtboxes"), list):
-        what = "is no list" if "gtboxes" in record else "is missing"
+        what = "is not a list" if "gtboxes" in record else "is missing"
         raise ValueError(f"'gtboxes' {what}; is this an annotation file, with ground truth?")
     return record
 
@@ -80,7 +81,7 @@ def _annotation(box: Any, where: str) -> dict[str, Any]:
         raise ValueError(f"{where} must be a JSON object, got {box!r:.60}")
     extra = box.get("extra", {})
     if not isinstance(box.get("tag"), str) or not isinstance(extra, dict):
-        raise ValueError(f"{where}: expected 'tag', a text, and 'extra', an object")
+        raise ValueError(f"{where}: 'tag' must be text, and 'extra' a JSON object")
     full = _box(box.get("fbox"), f"{where}: 'fbox'")
     annotation = {
         "category_id": PERSON["id"],
@@ -95,7 +96,7 @@ def _annotation(box: Any, where: str) -> dict[str, Any]:
 
 def _box(value: Any, where: str) -> list[float]:
     good = isinstance(value, list) and len(value) == 4
-    # JSON's integers have no limit; those of arrays do.
+    # JSON integers have no limit, int64 arrays do.
     if not good or not all(type(v) in (int, float) and abs(v) < 2**63 for v in value):
         raise ValueError(f"{where} must be [x, y, width, height] in pixels, got {value!r:.60}")
     return value

@@ -1,4 +1,4 @@
-"""A data set's classes, numbers, sizes, shapes and places of objects in one figure."""
+"""One figure of a data set's classes and of the numbers, sizes, shapes and places of objects."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from onenet.visualization.paper_figures import plain_text
 
-MOST_CLASSES = 25  # with a bar of their own
+MOST_CLASSES = 25  # that have a bar of their own
 COCO_SIDES = {"small": (0, 32), "medium": (32, 96), "large": (96, np.inf)}  # px
 BLUE, ORANGE, GREY = "#3572b0", "#e07b39", "#bbbbbb"
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
 
 def draw(name: str, objects: Any, resized: Any | None = None) -> Figure:
-    """Six panels; save it with ``savefig``.
+    """Draw a figure with six panels; save it with ``savefig``.
 
     Args:
-        name: of the data set.
+        name: the data set's name.
         objects: ``onenet.data.annotations.Annotations`` without crowd regions.
-        resized: the same after a resize.
+        resized: the same annotations after a resize.
     """
     figure = Figure(figsize=(16, 9.5), dpi=100, layout="constrained")
     figure.suptitle(
@@ -67,7 +67,7 @@ def _numbers(axes: Axes, objects: Any) -> None:
     axes.legend()
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(title="Objects an image", xlabel="objects", ylabel="images")
+    axes.set(title="Objects per image", xlabel="objects", ylabel="images")
 
 
 def _sides(axes: Axes, objects: Any, resized: Any | None) -> None:
@@ -129,13 +129,13 @@ def _places(axes: Axes, objects: Any) -> None:
 
 
 def _log_bins(values: np.ndarray) -> np.ndarray:
-    """Bins of equal width in the logarithm."""
+    """40 bins of equal width on a logarithmic scale."""
     low, high = (values.min(), values.max()) if len(values) else (1, 2)
     return np.geomspace(low * 0.99, high * 1.01, 41)
 
 
 def _log_ticks(axes: Axes, which: str = "x") -> None:
-    """A logarithmic scale with plain numbers."""
+    """Make axes logarithmic, with plain numbers as labels."""
     for name in which:
         getattr(axes, f"set_{name}scale")("log")
         axis = getattr(axes, f"{name}axis")

@@ -1,4 +1,4 @@
-"""What trained detectors cost: time, post-processing, parameters and multiply-adds."""
+"""Costs of trained detectors: time, post-processing, parameters and multiply-adds."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from _shared.timing import Samples, Stopwatch, alternate, stages_of
+from _shared.timing import Stopwatch, Timings, alternate, stages_of
 from onenet.checkpoints.weights import load_weights
 from onenet.config.build import prepare_inference
 from onenet.config.device import choose_device
-from onenet.data.dataset import CocoDetection
+from onenet.data.dataset import CocoDetection, spread_evenly
 from onenet.data.sources import find_dataset
 from onenet.lightning.build import build_detector
 from onenet.lightning.config import load_cfg
@@ -30,9 +30,9 @@ class Candidate:
     """A trained detector, ready for inference, and images to test on.
 
     Attributes:
-        model: on its device, prepared as ``TEST.FUSE`` and ``PRECISION`` say.
+        model: on its device, prepared as ``TEST.FUSE``, ``PRECISION`` and ``COMPILE`` say.
         pixels: resized images, uint8 (3, H, W), on the device.
-        parameters: how many it had before.
+        parameters: number of parameters before the model was prepared.
     """
 
     model: nn.Module
@@ -41,32 +41,35 @@ class Candidate:
 
     @property
     def last_layer(self) -> nn.Module:
-        """After which only post-processing comes; proposals of two stages come before it."""
+        """The last layer before post-processing; in two-stage detectors, after the proposals."""
         two_stage = hasattr(self.model, "roi_heads")
         return self.model.roi_heads.box_predictor if two_stage else self.model.head
 
 
 def load(config: Path, weights: Path, opts: Sequence[str], count: int) -> Candidate:
-    """A config's detector with its weights, and ``count`` images spread over its test set."""
+    """Load a config's detector with its weights, and ``count`` images spread over its test set."""
     cfg = load_cfg(config, opts)
     model = build_detector(cfg)
     load_weights(model, str(weights), detector=True)
     dataset = CocoDetection(find_dataset(cfg.DATASETS.TEST[0]))
     images = TestDataset(dataset, build_test_transform(cfg), image_format=cfg.INPUT.FORMAT)
-    chosen = torch.linspace(0, len(images) - 1, min(count, len(images))).long().tolist()
     device = choose_device(cfg)
     return Candidate(
         parameters=sum(p.numel() for p in model.parameters()),
         model=prepare_inference(cfg, model.to(device)),
-        pixels=[images[i].image.to(device) for i in chosen],
+        pixels=[images[i].image.to(device) for i in spread_evenly(count, len(images))],
     )
 
 
 @torch.inference_mode()
 def time_all(
     candidates: dict[str, Candidate], repeats: int, device: torch.device
-) -> dict[str, Samples]:
-    """Seconds for an image by detector, in turn; every round has another image."""
+) -> dict[str, Timings]:
+    """Time detectors in turn on one image at a time, a different one in each round.
+
+    Returns:
+        Seconds by detector and stage: ``"network"``, ``POST`` and ``"total"``.
+    """
 
     def runner(candidate: Candidate) -> Any:
         images = cycle(candidate.pixels)
@@ -83,7 +86,7 @@ def time_all(
 
 
 class _Flat(nn.Module):
-    """One image in, tensors out, as tracing wants it."""
+    """A detector that takes one image and returns tensors, as tracing requires."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -98,7 +101,7 @@ class _Flat(nn.Module):
 def gflops(candidate: Candidate) -> float:
     """10⁹ multiply-adds on the first image, as fvcore counts them."""
     with warnings.catch_warnings():
-        # Of torch's tracing, which fvcore counts with, and of parts of it that are not used here.
+        # fvcore counts by torch's tracing, which warns, as does its import.
         warnings.simplefilter("ignore")
         from fvcore.nn import FlopCountAnalysis
         from fvcore.nn.jit_handles import get_shape

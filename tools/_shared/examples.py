@@ -1,4 +1,4 @@
-"""Images of a data set with their objects, for the programs that draw them."""
+"""Choosing images of a data set with their objects, for programs that draw them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
-from onenet.data.dataset import CocoDetection
+from onenet.data.dataset import CocoDetection, spread_evenly
 from onenet.data.images import read_image
 from onenet.data.sources import find_dataset
 from onenet.errors import DatasetError
@@ -34,7 +33,10 @@ class Example:
 
 
 def add_image_flags(parser: argparse.ArgumentParser, count: int) -> None:
-    """``--dataset``, ``--input`` and ``--count``, which :func:`find_examples` reads."""
+    """Add ``--dataset``, ``--input`` and ``--count`` (by default ``count``).
+
+    See :func:`open_dataset` and :func:`find_examples`.
+    """
     parser.add_argument(
         "--dataset",
         metavar="NAME",
@@ -44,50 +46,52 @@ def add_image_flags(parser: argparse.ArgumentParser, count: int) -> None:
         "--input",
         nargs="+",
         metavar="IMAGE",
-        help="images of the data set, by path or by their name in its JSON (default: some spread "
-        "over it)",
+        help="images of the data set, by path or by their name in its JSON (default: images spread "
+        "over the data set)",
     )
     parser.add_argument(
         "--count",
         type=int,
         default=count,
         metavar="N",
-        help="images where --input is not given (default: %(default)s)",
+        help="number of images without --input (default: %(default)s)",
     )
 
 
 def open_dataset(name: str | None, test_sets: Sequence[str]) -> CocoDetection:
-    """The data set of ``--dataset``, else the first of the config's test sets.
+    """Open the data set of ``--dataset`` or, if it is not given, the config's first test set.
 
     Raises:
         DatasetError: there is neither, or its files are missing or wrong.
     """
     if name is None and not test_sets:
-        raise DatasetError("DATASETS.TEST is empty: name the images' data set with --dataset")
+        raise DatasetError("DATASETS.TEST is empty: name the data set of the images by --dataset")
     return CocoDetection(find_dataset(name or test_sets[0]))
 
 
 def find_examples(
     dataset: CocoDetection, inputs: Sequence[str] | None, count: int
 ) -> list[Example]:
-    """Images that have objects.
+    """Read images that have objects.
 
     Args:
-        inputs: paths, or names as in the data set's JSON; None: ``count`` spread over the set.
+        dataset: the data set to take them from.
+        inputs: paths, or names as in the data set's JSON; None: ``count`` images spread over the
+            data set.
+        count: number of images if ``inputs`` is None; at least 1.
 
     Raises:
-        DatasetError: an image that is not in the data set, or has no objects.
+        DatasetError: an image is not in the data set, cannot be read, or has no objects.
     """
     records = [dataset.record(index) for index in range(len(dataset))]
     if inputs is None:
         records = [record for record in records if len(record.labels)]
         if count < 1 or not records:
             raise DatasetError(
-                f"{dataset.source.json_file}: {len(records)} images with objects, --count {count}: "
-                "at least one of each is needed"
+                f"{dataset.source.json_file} has {len(records)} images with objects, and --count "
+                f"is {count}; both must be at least 1"
             )
-        spread = torch.linspace(0, len(records) - 1, min(count, len(records))).long()
-        chosen = [records[i] for i in spread.tolist()]
+        chosen = [records[i] for i in spread_evenly(count, len(records))]
     else:
         by_path = {Path(record.file_name).resolve(): record for record in records}
         chosen = []
@@ -98,20 +102,10 @@ def find_examples(
                 problem = "is not in" if record is None else "has no objects in"
                 raise DatasetError(f"--input {text} {problem} {dataset.source.json_file}")
             chosen.append(record)
-    return [
-        Example(
-            read_image(record.file_name),
-            Targets(
-                torch.from_numpy(record.boxes),
-                torch.from_numpy(record.labels),
-                (record.height, record.width),
-            ),
-        )
-        for record in chosen
-    ]
+    return [Example(read_image(record.file_name), record.targets()) for record in chosen]
 
 
 def save(path: Path, picture: np.ndarray) -> None:
-    """Write a (H, W, 3) uint8 RGB picture, in the format of the path's suffix."""
+    """Write a (H, W, 3) uint8 RGB picture in the format of the path's suffix, with its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(cv2.imencode(path.suffix, picture[..., ::-1])[1].tobytes())

@@ -1,4 +1,4 @@
-"""What the figures were measured on."""
+"""Describing the machine that figures were measured on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PACKAGES = (
 
 
 def describe_machine(device: torch.device, command: str) -> dict[str, Any]:
-    """Machine, versions and settings that the figures depend on, ready for JSON."""
+    """The machine, versions and settings that figures depend on, ready for JSON."""
     found = {
         "command": command,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -73,7 +73,7 @@ def _versions() -> dict[str, str]:
 
 
 def _cpu_info(key: str) -> str:
-    """A line of Linux's /proc/cpuinfo, "" where there is none."""
+    """The value of a line in Linux's /proc/cpuinfo; "" if there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Drawing of shapes on textured backgrounds, for make_shapes_dataset.py."""
+"""Drawing shapes on textured backgrounds, for the shapes data set."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 
 SPLITS = ("train", "val")
 CLASSES = ("circle", "ring", "square", "triangle", "star", "cross")
-SIDES = (14 / 128, 60 / 128)  # longer side of a shape's box, as a fraction of the image's side
+SIDES = (14 / 128, 60 / 128)  # range of the longer side of a box, as a fraction of the image's side
 MAX_OBJECTS = 6
 EMPTY_FRACTION = 0.05
-MIN_VISIBLE = 0.75  # of a shape's pixels, after occlusion and the image border
-MIN_CONTRAST = 45.0  # CIE76 colour distance of a shape from what it may touch
+MIN_VISIBLE = 0.75  # fraction of a shape's pixels that occlusion and the image border leave
+MIN_CONTRAST = 45.0  # CIE76 colour distance of a shape from everything it may touch
 SUPERSAMPLING = 4
 
 
@@ -24,8 +24,8 @@ class Shape:
 
     Attributes:
         label: index into CLASSES.
-        mask: (H, W) bool, the pixels that the whole shape covers by half or more, its occluded
-            part included.
+        mask: (H, W) bool, the pixels of which the shape, including its occluded part, covers at
+            least half.
     """
 
     label: int
@@ -43,7 +43,7 @@ class Shape:
 
 
 def outline(name: str, angle: float) -> list[np.ndarray]:
-    """The rotated outline of a shape, as large as fits into the square [-0.5, 0.5]².
+    """The rotated outline of a shape, as large as the square [-0.5, 0.5]² allows.
 
     Args:
         name: one of CLASSES.
@@ -51,6 +51,9 @@ def outline(name: str, angle: float) -> list[np.ndarray]:
 
     Returns:
         Contours, (P, 2) float each; a second contour is a hole.
+
+    Raises:
+        ValueError: an unknown ``name``.
     """
 
     def regular(points: int, radii: tuple[float, ...] = (1.0,)) -> np.ndarray:
@@ -82,7 +85,7 @@ def outline(name: str, angle: float) -> list[np.ndarray]:
 def coverage(
     name: str, center: tuple[float, float], side: float, angle: float, size: int
 ) -> tuple[np.ndarray, int]:
-    """How much of every pixel a shape covers.
+    """The fraction of each pixel that a shape covers.
 
     Args:
         name: one of CLASSES.
@@ -92,9 +95,10 @@ def coverage(
         size: px, the side of the square image.
 
     Returns:
-        (size, size) float32 in [0, 1], and the pixels that the shape has with no image border.
+        (size, size) float32 in [0, 1], and the number of pixels that the shape would have without
+        the image border.
     """
-    x, y = (math.floor(c - side / 2) - 1 for c in center)  # top left of a patch around it
+    x, y = (math.floor(c - side / 2) - 1 for c in center)  # top left of a patch around the shape
     patch = math.ceil(side) + 3
     fine = np.zeros((patch * SUPERSAMPLING,) * 2, np.uint8)
     # fillPoly puts integer coordinates on pixel centres; its coordinates have 8 fraction bits.
@@ -153,7 +157,7 @@ def draw_background(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np
 
 
 def pick_color(rng: np.random.Generator, avoid: np.ndarray) -> np.ndarray:
-    """A (3,) RGB colour that stands out from the (n, 3) colours to avoid, all in [0, 1]."""
+    """Pick a (3,) RGB colour in [0, 1] that stands out from the (n, 3) colours to avoid."""
     tries = 24
     colors = hsv(rng.random(tries), rng.uniform(0.5, 1, tries), rng.uniform(0.45, 1, tries))
     distance = np.linalg.norm(to_lab(colors)[:, None] - to_lab(avoid)[None], axis=-1).min(axis=1)
@@ -162,7 +166,7 @@ def pick_color(rng: np.random.Generator, avoid: np.ndarray) -> np.ndarray:
 
 
 def draw_image(seed: int, split: str, index: int, size: int) -> tuple[np.ndarray, list[Shape]]:
-    """One image of the set.
+    """Draw one image of the data set.
 
     Returns:
         (size, size, 3) uint8 RGB, and its shapes, the topmost last.
@@ -171,8 +175,8 @@ def draw_image(seed: int, split: str, index: int, size: int) -> tuple[np.ndarray
     image, colors = draw_background(rng, size)
     count = 0 if rng.random() < EMPTY_FRACTION else int(rng.integers(1, MAX_OBJECTS + 1))
     shapes: list[Shape] = []
-    totals: list[int] = []  # pixels of every shape, were there no border
-    top = np.full((size, size), -1)  # the shape that is seen at every pixel
+    totals: list[int] = []  # pixels that each shape would have without the border
+    top = np.full((size, size), -1)  # the shape that is visible at each pixel
     for _ in range(count):
         color = pick_color(rng, colors)
         for _ in range(20):  # a crowded image may end with fewer shapes
@@ -188,7 +192,7 @@ def draw_image(seed: int, split: str, index: int, size: int) -> tuple[np.ndarray
                 break
         else:
             continue
-        # Slightly lit from above, so that a shape is not a flat patch.
+        # Light from above, so that a shape is not a flat patch.
         light = (center[1] - np.arange(size)) / side * rng.uniform(0, 0.25)
         paint = np.clip(color * (1 + light[:, None, None]), 0, 1)
         image += alpha[..., None] * (paint - image)

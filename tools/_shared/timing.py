@@ -1,4 +1,4 @@
-"""Candidates timed in turn, A B C A B C …, so that what disturbs the machine disturbs all alike."""
+"""Timing candidates in turn, A B C A B C …, so that disturbances affect them all alike."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ TOTAL = "total"
 
 
 class Stopwatch:
-    """Notes when the stages of one run end: by the clock on the CPU, by events on CUDA.
+    """Records when the stages of one run end: by the clock on the CPU, by events on CUDA.
 
-    Call it with a stage's name at its end. Stages of one name are added up.
+    Call it with a stage's name when the stage ends. Stages of the same name are added up.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -39,7 +39,7 @@ class Stopwatch:
         return event
 
     def seconds(self) -> dict[str, float]:
-        """Seconds of every stage, and ``"total"``, from the start to the end of this call."""
+        """Seconds of each stage, and ``"total"`` from the start to this call."""
         end = self._now()
         if self._cuda:
             torch.cuda.synchronize()
@@ -53,15 +53,15 @@ class Stopwatch:
         return start.elapsed_time(end) / 1000 if self._cuda else end - start
 
 
-# Does the work once; may note its stages.
+# Does the work once; may record its stages.
 Run = Callable[[Stopwatch], Any]
 # Seconds of each repeat, by stage.
-Samples = dict[str, list[float]]
+Timings = dict[str, list[float]]
 
 
 @contextmanager
 def collector_off() -> Iterator[None]:
-    """No garbage collection meanwhile: one would fall on whoever happens to run."""
+    """Turn garbage collection off, since it would slow down whichever candidate runs just then."""
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -74,24 +74,24 @@ def collector_off() -> Iterator[None]:
 
 def alternate(
     candidates: Mapping[str, Run], *, repeats: int, warmup: int, device: torch.device
-) -> dict[str, Samples]:
+) -> dict[str, Timings]:
     """Time candidates in turn, ``repeats`` times each after ``warmup`` runs that do not count.
 
     Returns:
-        Samples by candidate, in the candidates' order.
+        Timings by candidate, in the candidates' order.
     """
     for run in candidates.values():
         for _ in range(warmup):
             run(Stopwatch(device))
-    samples: dict[str, Samples] = {name: {} for name in candidates}
+    timings: dict[str, Timings] = {name: {} for name in candidates}
     with collector_off():
         for _ in range(repeats):
             for name, run in candidates.items():
                 watch = Stopwatch(device)
                 run(watch)
                 for stage, seconds in watch.seconds().items():
-                    samples[name].setdefault(stage, []).append(seconds)
-    return samples
+                    timings[name].setdefault(stage, []).append(seconds)
+    return timings
 
 
 @contextmanager
@@ -101,7 +101,13 @@ def stages_of(
     before: Mapping[str, nn.Module] | None = None,
     after: Mapping[str, nn.Module] | None = None,
 ) -> Iterator[None]:
-    """End stages where a module's forward pass begins or ends, by hooks."""
+    """Within this context, end stages when a module's forward pass begins or ends, by hooks.
+
+    Args:
+        watch: records the stages.
+        before: modules before which a stage ends, by stage.
+        after: modules after which a stage ends, by stage.
+    """
     hooks = []
     try:
         for stage, module in (before or {}).items():
@@ -116,20 +122,20 @@ def stages_of(
 
 @dataclass(frozen=True)
 class Comparison:
-    """Candidates that were timed in turn.
+    """The timings of candidates that ran in turn.
 
     Attributes:
         title: what was done, at which size.
-        samples: seconds of each repeat, by candidate and stage; ``"total"`` is always there.
-        baseline: the candidate whose time the others' is set against; "" for none.
-        images: that one run works on; 0 where it is no matter of images.
+        timings: seconds of each repeat, by candidate and stage; ``"total"`` is always there.
+        baseline: the candidate that the others are compared with; "" for none.
+        images: number of images that one run processes; 0 if it processes none.
         facts: further columns, by candidate and column.
-        notes: lines for below the table.
-        axis: what the candidates' names are values of, for a curve; "" for bars.
+        notes: lines to print below the table.
+        axis: for a curve, what the candidates' names are values of; "" for bars.
     """
 
     title: str
-    samples: Mapping[str, Samples]
+    timings: Mapping[str, Timings]
     baseline: str = ""
     images: int = 0
     facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -137,15 +143,15 @@ class Comparison:
     axis: str = ""
 
     def seconds(self, candidate: str, stage: str = TOTAL) -> float:
-        """Median of a candidate's stage."""
-        return median(self.samples[candidate][stage])
+        """Median seconds of a candidate's stage."""
+        return median(self.timings[candidate][stage])
 
     def speedup(self, candidate: str) -> float:
-        """How many times faster than the baseline, by medians."""
+        """How many times faster than the baseline a candidate is, by medians."""
         return self.seconds(self.baseline) / self.seconds(candidate)
 
     @property
     def stages(self) -> list[str]:
-        """Stages of all candidates, in the order in which they come."""
-        names = {stage: None for samples in self.samples.values() for stage in samples}
+        """Names of all candidates' stages except the total, in the order of their appearance."""
+        names = {stage: None for timings in self.timings.values() for stage in timings}
         return [name for name in names if name != TOTAL]

@@ -1,4 +1,4 @@
-"""Runs of train_net.py for programs that need many: what is done is not done again."""
+"""Running train_net.py many times; finished runs are not repeated."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ CONSOLE = "console.txt"
 
 
 class RunError(OneNetError):
-    """A run that failed, or a folder that holds another one."""
+    """A run failed, or its folder holds another run."""
 
 
 class Children:
-    """Programs that were started here, and end together.
+    """Child programs that end together.
 
-    They do not see the terminal's Ctrl-C but :meth:`end`'s signal, so that they can save and are
-    waited for.
+    They do not receive the terminal's Ctrl-C, but a signal from :meth:`end`, which waits for them,
+    so that they can save.
     """
 
     def __init__(self) -> None:
@@ -54,14 +54,17 @@ class Children:
         folder: Path | None = None,
         env: Mapping[str, str] | None = None,
     ) -> int:
-        """Exit code of a program, which is waited for.
+        """Run a program and return its exit code.
 
         Args:
-            folder: gets what the program prints, appended to ``console.txt``; None: the terminal.
-            env: on top of this process' environment.
+            command: the program and its arguments.
+            folder: the program's output is appended to ``console.txt`` in it; None: the program
+                prints to the terminal.
+            env: added to this process' environment.
 
         Raises:
-            RunError: another program prints into ``folder`` still.
+            RunError: another program is still running in ``folder``.
+            KeyboardInterrupt: after Ctrl-C or :meth:`end`.
         """
         with _console(folder) as console:
             with self._lock:
@@ -85,12 +88,12 @@ class Children:
                     self._running.discard(process)
 
     def end(self) -> None:
-        """End those that run by SIGTERM, and wait; Ctrl-C kills them. No other will start."""
+        """Send SIGTERM to all running programs and wait; Ctrl-C kills them. No more can start."""
         with self._lock:
             self._ended = True
             running = list(self._running)
         try:
-            # Not SIGINT, which programs in the background may have been started to ignore.
+            # Not SIGINT, which background programs may ignore.
             _signal(running, signal.SIGTERM)
             for process in running:
                 process.wait()
@@ -100,7 +103,7 @@ class Children:
 
 
 def _signal(running: Sequence[subprocess.Popen], number: int) -> None:
-    """Send a signal to programs and to what they have started, as a terminal does."""
+    """Send a signal to programs and their children, as a terminal does."""
     for process in running:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
@@ -108,7 +111,7 @@ def _signal(running: Sequence[subprocess.Popen], number: int) -> None:
 
 @contextmanager
 def _console(folder: Path | None) -> Iterator[IO[bytes] | None]:
-    """Where a run prints; locked for as long as it or a child of it has it open."""
+    """Open the file that a run prints to, locked while the run or a child of it has it open."""
     if folder is None:
         yield None
         return
@@ -120,19 +123,19 @@ def _console(folder: Path | None) -> Iterator[IO[bytes] | None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunError(
-                f"{folder}: a run works there already; wait until it has ended, or end it"
+                f"{folder}: a run is still working there; wait until it ends, or stop it"
             ) from None
         yield file
 
 
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
-    """What every program takes that trains: data, the output folder, files to import, processes."""
+    """Add ``--dataset``, ``--output``, ``--import`` and ``--num-gpus``, for programs that train."""
     parser.add_argument(
         "--dataset",
         nargs=2,
         required=True,
         metavar=("TRAIN", "TEST"),
-        help="known names or ANNOTATIONS.json:FOLDER",
+        help="training and test data: known names or ANNOTATIONS.json:FOLDER",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for runs and tables")
     add_import_flag(parser)
@@ -141,15 +144,15 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=1,
         metavar="N",
-        help="processes of a training (default: 1)",
+        help="processes per training (default: 1)",
     )
 
 
 def dataset_opts(train: str, test: str) -> list[str]:
-    """Overrides that train on one data set and test on another, by COCO's AP.
+    """Config overrides for training on one data set and testing on another by COCO's AP.
 
     Raises:
-        DatasetError: one of them is not to be found, or the test set cannot be read.
+        DatasetError: a data set is not found, or the test set cannot be read.
     """
     find_dataset(train)
     classes = len(CocoDetection(find_dataset(test)).class_names)
@@ -160,19 +163,19 @@ def dataset_opts(train: str, test: str) -> list[str]:
 
 
 def engine_name(choice: str) -> str:
-    """The engine that ``--engine`` stands for: ``lightning`` or ``detectron2``."""
+    """The engine that ``--engine`` selects: ``lightning`` or ``detectron2``."""
     return "lightning" if choose_engine(choice)[0] == EMBEDDED else "detectron2"
 
 
 def config_loader(engine: str) -> Callable[..., Any]:
-    """``load_cfg`` of an engine, by its name on the command line."""
+    """The ``load_cfg`` of an engine, given by its name on the command line."""
     return importlib.import_module(f"{choose_engine(engine)[0]}.config").load_cfg
 
 
 def check_model(engine: str, cfg: Any) -> None:
     """Raise ``ConfigError`` unless an engine can build a config's model."""
     if engine == "lightning":
-        with torch.device("meta"):  # shapes without values
+        with torch.device("meta"):  # allocates no memory
             build_detector(cfg)
         return
     cfg = cfg.clone()
@@ -190,20 +193,24 @@ def run_once(
     engine: str = "lightning",
     call: Callable[[list[str]], int] | None = None,
 ) -> dict[str, float]:
-    """Metrics of a run of train_net.py on the data set in ``DATASETS.TEST``.
+    """Run train_net.py, unless it has succeeded before, and return the metrics.
 
-    A run that ended well is not repeated; a training that did not goes on from its last checkpoint.
+    A training that was interrupted or failed continues from its last checkpoint.
 
     Args:
-        folder: the run's ``OUTPUT_DIR``; gets ``result.json`` at the end.
+        folder: the run's ``OUTPUT_DIR``; ``result.json`` is written into it at the end.
+        config: config file.
         opts: ``KEY VALUE …``, with a single data set in ``DATASETS.TEST``.
-        flags: of train_net.py, such as ``--eval-only``.
+        flags: flags of train_net.py, such as ``--eval-only``.
         engine: ``lightning`` or ``detectron2``.
-        call: runs a command and gives its exit code, see :meth:`Children.call`.
+        call: runs a command and returns its exit code; default: :meth:`Children.call`.
+
+    Returns:
+        Metrics on the data set in ``DATASETS.TEST``.
 
     Raises:
-        RunError: it failed, or ``folder`` holds a run with another config.
-        ConfigError, DatasetError: the config or its data set is at fault.
+        RunError: the run failed, or ``folder`` holds a run with another config.
+        ConfigError, DatasetError: the config or its data set is wrong.
     """
     opts = [*map(str, opts), "OUTPUT_DIR", str(folder)]
     load_cfg = config_loader(engine)
@@ -224,21 +231,23 @@ def run_once(
 
 
 def finished_metrics(folder: Path) -> dict[str, float] | None:
-    """What :func:`run_once` gave for a folder; ``None``: it has not ended well yet."""
+    """The metrics that :func:`run_once` stored in a folder; ``None`` if the run is not finished."""
     result = folder / RESULT
     return json.loads(result.read_text())["metrics"] if result.is_file() else None
 
 
 def check_same_config(folder: Path, cfg: Any, load_cfg: Callable[..., Any]) -> None:
-    """Raise ``RunError`` where ``folder`` holds a run whose config has other values.
+    """Raise ``RunError`` if ``folder`` holds a run whose config has other values.
 
     Args:
-        load_cfg: of the engine that is to run.
+        folder: the run's folder.
+        cfg: the config to compare with.
+        load_cfg: the engine's function of this name.
     """
     file = folder / "config.yaml"
     if not file.is_file():
         return
-    advice = "give another output folder, or remove this one"
+    advice = "choose another output folder, or remove this one"
     try:
         stored = dict(flat(load_cfg(file)))
     except ConfigError as error:
@@ -246,7 +255,7 @@ def check_same_config(folder: Path, cfg: Any, load_cfg: Callable[..., Any]) -> N
             f"{folder} holds a run of another engine or version ({error}); {advice}"
         ) from error
     for key, value in flat(cfg):
-        # inf and NaN are not equal to what YAML makes of them in lists.
+        # Compares text, because NaN never equals itself.
         if repr(_as_lists(stored[key])) != repr(_as_lists(value)):
             raise RunError(
                 f"{folder} holds another run: its {key} is {stored[key]!r}, not {value!r}; {advice}"
@@ -254,12 +263,12 @@ def check_same_config(folder: Path, cfg: Any, load_cfg: Callable[..., Any]) -> N
 
 
 def _as_lists(value: Any) -> Any:
-    """What YAML makes of tuples, at any depth."""
+    """Turn tuples into lists at any depth, as YAML does."""
     return [_as_lists(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every leaf of a config."""
+    """Yield (dotted key, value) of each leaf of a config."""
     for name, value in node.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{name}.")
@@ -268,7 +277,7 @@ def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _metrics(cfg: Any, folder: Path) -> dict[str, float]:
-    """Of the detections that a run has written last."""
+    """Metrics of the detections that a run wrote last."""
     (name,) = cfg.DATASETS.TEST
     results = json.loads((folder / "inference" / "coco_instances_results.json").read_text())
     return score(cfg, CocoDetection(find_dataset(name)), results)[0]

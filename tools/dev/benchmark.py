@@ -1,17 +1,17 @@
-"""Measure OneNet: candidates side by side in one run, medians of alternating repeats.
+"""Measure OneNet: candidates in turn in one run, medians of the repeats.
 
     python tools/dev/benchmark.py --output output/benchmark
 
-prints a table for every comparison and writes the tables to ``benchmark.md``, all samples to
-``benchmark.json`` and a chart for each part. ``--parts`` chooses:
+prints a table for every comparison and writes the tables to ``benchmark.md``, all timings to
+``benchmark.json`` and a chart for each part. ``--parts`` chooses among:
 
     inference    preprocess, backbone, head and post-process: eager, fused, bf16, compiled, ONNX
     training     a step and its parts: float32 against bfloat16 and channels_last
     criterion    matching and losses against a dense one-hot: time, memory, share of bandwidth
     postprocess  two-stage top-k against a top-k of every class and of all pairs
-    data         images a second of the training loader
+    data         images per second of the training loader
     evaluation   pycocotools against faster-coco-eval
-    peers        torchvision's and, where it is installed, Detectron2's detectors
+    baselines    the detectors of torchvision and, if it is installed, Detectron2
     growth       the criterion against samples, objects and classes
 """
 
@@ -29,7 +29,7 @@ from pathlib import Path
 
 import torch
 
-from onenet.cli import run_program
+from onenet.cli import positive, run_program
 from onenet.errors import OneNetError
 from onenet.inference.compilation import allow_many_sizes
 
@@ -48,14 +48,10 @@ PARTS = (
     "postprocess",
     "data",
     "evaluation",
-    "peers",
+    "baselines",
     "growth",
 )
 CONFIGS = Path(__file__).parents[2] / "projects" / "OneNet" / "configs"
-
-
-class UserError(OneNetError):
-    """Something that was asked for cannot be; the message says what to do."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -75,61 +71,68 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         type=Path,
         metavar="FILE",
-        help="detectors of inference, training and peers (default: onenet.res50.{nodcn,dcn}.yaml)",
+        help="detectors of inference, training and baselines (default: "
+        "onenet.res50.{nodcn,dcn}.yaml)",
     )
     parser.add_argument(
-        "--size", type=_size, metavar="HxW", help="of the input, px (default: 512x864)"
+        "--size", type=_size, metavar="HxW", help="size of the input in px (default: 512x864)"
     )
     parser.add_argument(
-        "--batch", nargs="+", type=_positive, metavar="N", help="of inference (default: 1)"
+        "--batch",
+        nargs="+",
+        type=positive,
+        metavar="N",
+        help="batch sizes of inference (default: 1)",
     )
     parser.add_argument(
-        "--train-batch", type=_positive, default=2, metavar="N", help="of training (default: 2)"
+        "--train-batch",
+        type=positive,
+        default=2,
+        metavar="N",
+        help="batch size of training (default: 2)",
     )
     parser.add_argument(
         "--repeats",
-        type=_positive,
+        type=positive,
         metavar="N",
-        help="runs that count, of every candidate; evaluation takes 3 at most (default: 10)",
+        help="timed runs of each candidate; evaluation takes at most 3 (default: 10)",
     )
     parser.add_argument(
-        "--warmup", type=_positive, metavar="N", help="runs before them (default: 2)"
+        "--warmup", type=positive, metavar="N", help="runs before the timed ones (default: 2)"
     )
-    parser.add_argument("--threads", type=_positive, metavar="N", help="(default: torch's)")
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="CPU threads (default: torch's)"
+    )
     parser.add_argument(
         "--dataset",
         default="",
         metavar="JSON:FOLDER",
-        help="COCO-format data that part data reads (default: drawn shapes)",
+        help="COCO-format data for the part data (default: drawn shapes)",
     )
     parser.add_argument(
         "--workers",
         nargs="+",
         type=int,
         metavar="N",
-        help="numbers of processes that part data tries (default: 0 and one a core)",
+        help="numbers of loading processes for the part data (default: 0 and one per core)",
     )
     parser.add_argument(
         "--settings",
         nargs="+",
         choices=SETTINGS,
         metavar="NAME",
-        help=f"of inference and peers, some of {' '.join(SETTINGS)} (default: all that can be)",
+        help=f"settings of inference and baselines, some of {' '.join(SETTINGS)} (default: all "
+        "that this machine supports)",
     )
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="small sizes and few repeats: shows that it runs, not how fast",
+        help="small sizes and few repeats, to check that it runs; the times mean nothing",
     )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="for tables, samples and charts")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder for tables, timings and charts"
+    )
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {number}")
-    return number
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -137,23 +140,27 @@ def _size(text: str) -> tuple[int, int]:
     size = tuple(map(int, found.groups())) if found else ()
     if not size or min(size) < 64 or any(side % 32 for side in size):
         raise argparse.ArgumentTypeError(
-            f"must be HEIGHTxWIDTH, both multiples of 32 from 64 on, got {text!r}"
+            f"must be HEIGHTxWIDTH, both multiples of 32 and at least 64, got {text!r}"
         )
     return size
 
 
 def complete(args: argparse.Namespace) -> Options:
-    """The options that the arguments and, for those not given, ``--quick`` make."""
+    """The options of a command line, with defaults that depend on ``--quick``.
+
+    Raises:
+        OneNetError: a device or setting that this machine does not have.
+    """
     quick = args.quick
     try:
         device = torch.device(args.device)
         if device.type not in ("cpu", "cuda"):
             raise ValueError
     except (RuntimeError, ValueError):
-        raise UserError(f"--device must be cpu, cuda or cuda:N, got {args.device!r}") from None
+        raise OneNetError(f"--device must be cpu, cuda or cuda:N, got {args.device!r}") from None
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise UserError(f"--device {args.device}: torch finds no CUDA device")
+            raise OneNetError(f"--device {args.device}: torch finds no CUDA device")
         if device.index is not None:
             torch.cuda.set_device(device)
     names = ("res18.nodcn",) if quick else ("res50.nodcn", "res50.dcn")
@@ -177,25 +184,31 @@ def complete(args: argparse.Namespace) -> Options:
 def choose_settings(
     given: Sequence[str] | None, device: torch.device, quick: bool
 ) -> tuple[str, ...]:
-    """The settings that were asked for; else all that can be here, the others named on stderr."""
+    """The settings to measure: the given ones, or else all that this machine supports.
+
+    Prints which ones it leaves out.
+
+    Raises:
+        OneNetError: this machine does not support a given setting.
+    """
     reasons = {setting: why_not(setting, device) for setting in given or SETTINGS}
     if quick and not given:
         reasons = dict(list(reasons.items())[:3])
     for setting, reason in reasons.items():
         if reason and given:
-            raise UserError(f"--settings {setting} {reason}")
+            raise OneNetError(f"--settings {setting} {reason}")
         if reason:
             print(f"{PROGRAM}: left out {setting}, which {reason}", file=sys.stderr)
     return tuple(setting for setting, reason in reasons.items() if not reason)
 
 
 def run(args: argparse.Namespace, command: str) -> dict[str, list[Comparison]]:
-    """Measure the parts, print their tables and write what ``--output`` asks for."""
+    """Measure the parts, print their tables and, with ``--output``, write the results."""
     if args.threads:
         torch.set_num_threads(args.threads)
     options = complete(args)
     torch.manual_seed(0)
-    # The inputs have one size, for which cuDNN may look for its best.
+    # All inputs have one size, so cuDNN can search for the fastest algorithm.
     torch.backends.cudnn.benchmark = True
     if any(setting.startswith("compiled") for setting in options.settings):
         allow_many_sizes()
@@ -209,10 +222,10 @@ def run(args: argparse.Namespace, command: str) -> dict[str, list[Comparison]]:
         for comparison in results[part]:
             print(report.table(comparison), "\n", flush=True)
         if args.output:
-            # After each part, so that what a later one breaks off is not lost.
+            # After each part, so that an error in a later part loses nothing.
             report.write(args.output, results, machine)
     if args.output:
-        print(f"Tables, samples and charts: {args.output}")
+        print(f"Tables, timings and charts: {args.output}")
     return results
 
 

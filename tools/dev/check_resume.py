@@ -1,11 +1,11 @@
-"""Kill trainings at random moments, resume them, and compare them with one that was left alone.
+"""Kill trainings at random moments, resume them, and compare them with an uninterrupted one.
 
     python tools/dev/check_resume.py --runs 50
 
-Every training of the embedded engine is killed twice as by ``kill -9``, once at any moment and once
-while it saves, and after each time every checkpoint in its folder must be readable. Its weights,
-and the optimiser's state, must be those of the uninterrupted training, bit for bit. What is trained
-is a thin ResNet-18 on drawn shapes, on the CPU; ``KEY VALUE`` pairs change that.
+Kills every training of the embedded engine twice, as ``kill -9`` does: once at any moment and once
+while it saves. After each kill, every checkpoint in its folder must be readable. At the end, its
+weights and the optimiser's state must equal those of the uninterrupted training bit for bit. The
+model is a thin ResNet-18 on drawn shapes, on the CPU; ``KEY VALUE`` pairs change the config.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from onenet.errors import CheckpointError, OneNetError
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # tools/
 
-from make_shapes_dataset import make_dataset
+from _shared.shapes_dataset import make_dataset
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quick_schedules" / "onenet.res18.shapes.yaml"
 SMALL = {
@@ -50,19 +50,19 @@ SMALL = {
 
 
 class ResumeError(OneNetError):
-    """A training went on otherwise than it should."""
+    """A resumed training failed, or its results differ."""
 
     exit_status = 1
 
 
 @dataclass
 class Killed:
-    """What has been done to trainings.
+    """The kills so far.
 
     Attributes:
-        moments: of the current one, in words.
-        times: kills in all.
-        saving: those that left a half-written file behind.
+        moments: when the current training was killed, in words.
+        times: number of kills of all trainings.
+        saving: number of kills that left a half-written file behind.
     """
 
     moments: list[str] = field(default_factory=list)
@@ -76,14 +76,20 @@ def build_parser() -> argparse.ArgumentParser:
         "those of an uninterrupted one."
     )
     parser.add_argument(
-        "--runs", type=positive, default=50, metavar="N", help="trainings (default: %(default)s)"
+        "--runs",
+        type=positive,
+        default=50,
+        metavar="N",
+        help="number of trainings to kill (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the moments (default: %(default)s)"
+    )
     parser.add_argument(
         "--output",
         type=Path,
         metavar="DIR",
-        help="folder for the runs; those that went wrong stay (default: a temporary one)",
+        help="folder for the runs, which keeps those that fail (default: a temporary folder)",
     )
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config values to change"
@@ -92,10 +98,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 class Trainings:
-    """Trainings in processes of their own, forked from one that has all modules loaded.
+    """Trainings in separate processes, forked from one that has loaded all modules.
 
     Args:
-        folder: gets a data set, and the runs' folders.
+        folder: where to put the data set and the runs' folders.
         opts: ``KEY VALUE …``.
     """
 
@@ -107,10 +113,10 @@ class Trainings:
         small = {**SMALL, "DATASETS.TRAIN": train}
         self.opts = [*(word for pair in small.items() for word in pair), *opts]
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["onenet.lightning.main", "make_shapes_dataset"])
+        self.context.set_forkserver_preload(["onenet.lightning.main", "_shared.shapes_dataset"])
 
     def start(self, name: str) -> BaseProcess:
-        """Start or resume a training; its folder is ``name``."""
+        """Start or resume the training in the folder ``name``."""
         run = str(self.folder / name)
         words = ["--resume", "--config-file", str(CONFIG), *self.opts, "OUTPUT_DIR", run]
         process = self.context.Process(target=train, args=(words, f"{run}.txt"))
@@ -118,10 +124,10 @@ class Trainings:
         return process
 
     def finish(self, name: str) -> list[dict[str, Any]]:
-        """Let a training come to its end; returns what it leaves.
+        """Run a training to its end; returns its last checkpoint and ``model_final.pth``.
 
         Raises:
-            ResumeError: it fails.
+            ResumeError: the training failed.
         """
         process = self.start(name)
         process.join()
@@ -135,14 +141,16 @@ class Trainings:
         """Start or resume a training, and kill it.
 
         Args:
-            seconds: when, from its start, or from the beginning of a save.
-            saves: the number of that save; 0: from its start.
+            name: folder of the training.
+            seconds: time of the kill after the start, or after the beginning of a save.
+            saves: number of that save; 0: count from the start.
+            killed: updated with this kill.
 
         Raises:
-            CheckpointError: a checkpoint that it leaves cannot be read.
+            CheckpointError: a checkpoint in the folder cannot be read.
         """
         run = self.folder / name
-        for left in run.glob(".*.partial"):  # of the kill before; the training would do it later
+        for left in run.glob(".*.partial"):  # from the kill before; the training removes it later
             left.unlink()
         process = self.start(name)
         saving = False
@@ -167,7 +175,7 @@ class Trainings:
 
 
 def train(words: Sequence[str], log: str) -> None:
-    """A training, in a process of its own, that writes to ``log``."""
+    """Train in this process, and print to the file ``log``."""
     from onenet.lightning.main import run
 
     with open(log, "a") as file:
@@ -177,7 +185,7 @@ def train(words: Sequence[str], log: str) -> None:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Equal, and tensors bit for bit."""
+    """Whether two values are equal, tensors bit for bit."""
     if type(one) is not type(other):
         return False
     if isinstance(one, Tensor):
@@ -191,7 +199,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def check(folder: Path, runs: int, seed: int, opts: Sequence[str]) -> bool:
-    """Whether all trainings ended as they should; prints a line for each."""
+    """Kill, resume and compare trainings; prints a line for each. Returns whether all are equal."""
     trainings, rng, killed = Trainings(folder, opts), random.Random(seed), Killed()
     trainings.finish("first")  # loads the modules
     start = time.monotonic()
@@ -211,7 +219,7 @@ def check(folder: Path, runs: int, seed: int, opts: Sequence[str]) -> bool:
                     moment = {"seconds": rng.uniform(0, seconds * left / saves), "saves": 0}
                 trainings.kill(name, **moment, killed=killed)
             if not same(trainings.finish(name), expected):
-                raise ResumeError("other weights than those of the uninterrupted training")
+                raise ResumeError("the results differ from those of the uninterrupted training")
             rmtree(folder / name)
             good += 1
             result = "equal"
@@ -226,7 +234,7 @@ def check(folder: Path, runs: int, seed: int, opts: Sequence[str]) -> bool:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Returns the exit status."""
+    """Run the check and return the exit status."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
     if args.output is not None:

@@ -3,9 +3,9 @@
     python tools/dev/soak.py --output soak
 
 trains a thin ResNet-18 on drawn shapes on the CPU, with two data workers, checkpoints, evaluations
-and logging, and reads from /proc, hence on Linux only, what its processes hold. ``soak.json`` and
-``soak.png`` in the output folder show it. The exit status is 1 where something grows after the
-first iterations. ``KEY VALUE`` pairs change the config.
+and logging. Meanwhile it reads from /proc, hence on Linux only, what the training's processes hold,
+and writes that to ``soak.json`` and ``soak.png`` in the output folder. The exit status is 1 if
+something grows after the first iterations. ``KEY VALUE`` pairs change the config.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from onenet.errors import OneNetError
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # tools/
 
-from make_shapes_dataset import make_dataset
+from _shared.shapes_dataset import make_dataset
 
 ROOT = Path(__file__).parents[2]
 TRAIN_NET = ROOT / "projects" / "OneNet" / "train_net.py"
@@ -48,27 +48,27 @@ SMALL = {
     "TEST.EVAL_PERIOD": f"{PERIOD}",
     "DATALOADER.NUM_WORKERS": "2",
 }
-# What 1,000 iterations may add: less than a file or a thread for every checkpoint or evaluation.
+# Allowed growth in 1,000 iterations: less than one file or thread per checkpoint or evaluation.
 LIMITS = {"memory": 1.0, "worker_memory": 1.0, "files": 0.1, "threads": 0.1}
 UNITS = {"memory": " MiB", "worker_memory": " MiB", "files": "", "threads": ""}
 
 
 class SoakError(OneNetError):
-    """The training that is watched failed, or was too short."""
+    """The training failed or was too short."""
 
     exit_status = 1
 
 
 @dataclass(frozen=True)
-class Sample:
-    """What a training's processes hold.
+class Reading:
+    """What a training's processes hold at one moment.
 
     Attributes:
-        iteration: done, at least.
+        iteration: number of finished iterations, at least.
         memory: resident MiB of the training process.
-        worker_memory: resident MiB of the data workers together; pages they share count twice.
-        files: open file descriptors of all processes.
-        threads: of all processes.
+        worker_memory: resident MiB of all data workers; shared pages count once per worker.
+        files: number of open file descriptors of all processes.
+        threads: number of threads of all processes.
     """
 
     iteration: int
@@ -82,23 +82,29 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Watch the memory, open files and threads of a long training of a tiny model."
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder, new")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="folder, which must not exist yet"
+    )
     parser.add_argument(
         "--iterations",
         type=positive,
         default=5000,
         metavar="N",
-        help="in all (default: %(default)s)",
+        help="length of the training (default: %(default)s)",
     )
     parser.add_argument(
         "--settle",
         type=natural,
         default=500,
         metavar="N",
-        help="first iterations, in which anything may grow (default: %(default)s)",
+        help="number of first iterations, during which growth is allowed (default: %(default)s)",
     )
     parser.add_argument(
-        "--every", type=positive, default=50, metavar="N", help="iterations (default: %(default)s)"
+        "--every",
+        type=positive,
+        default=50,
+        metavar="N",
+        help="iterations between two readings (default: %(default)s)",
     )
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config values to change"
@@ -106,11 +112,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def take_sample(pid: int, iteration: int) -> Sample:
-    """What a process and its children hold now.
+def take_reading(pid: int, iteration: int) -> Reading:
+    """Read what a process and its children hold now.
 
     Raises:
-        OSError: one of them has ended.
+        OSError: one of the processes has ended.
     """
     tasks = Path(f"/proc/{pid}/task").iterdir()
     children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
@@ -119,7 +125,7 @@ def take_sample(pid: int, iteration: int) -> Sample:
         sum(len(os.listdir(f"/proc/{process}/{kind}")) for process in (pid, *children))
         for kind in ("fd", "task")
     )
-    return Sample(iteration, memory, sum(worker_memory), files, threads)
+    return Reading(iteration, memory, sum(worker_memory), files, threads)
 
 
 def _resident(pid: int) -> float:
@@ -127,11 +133,10 @@ def _resident(pid: int) -> float:
     return pages * os.sysconf("SC_PAGESIZE") / 2**20
 
 
-def watch(process: subprocess.Popen, metrics: Path, every: int) -> Iterator[Sample]:
-    """Samples of a training until it ends, about every so many iterations.
+def watch(process: subprocess.Popen, metrics: Path, every: int) -> Iterator[Reading]:
+    """Yield readings of a training until it ends, about every ``every`` iterations.
 
-    They are taken right after a line of the log: not while it evaluates, which takes further
-    processes for a moment.
+    They come right after a line of the log, not during evaluation, which starts further processes.
     """
     due, seen = every, 0
     while process.poll() is None:
@@ -139,7 +144,7 @@ def watch(process: subprocess.Popen, metrics: Path, every: int) -> Iterator[Samp
         iteration = _logged(metrics)
         if iteration > seen and iteration >= due and iteration % PERIOD:
             with suppress(OSError):
-                yield take_sample(process.pid, iteration)
+                yield take_reading(process.pid, iteration)
                 due = iteration - iteration % every + every
         seen = iteration
 
@@ -152,37 +157,41 @@ def _logged(metrics: Path) -> int:
     return json.loads(lines[-1])["iteration"] if lines else 0
 
 
-def growth(samples: Sequence[Sample], settle: int) -> dict[str, float]:
-    """What 1,000 iterations add, by the median of the slopes between all pairs of samples.
+def growth(readings: Sequence[Reading], settle: int) -> dict[str, float]:
+    """Growth in 1,000 iterations, by the median of the slopes between all pairs of readings.
 
     Args:
-        settle: samples up to this iteration do not count.
+        readings: of the whole training.
+        settle: readings up to this iteration do not count.
 
     Raises:
-        SoakError: fewer than ten samples after it.
+        SoakError: fewer than ten readings count.
     """
-    late = [sample for sample in samples if sample.iteration > settle]
+    late = [reading for reading in readings if reading.iteration > settle]
     if len(late) < 10:
-        raise SoakError(f"{len(late)} samples after iteration {settle}; give --iterations more")
-    iterations = [sample.iteration for sample in late]
+        raise SoakError(
+            f"only {len(late)} readings after iteration {settle}, expected 10: increase "
+            "--iterations or decrease --every"
+        )
+    iterations = [reading.iteration for reading in late]
     return {
-        name: 1000 * float(theilslopes([getattr(s, name) for s in late], iterations).slope)
+        name: 1000 * float(theilslopes([getattr(r, name) for r in late], iterations).slope)
         for name in LIMITS
     }
 
 
-def draw(samples: Sequence[Sample], settle: int) -> Figure:
-    """Memory above, files and threads below."""
+def draw(readings: Sequence[Reading], settle: int) -> Figure:
+    """Plot memory above, files and threads below."""
     figure = Figure(figsize=(8, 5), dpi=90, layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
-    iterations = [sample.iteration for sample in samples]
+    iterations = [reading.iteration for reading in readings]
     for axes, name, label in (
         (above, "memory", "training process"),
         (above, "worker_memory", "data workers"),
         (below, "files", "open files"),
         (below, "threads", "threads"),
     ):
-        axes.plot(iterations, [getattr(s, name) for s in samples], ".-", ms=3, lw=1, label=label)
+        axes.plot(iterations, [getattr(r, name) for r in readings], ".-", ms=3, lw=1, label=label)
     for axes in (above, below):
         axes.axvspan(0, settle, color="#eeeeee", zorder=0)
         axes.set_ylim(0, 1.3 * axes.get_ylim()[1])
@@ -194,11 +203,11 @@ def draw(samples: Sequence[Sample], settle: int) -> Figure:
     return figure
 
 
-def train(folder: Path, iterations: int, every: int, opts: Sequence[str]) -> Iterator[Sample]:
-    """Samples of a training whose folder is ``run``.
+def train(folder: Path, iterations: int, every: int, opts: Sequence[str]) -> Iterator[Reading]:
+    """Train in the subfolder ``run`` and yield readings.
 
     Raises:
-        SoakError: it failed.
+        SoakError: the training failed.
     """
     data, run = folder / "shapes", folder / "run"
     make_dataset(data, train=16, val=4, size=64, seed=0)
@@ -222,18 +231,18 @@ def train(folder: Path, iterations: int, every: int, opts: Sequence[str]) -> Ite
 
 
 def run(args: argparse.Namespace) -> int:
-    """Returns the exit status."""
+    """Watch a training and return the exit status."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     folder = args.output.resolve()
     folder.mkdir(parents=True)
-    samples: list[Sample] = []
+    readings: list[Reading] = []
     try:
-        samples.extend(train(folder, args.iterations, args.every, args.opts))
-    finally:  # for what it is worth, where training fails
-        draw(samples, args.settle).savefig(folder / "soak.png")
-        content = json.dumps([asdict(sample) for sample in samples], indent=1)
+        readings.extend(train(folder, args.iterations, args.every, args.opts))
+    finally:  # also if the training fails
+        draw(readings, args.settle).savefig(folder / "soak.png")
+        content = json.dumps([asdict(reading) for reading in readings], indent=1)
         (folder / "soak.json").write_text(content + "\n")
-    found = growth(samples, args.settle)
+    found = growth(readings, args.settle)
     for name, value in found.items():
         print(
             f"{name.replace('_', ' ')}: {value:+.3f}{UNITS[name]} in 1,000 iterations (limit "

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .evaluation.registry import EVALUATOR_REGISTRY, Evaluator
     from .heads.registry import HEAD_REGISTRY
     from .structures import Detections, Matches, Predictions, TargetBatch, Targets
+    from .training.hooks import HOOK_REGISTRY, Hook
 
 __version__ = "0.1.0"
 
@@ -40,6 +41,8 @@ __all__ = [
     "Criterion",
     "Detections",
     "Evaluator",
+    "HOOK_REGISTRY",
+    "Hook",
     "HungarianMatcher",
     "Matcher",
     "Matches",
@@ -68,6 +71,8 @@ _MODULES = {
     "Criterion": "assignment.criterion",
     "Detections": "structures",
     "Evaluator": "evaluation.registry",
+    "HOOK_REGISTRY": "training.hooks",
+    "Hook": "training.hooks",
     "HungarianMatcher": "assignment.matchers",
     "Matcher": "assignment.matchers",
     "Matches": "structures",

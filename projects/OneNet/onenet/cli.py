@@ -1,6 +1,6 @@
-"""What the programs share: flags, the choice of an engine, and how they end.
+"""Command lines: shared flags, the choice of the engine, and how programs report errors.
 
-Also the command line that training shares between engines.
+Also the parser of train_net.py, which both engines share.
 """
 
 from __future__ import annotations
@@ -31,9 +31,19 @@ def run_program(
     *,
     interrupted: str = "interrupted",
 ) -> Result:
-    """Parse the command line, ``--traceback`` included, and run; errors as in :func:`one_line`.
+    """Parse the command line and run a program; errors end it as in :func:`one_line`.
 
-    Files of ``--import`` (:func:`add_import_flag`) are run before.
+    Adds ``--traceback`` to the parser. Runs the files of ``--import`` first, if the parser has it
+    (:func:`add_import_flag`).
+
+    Args:
+        parser: the program's parser.
+        run: called with the parsed arguments.
+        argv: the arguments; None: those of the process.
+        interrupted: line to print after Ctrl-C.
+
+    Returns:
+        What ``run`` returns.
     """
     add_traceback_flag(parser)
     args = parser.parse_args(argv)
@@ -44,15 +54,15 @@ def run_program(
 
 @contextmanager
 def one_line(show_traceback: bool, interrupted: str = "interrupted") -> Iterator[None]:
-    """What the user can mend ends the program in one line on stderr.
+    """Within this context, errors that the user can fix end the program with one line on stderr.
 
     Args:
-        show_traceback: before the line.
-        interrupted: the line after Ctrl-C.
+        show_traceback: print the traceback before the line.
+        interrupted: line to print after Ctrl-C.
 
     Raises:
-        SystemExit: an error's ``exit_status``; 2 after one of the operating system; 130 after
-            Ctrl-C.
+        SystemExit: with the ``exit_status`` of a ``OneNetError``, with 2 after an ``OSError``, with
+            130 after Ctrl-C.
     """
     try:
         yield
@@ -64,7 +74,7 @@ def one_line(show_traceback: bool, interrupted: str = "interrupted") -> Iterator
 
 
 def end_with(error: Exception, show_traceback: bool, message: str | None = None) -> NoReturn:
-    """End the program with an error's line, ``message`` or its own; see :func:`one_line`."""
+    """Print ``message``, or else the error's own, as one line and exit as :func:`one_line` does."""
     if show_traceback:
         traceback.print_exception(error)
     print(f"error: {message or error}", file=sys.stderr, flush=True)
@@ -72,7 +82,7 @@ def end_with(error: Exception, show_traceback: bool, message: str | None = None)
 
 
 def training_parser() -> argparse.ArgumentParser:
-    """Detectron2's training flags, and ``--engine``."""
+    """The parser of train_net.py: Detectron2's training flags and OneNet's own."""
     parser = argparse.ArgumentParser(
         description="Train or evaluate OneNet.",
         epilog="""
@@ -94,13 +104,14 @@ examples:
     what.add_argument(
         "--replay",
         metavar="DUMP",
-        help="compute again, by the engine that did it, the batch of a nonfinite_NNNNNNN.pt that "
-        "training stopped on, and say where NaN or infinity comes from; status 1 if it does",
+        help="repeat the batch in a nonfinite_NNNNNNN.pt, on which training stopped, with the "
+        "engine that wrote it, and say where NaN or infinity comes from; exit status 1 if they "
+        "occur again",
     )
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on from the last checkpoint in OUTPUT_DIR, exactly where it stopped",
+        help="continue from the last checkpoint in OUTPUT_DIR, exactly where it stopped",
     )
     parser.add_argument(
         "--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS on DATASETS.TEST"
@@ -110,23 +121,28 @@ examples:
         type=positive,
         default=1,
         metavar="N",
-        help="processes on this machine, one a GPU; without CUDA, on the CPU (default: 1)",
+        help="processes on this machine, one per GPU, or on the CPU without CUDA (default: 1)",
     )
     parser.add_argument(
-        "--num-machines", type=positive, default=1, metavar="N", help="machines (default: 1)"
+        "--num-machines",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="number of machines (default: 1)",
     )
     parser.add_argument(
         "--machine-rank",
         type=int,
         default=0,
         metavar="R",
-        help="number of this machine, from 0 (default: 0)",
+        help="number of this machine, counted from 0 (default: 0)",
     )
     parser.add_argument(
         "--dist-url",
         default="auto",
         metavar="URL",
-        help="where the processes meet, tcp://HOST:PORT (default: auto, on one machine)",
+        help="where processes of several machines meet, tcp://HOST:PORT (default: auto, for one "
+        "machine)",
     )
     add_import_flag(parser)
     add_engine_flag(parser)
@@ -141,85 +157,103 @@ examples:
 
 
 def add_import_flag(parser: argparse.ArgumentParser) -> None:
-    """``--import``, for every program that builds a model; see :func:`import_files`."""
+    """Add ``--import``, for every program that builds a model; see :func:`import_files`."""
     parser.add_argument(
         "--import",
         dest="imports",
         action="append",
         default=[],
         metavar="FILE.py",
-        help="Python file of yours to run first, which registers a matcher or head that the config "
-        "names (docs/custom_assignment.md); may be repeated",
+        help="your own Python file to run first, which registers a matcher, head or hook for the "
+        "config to name (docs/custom_assignment.md, docs/hooks.md); may be repeated",
     )
 
 
 def import_files(files: Sequence[str]) -> None:
-    """Run Python files, each once a process; they can import their neighbours.
+    """Import Python files, each once per process; they can import files of their own folder.
 
     Raises:
-        ConfigError: no such file, or its name is that of another module.
+        ConfigError: no such file, or another module has its name.
     """
     for file in files:
         path = Path(file).expanduser().resolve()
         if path.suffix != ".py" or not path.stem.isidentifier() or not path.is_file():
             raise ConfigError(
-                f"--import {file}: expected a Python file that is there, named like my_rule.py"
+                f"--import {file}: expected an existing Python file with a name like my_rule.py"
             )
         if path.stem not in sys.modules:
             sys.path.append(str(path.parent))
         origin = getattr(importlib.import_module(path.stem), "__file__", None)
         if origin is None or Path(origin).resolve() != path:
             raise ConfigError(
-                f"--import {file}: there is another module {path.stem} ({origin or 'built in'}); "
-                "give the file another name"
+                f"--import {file}: another module is called {path.stem} ({origin or 'built in'}); "
+                "rename the file"
             )
 
 
 def add_engine_flag(parser: argparse.ArgumentParser) -> None:
-    """``--engine``, for every program that runs a model."""
+    """Add ``--engine``, for every program that runs a model."""
     parser.add_argument(
         "--engine",
         choices=ENGINES,
         default="auto",
-        help="detectron2, or lightning, which is embedded; auto (default): Detectron2 where it "
-        "is installed",
+        help="detectron2, lightning (the embedded engine) or auto: Detectron2 if it is installed, "
+        "else lightning (default: auto)",
+    )
+
+
+def add_opts_flag(
+    parser: argparse.ArgumentParser,
+    what: str = "config overrides, such as MODEL.WEIGHTS model.pth",
+) -> None:
+    """Add ``--opts KEY VALUE …``, which takes all words that follow; ``what`` is for the help."""
+    parser.add_argument(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="KEY VALUE",
+        help=f"{what}; must come last",
     )
 
 
 def add_traceback_flag(parser: argparse.ArgumentParser) -> None:
-    """``--traceback``, for every program."""
+    """Add ``--traceback``, for every program."""
     parser.add_argument(
-        "--traceback", action="store_true", help="show where in the code an error came up, too"
+        "--traceback", action="store_true", help="also show where in the code an error occurred"
     )
 
 
 def natural(text: str) -> int:
-    """A flag's type: a whole number from 0 on."""
+    """Type of a flag whose value is a whole number of at least 0."""
     return _whole(text, 0)
 
 
 def positive(text: str) -> int:
-    """A flag's type: a whole number from 1 on."""
+    """Type of a flag whose value is a whole number of at least 1."""
     return _whole(text, 1)
 
 
 def _whole(text: str, least: int) -> int:
     if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"must be a whole number from {least} on, got {text}")
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {text}")
     return int(text)
 
 
 def choose_engine(name: str) -> tuple[str, str]:
-    """The package of an engine, and why it was chosen, for the log.
+    """Choose the engine.
 
-    An engine's package has ``main.run(args, why)``, which trains or evaluates, and
+    An engine is a package with ``main.run(args, why)``, which trains or evaluates, and
     ``predictor.build_predictor(config_file, opts)``.
 
     Args:
-        name: of ``ENGINES``; ``auto`` takes Detectron2 where it can be imported.
+        name: one of ``ENGINES``; ``auto`` takes Detectron2 if it can be imported.
+
+    Returns:
+        The engine's package, and why it was chosen, for the log.
 
     Raises:
-        ConfigError: Detectron2 is asked for, and cannot be imported.
+        ConfigError: ``name`` is "detectron2", which cannot be imported.
+        ValueError: an unknown ``name``.
     """
     if name not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
@@ -231,7 +265,7 @@ def choose_engine(name: str) -> tuple[str, str]:
         try:
             importlib.import_module(DETECTRON2)
         except (ImportError, OSError, RuntimeError) as error:
-            # A build for another torch fails with OSError or RuntimeError.
+            # A build for another torch version raises OSError or RuntimeError.
             trouble = f"Detectron2 is installed but cannot be imported ({error})"
         else:
             version = importlib.import_module("detectron2").__version__
@@ -240,7 +274,14 @@ def choose_engine(name: str) -> tuple[str, str]:
         return EMBEDDED, trouble
     torch = importlib.metadata.version("torch")
     raise ConfigError(
-        f"--engine detectron2: {trouble}. Build it against torch {torch} by its "
-        "INSTALL.md (README.md names the tested commit), or leave --engine out: the embedded "
-        "engine takes the same config and weights"
+        f"--engine detectron2: {trouble}. Build it against torch {torch} as its INSTALL.md says "
+        "(README.md names the tested commit), or leave --engine out: the embedded engine takes "
+        "the same config and weights"
     )
+
+
+def announce_engine(name: str) -> str:
+    """The package that :func:`choose_engine` chooses; prints it to stderr, and why."""
+    package, why = choose_engine(name)
+    print(f"Engine: {package} ({why})", file=sys.stderr)
+    return package

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever interrupts their writing."""
+"""Writing files so that an interruption leaves either the complete file or none."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ _CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP)  # a folder, on some network file s
 
 
 def write_whole(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
-    """Write a file under a temporary name in its folder, and rename it once it is on the disk.
+    """Write a file under a temporary name in its folder and rename it once it is on the disk.
 
     Args:
-        path: folders that are missing are made.
-        content: bytes, or what writes them to the binary file that it is called with.
+        path: missing folders are created.
+        content: bytes, or a function that writes them to the binary file it is called with.
 
     Raises:
-        WriteError: nothing has changed; tells how many bytes are missing where the disk is full.
+        WriteError: the file cannot be written; an existing file is unchanged. If the disk is full,
+            the message says how many bytes are missing.
     """
     partial = path.with_name(f".{path.name}.partial")
     size = 0
@@ -52,7 +53,7 @@ def write_whole(path: Path, content: bytes | Callable[[BinaryIO], object]) -> No
 
 
 class _Counter(io.RawIOBase):
-    """Passes on what is written until that fails, and then counts only: what would be needed."""
+    """Writes to a file until that fails, then only counts: the size that would be needed."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -93,8 +94,12 @@ def _sync_folder(folder: Path) -> None:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove what a killed run left of :func:`write_whole` in its folder and ``inference``."""
+    """Remove temporary files of :func:`write_whole` that a killed run left behind.
+
+    Args:
+        folder: the run's folder; its subfolder ``inference`` is searched too.
+    """
     for partial in (*folder.glob(".*.partial"), *(folder / "inference").rglob(".*.partial")):
         if partial.is_file():
             partial.unlink()
-            logger.info("Removed %s, which a killed run left half written", partial)
+            logger.info("Removed %s, which a killed run left unfinished", partial)

@@ -1,1 +1,1 @@
-"""The parts of tools/ablate.py: what is asked for, the runs, and the tables."""
+"""The parts of tools/ablate.py: reading the spec, running the trainings, writing the tables."""

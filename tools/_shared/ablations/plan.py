@@ -1,4 +1,4 @@
-"""The trainings and evaluations of an ablation, and the configs that they have."""
+"""The trainings and evaluations of an ablation, with their configs."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ WEIGHTS = "model_final.pth"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Of a trained model.
+    """An evaluation of a trained model.
 
     Attributes:
-        folder: its run's; the training's own, which ends with an evaluation, where that is the
-            same.
+        folder: the run's folder. This is the training's own folder if the evaluation at the end of
+            the training is the same.
         opts: all overrides of the config.
     """
 
@@ -40,14 +40,14 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Training:
-    """A run for one point of the grid and one seed, and its evaluations.
+    """A training for one point of the grid and one seed, and its evaluations.
 
     Attributes:
         name: labels and seed.
-        folder: its ``OUTPUT_DIR``.
+        folder: the training's ``OUTPUT_DIR``.
         opts: all overrides of the config.
         iterations: ``SOLVER.MAX_ITER``.
-        evaluations: (without NMS, with NMS) by labels of the evaluation.
+        evaluations: (without NMS, with NMS) by the evaluation's labels.
     """
 
     name: str
@@ -58,26 +58,26 @@ class Training:
 
     @property
     def done(self) -> bool:
-        """Whether nothing is left to run."""
+        """Whether the training and its evaluations have finished."""
         pairs = self.evaluations.values()
         return all(finished_metrics(one.folder) is not None for pair in pairs for one in pair)
 
     def result(self, labels: tuple[str, ...], failed: bool) -> Result:
-        """What there is on the disk for the ``labels`` of an evaluation."""
+        """The results on the disk for the evaluation with these ``labels``."""
         without, nms = (finished_metrics(one.folder) for one in self.evaluations[labels])
         return Result(without, nms, failed)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is to run for a spec.
+    """A spec with everything that its runs need.
 
     Attributes:
-        spec: what is asked for.
+        spec: the ablation.
         config: the config file.
-        opts: overrides for all, with data sets and classes.
+        opts: overrides for all runs, with data sets and number of classes.
         engine: ``lightning`` or ``detectron2``.
-        gpus: processes of a training.
+        gpus: processes per training.
         output: folder of all runs.
         imports: the user's Python files that every run imports first.
     """
@@ -91,10 +91,10 @@ class Plan:
     imports: tuple[str, ...] = ()
 
     def trainings(self, seeds: Sequence[int]) -> dict[tuple[str, ...], dict[int, Training]]:
-        """By labels, then by seed.
+        """All trainings, by labels, then by seed.
 
         Raises:
-            ConfigError: an override that the config refuses; names the spec and the row.
+            ConfigError: the config refuses an override; the message names the spec and the row.
             RunError: a folder holds a run with another config.
         """
         self.load(self.opts)
@@ -112,11 +112,11 @@ class Plan:
         return found
 
     def split(self, row: Mapping[str, str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """A row's labels of the training and of the evaluation."""
+        """Split a row into the labels of its training and those of its evaluation."""
         return tuple(row[a] for a in self.spec.axes), tuple(row[a] for a in self.spec.evaluate)
 
     def load(self, opts: Sequence[str]) -> Any:
-        """The config with overrides; ``ConfigError`` where a value is not known."""
+        """The config with overrides; raises ``ConfigError`` for a key or value that is wrong."""
         cfg = config_loader(self.engine)(self.config, opts)
         check_shares(cfg, self.gpus)
         return cfg
@@ -148,7 +148,7 @@ class Plan:
         )
 
     def _check_models(self, training: Training) -> None:
-        """Raise ``ConfigError`` unless what is trained and evaluated can be built."""
+        """Raise ``ConfigError`` unless a training's and its evaluations' models can be built."""
         pairs = training.evaluations.values()
         for opts in {training.opts, *(one.opts for pair in pairs for one in pair)}:
             check_model(self.engine, self.load(opts))
@@ -164,13 +164,13 @@ class Plan:
         return Evaluation(folder / name, opts)
 
     def _changed(self, opts: Sequence[str], axes: Axes, labels: Sequence[str]) -> tuple[str, ...]:
-        """Overrides with those of a label of each axis."""
+        """``opts`` followed by the overrides of one label per axis."""
         changes = [axes[axis][label] for axis, label in zip(axes, labels, strict=True)]
         cfg = self.load(opts) if any(change.factors for change in changes) else None
         return (*opts, *(word for change in changes for word in _words(change, cfg)))
 
     def run(self, training: Training, call: Callable[..., int]) -> None:
-        """Train and evaluate, as far as that is not done; ``call``: see ``Children.call``."""
+        """Train and evaluate, except for what has finished; ``call``: see ``Children.call``."""
         once = partial(run_once, config=self.config, engine=self.engine)
         imports = [word for file in self.imports for word in ("--import", file)]
         once(
@@ -192,11 +192,12 @@ class Plan:
         failed: Mapping[str, str],
         speeds: Mapping[int, float],
     ) -> list[Row]:
-        """The table so far.
+        """The rows of the table so far.
 
         Args:
-            failed: names of trainings.
-            speeds: images/s by the row's number.
+            trainings: see :meth:`trainings`.
+            failed: error messages by name of the training.
+            speeds: images/s by number of the row.
         """
         rows = []
         for number, row in enumerate(self.spec.rows):
@@ -210,26 +211,27 @@ class Plan:
 
 
 def check_opts(spec: Spec, opts: Sequence[str]) -> None:
-    """Raise ``ConfigError`` where ``--opts`` sets what the spec varies or the program sets."""
+    """Raise ``ConfigError`` if ``--opts`` sets a key that the spec varies or the program sets."""
     for key in opts[::2]:
         if key in RESERVED:
-            raise ConfigError(f"--opts sets {key}, which is set here: {RESERVED[key]}")
+            raise ConfigError(f"--opts sets {key}, which the program sets itself: {RESERVED[key]}")
         for axis, labels in {**spec.axes, **spec.evaluate}.items():
             if any(key in change.values for change in labels.values()):
                 raise ConfigError(
-                    f"--opts sets {key}, which {axis} of {spec.path} varies; change it there"
+                    f"--opts sets {key}, which the axis {axis} of {spec.path} varies; change it "
+                    "there"
                 )
 
 
 def _words(change: Change, cfg: Any) -> list[str]:
-    """Overrides as words; factors are of the values in ``cfg``."""
+    """Overrides as words; factors multiply the values in ``cfg``."""
     scaled = {}
     for key, factor in change.factors.items():
         value = dict(flat(cfg)).get(key)
         numbers = value if isinstance(value, list | tuple) else [value]
         if not all(type(number) in (int, float) for number in numbers):
-            raise ConfigError(f"scale: {key} is {value!r}; expected a key of numbers")
-        # Whole numbers stay whole, such as iterations and pixels.
+            raise ConfigError(f"scale: {key} is {value!r}; expected a key whose value is a number")
+        # Whole numbers, such as iterations and pixels, stay whole.
         product = [
             round(number * factor) if type(number) is int else number * factor for number in numbers
         ]
@@ -238,7 +240,7 @@ def _words(change: Change, cfg: Any) -> list[str]:
 
 
 def _nms(cfg: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Overrides that leave NMS out, and that put it in."""
+    """Overrides that switch NMS off, and overrides that switch it on."""
     if cfg.MODEL.META_ARCHITECTURE.startswith("torchvision."):
         key = "MODEL.TORCHVISION.NMS_THRESH"
         return (key, "1.0"), (key, str(cfg.MODEL.TORCHVISION.NMS_THRESH))

@@ -1,4 +1,4 @@
-"""Trainings, some at a time, and what is told of them meanwhile."""
+"""Running trainings, several at a time, and printing their progress."""
 
 from __future__ import annotations
 
@@ -29,11 +29,13 @@ def run_all(
     gpus: int,
     cuda: bool,
 ) -> None:
-    """Run what is left, ``jobs`` at a time; a failure does not end the others, Ctrl-C does.
+    """Run trainings, ``jobs`` at a time; a failure does not stop the others, Ctrl-C does.
 
     Args:
-        work: runs a training with what calls its programs, see ``Children.call``.
-        finished: called in this thread with a training, its error, and its seconds.
+        trainings: those that are left.
+        jobs: number of trainings at a time.
+        work: runs a training; gets the training and a function like ``Children.call``.
+        finished: called in this thread with a training, its error or None, and its seconds.
         gpus, cuda: see :func:`share`.
     """
     children, places = Children(), SimpleQueue()
@@ -67,12 +69,14 @@ def run_all(
 
 
 def share(place: int, jobs: int, *, gpus: int, cuda: bool) -> dict[str, str]:
-    """Environment of a run that has a machine not for itself.
+    """Environment variables for a run that shares the machine with others.
 
     Args:
-        place: of those that run at a time, from 0 to ``jobs`` - 1.
-        gpus: processes of a training.
-        cuda: they run on GPUs, which are given out in turn; else on shares of the cores.
+        place: number of the run among those at the same time, from 0 to ``jobs`` - 1.
+        jobs: number of runs at a time.
+        gpus: processes per training.
+        cuda: whether they run on GPUs, which are assigned in turn; otherwise the runs divide the
+            CPU cores.
     """
     if jobs == 1:
         return {}
@@ -87,34 +91,34 @@ def share(place: int, jobs: int, *, gpus: int, cuda: bool) -> dict[str, str]:
 
 
 def say(line: str) -> None:
-    """Print a line at one go: threads do."""
+    """Print a line in one piece, since several threads print."""
     print(f"{line}\n", end="", flush=True)
 
 
 class Progress:
-    """Lines about what runs and how long the rest takes, by iterations.
+    """Prints which trainings run and how long the rest will take, estimated by iterations.
 
     Args:
         trainings: those that are left.
-        jobs: at a time.
+        jobs: number of trainings at a time.
     """
 
     def __init__(self, trainings: Sequence[Training], jobs: int) -> None:
         self.total, self.jobs = len(trainings), jobs
         self._left = {training.name: training.iterations for training in trainings}
-        self._running: dict[str, float] = {}  # since when
+        self._running: dict[str, float] = {}  # name -> start, s
         self._iterations, self._seconds = 0, 0.0
         self._lock = threading.Lock()
 
     def start(self, training: Training) -> float:
-        """A training begins; returns the time, s."""
+        """Note that a training starts; returns the time in s."""
         with self._lock:
             now = self._running[training.name] = time.monotonic()
-            self._tell()
+            self._print()
         return now
 
     def end(self, training: Training, seconds: float | None) -> None:
-        """A training is over; ``seconds`` that it took, unless it failed."""
+        """Note that a training has ended after ``seconds``; None if it failed."""
         with self._lock:
             del self._running[training.name]
             del self._left[training.name]
@@ -122,9 +126,9 @@ class Progress:
                 self._iterations += training.iterations
                 self._seconds += seconds
             if self._running and len(self._running) == len(self._left):
-                self._tell()  # none will start that would
+                self._print()  # no later start will print
 
-    def _tell(self) -> None:
+    def _print(self) -> None:
         line = f"{self.total - len(self._left)} of {self.total} ended; running: "
         line += "; ".join(self._running)
         if self._iterations:
@@ -132,7 +136,7 @@ class Progress:
         say(line)
 
     def remaining(self) -> float:
-        """Seconds until all are over, at the pace of those before."""
+        """Seconds until all trainings have ended, at the pace of the finished ones."""
         now = time.monotonic()
         pace = self._seconds / self._iterations
         spent = sum(min(now - start, pace * self._left[n]) for n, start in self._running.items())

@@ -1,4 +1,4 @@
-"""What an ablation's YAML file asks for: a grid of overrides, by labels."""
+"""Reading an ablation's YAML file: a grid of config overrides with labels."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from _shared.ablations.table import COLUMNS, SPEED
 from onenet.config.yaml import read_with_bases
 from onenet.errors import ConfigError
 
-# What tools/ablate.py sets itself.
+# Keys that tools/ablate.py sets itself, and what sets them.
 RESERVED = {
     "DATASETS.TRAIN": "--dataset",
     "DATASETS.TEST": "--dataset",
     "MODEL.OneNet.NUM_CLASSES": "the classes of --dataset",
-    "MODEL.OneNet.NMS": "every model is evaluated without and with it",
+    "MODEL.OneNet.NMS": "every model is evaluated without and with NMS",
     "OUTPUT_DIR": "--output",
     "SEED": "--seeds",
-    "TEST.EVALUATOR": "COCO's",
+    "TEST.EVALUATOR": "always coco",
 }
 _KEYS = ("title", "config", "opts", "axes", "evaluate", "rows", "seeds", "plot", "speed")
 _SCALE = "scale"
@@ -32,8 +32,8 @@ class Change:
     """Overrides of a config.
 
     Attributes:
-        values: by key.
-        factors: by key; of what the config has without this change.
+        values: new values by key.
+        factors: by key, factors of the values that the config has without this change.
     """
 
     values: Mapping[str, Any]
@@ -52,16 +52,16 @@ class Spec:
     """An ablation.
 
     Attributes:
-        path: of its file.
-        title: of its tables.
-        config: the config that the overrides are of.
-        opts: for all trainings, words ``KEY VALUE …``.
-        axes: what trainings differ in; overrides by label by axis.
-        evaluate: what evaluations of a trained model differ in, likewise.
-        rows: of the table, a label for each of ``axes`` and ``evaluate``.
-        seeds: each row is trained with all of them.
-        plot: columns of the table that are drawn.
-        speed: whether images/s are measured.
+        path: the spec's file.
+        title: title of the tables.
+        config: the config file to override.
+        opts: overrides for all trainings, words ``KEY VALUE …``.
+        axes: how trainings differ: for each axis, overrides by label.
+        evaluate: how evaluations of a trained model differ, in the same form.
+        rows: rows of the table, each with a label for every axis of ``axes`` and ``evaluate``.
+        seeds: seeds that each row is trained with.
+        plot: columns of the table to draw.
+        speed: whether to measure images/s.
     """
 
     path: Path
@@ -77,14 +77,14 @@ class Spec:
 
 
 def read_spec(path: Path) -> Spec:
-    """The ablation of a YAML file; its keys: ``tools/ablate.py --help``.
+    """Read an ablation from a YAML file; ``tools/ablate.py --help`` describes its keys.
 
     Raises:
-        ConfigError: says which key of the file is wrong, and what is expected.
+        ConfigError: a key of the file is wrong; the message names it and what is expected.
     """
     files = list(read_with_bases(path))
     if len(files) > 1:
-        raise ConfigError(f"{path}: an ablation has no _BASE_; its config: may")
+        raise ConfigError(f"{path}: _BASE_ is not allowed here; the file of config: may have one")
     values = files[-1][1]
     for key in values:
         if key not in _KEYS:
@@ -102,15 +102,21 @@ def read_spec(path: Path) -> Spec:
     _require(bool(axes), path, "axes", values["axes"], "at least one axis")
     config, title = values["config"], values.get("title", path.stem)
     _require(
-        isinstance(config, str), path, "config", config, "a path, from the folder of this file"
+        isinstance(config, str),
+        path,
+        "config",
+        config,
+        "a path relative to the folder of this file",
     )
     _require(isinstance(title, str), path, "title", title, "text")
     speed = values.get("speed", False)
     _require(isinstance(speed, bool), path, "speed", speed, "true or false")
     seeds = values.get("seeds", [1])
     whole = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
-    unlike = whole and 0 < len(seeds) == len(set(seeds))
-    _require(unlike, path, "seeds", seeds, "different whole numbers from 0 on, such as [1, 2, 3]")
+    distinct = whole and 0 < len(seeds) == len(set(seeds))
+    _require(
+        distinct, path, "seeds", seeds, "different whole numbers of at least 0, such as [1, 2, 3]"
+    )
     plot = values.get("plot", ["AP"])
     known = [*COLUMNS, *([SPEED] if speed else [])]
     right = isinstance(plot, list) and plot and all(name in known for name in plot)
@@ -135,7 +141,7 @@ def words(values: Mapping[str, Any]) -> list[str]:
 
 
 def slug(label: str) -> str:
-    """A label as a part of a folder's name; has no underscore."""
+    """A label as part of a folder's name, without underscores."""
     return re.sub(r"[^\w.+-]|_", "-", label)
 
 
@@ -150,31 +156,35 @@ def _read_axes(path: Path, where: str, value: Any) -> Axes:
             for label, change in labels.items()
         }
         names = {slug(label) for label in axes[str(axis)]}
-        alike = len(names) < len(labels) or "" in names
-        _require(not alike, path, here, list(labels), "labels whose letters and digits differ")
+        clash = len(names) < len(labels) or "" in names
+        _require(not clash, path, here, list(labels), "labels that differ in letters or digits")
     return axes
 
 
 def _read_change(path: Path, where: str, value: Any) -> Change:
-    _require(isinstance(value, dict), path, where, value, "overrides, KEY: value; {} for none")
+    _require(isinstance(value, dict), path, where, value, "overrides, KEY: value, or {} for none")
     values = dict(value)
     factors = values.pop(_SCALE, {})
     _require(isinstance(factors, dict), path, f"{where}.scale", factors, "factors, KEY: 2.0")
     for key, factor in factors.items():
         number = type(factor) in (int, float) and factor > 0
         _require(number, path, f"{where}.scale.{key}", factor, "a number above 0")
-        _require(key not in values, path, f"{where}.{key}", values.get(key), "a value or a scale")
+        _require(
+            key not in values, path, f"{where}.{key}", values.get(key), "no value besides its scale"
+        )
     for key, single in values.items():
         plain = isinstance(single, str | int | float | list)
-        _require(plain, path, f"{where}.{key}", single, "a value; write the key with its dots")
+        _require(plain, path, f"{where}.{key}", single, "a value; write keys in full, with dots")
     for key in (*values, *factors):
         if key in RESERVED:
-            raise ConfigError(f"{path}: {where} sets {key}, which is set here: {RESERVED[key]}")
+            raise ConfigError(
+                f"{path}: {where} sets {key}, which the program sets itself: {RESERVED[key]}"
+            )
     return Change(values, factors)
 
 
 def _check_apart(path: Path, axes: Axes, evaluate: Axes) -> None:
-    """No key and no name is of two axes; evaluations leave the training alone."""
+    """Check that no two axes share a name or key, and that evaluations change no training key."""
     for both in set(axes) & set(evaluate):
         raise ConfigError(f"{path}: {both} is in axes and in evaluate; expected different names")
     for group in (axes, evaluate):
@@ -183,20 +193,21 @@ def _check_apart(path: Path, axes: Axes, evaluate: Axes) -> None:
             for key in {key for change in labels.values() for key in change.keys}:
                 if key in owner:
                     raise ConfigError(
-                        f"{path}: {key} is set by the axes {owner[key]} and {axis}; expected one"
+                        f"{path}: the axes {owner[key]} and {axis} both set {key}; expected one "
+                        "of them"
                     )
                 owner[key] = axis
     for axis, labels in evaluate.items():
         for key in sorted({key for change in labels.values() for key in change.keys}):
             if key.startswith(("SOLVER.", "DATALOADER.")) or key.endswith(("_TRAIN", "WEIGHTS")):
                 raise ConfigError(
-                    f"{path}: evaluate.{axis} sets {key}, which only trainings read; expected it "
-                    "in axes"
+                    f"{path}: evaluate.{axis} sets {key}, which only affects training; move it to "
+                    "axes"
                 )
 
 
 def _read_rows(path: Path, value: Any, axes: Axes) -> tuple[Mapping[str, str], ...]:
-    """Labels by axis for every row, in order: those of each part of the grid, once."""
+    """The rows of each part of the grid in order, without repeats: labels by axis."""
     parts = isinstance(value, list) and value and all(isinstance(part, dict) for part in value)
     _require(bool(parts), path, "rows", value, "a list of parts of the grid, {axis: label, …}")
     rows: list[Mapping[str, str]] = []
@@ -219,8 +230,8 @@ def _read_rows(path: Path, value: Any, axes: Axes) -> tuple[Mapping[str, str], .
 def _label(path: Path, where: str, value: Any) -> str:
     if isinstance(value, bool):
         raise ConfigError(
-            f"{path}: {where} has a label that YAML reads as {value}; write it in quotes, as 'on' "
-            "and 'off'"
+            f"{path}: {where} has a label that YAML reads as {value}; write labels such as 'on' "
+            "and 'off' in quotes"
         )
     _require(isinstance(value, str | int | float), path, where, value, "a label, such as text")
     return str(value)

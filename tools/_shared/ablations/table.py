@@ -1,4 +1,4 @@
-"""Results of an ablation: mean ± standard deviation over the seeds, for every row."""
+"""The tables of an ablation: mean ± standard deviation over the seeds for each row."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tabulate import tabulate
 from _shared.machine import summary
 from onenet.visualization.paper_figures import plain_text
 
-# Decimals of each.
+# Columns and their number of decimals.
 COLUMNS = {
     "AP": 1,
     "AP50": 1,
@@ -27,19 +27,19 @@ COLUMNS = {
 }
 SPEED = "images/s"
 NOTES = (
-    "Mean ± standard deviation over the seeds. Duplicates: detections of an object that is found "
-    "at all, without NMS; 1 is none."
+    "Mean ± standard deviation over the seeds. Duplicates: mean number of detections per detected "
+    "object, without NMS; 1 means no duplicates."
 )
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came out of a row's training with one seed; ``None``: not yet.
+    """Results of a row for one seed.
 
     Attributes:
-        without: metrics without NMS.
-        nms: metrics with it.
-        failed: whether a run of it ended badly.
+        without: metrics without NMS; None: not there yet.
+        nms: metrics with NMS; None: not there yet.
+        failed: whether one of its runs failed.
     """
 
     without: Mapping[str, float] | None = None
@@ -48,7 +48,7 @@ class Result:
 
     @property
     def values(self) -> dict[str, float]:
-        """By column, those that there are."""
+        """The finite values that exist, by column."""
         found: dict[str, float] = {}
         if self.without is not None:
             found |= {name: self.without[f"bbox/{name}"] for name in ("AP", "AP50", "duplicates")}
@@ -61,12 +61,12 @@ class Result:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table.
+    """A row of the table.
 
     Attributes:
-        labels: by axis.
-        results: by seed.
-        speed: images/s without NMS, once measured.
+        labels: labels by axis.
+        results: results by seed.
+        speed: images/s without NMS; None: not measured.
     """
 
     labels: Mapping[str, str]
@@ -74,14 +74,14 @@ class Row:
     speed: float | None = None
 
     def column(self, name: str) -> list[float]:
-        """The seeds' values that there are."""
+        """The values of a column that exist, one per seed."""
         if name == SPEED:
             return [] if self.speed is None else [self.speed]
         return [r.values[name] for r in self.results.values() if name in r.values]
 
     @property
     def seeds(self) -> str:
-        """How many there are, and which failed."""
+        """The number of finished seeds, and which seeds failed."""
         done = sum(result.nms is not None for result in self.results.values())
         failed = [str(seed) for seed, result in self.results.items() if result.failed]
         text = str(done) if done == len(self.results) else f"{done} of {len(self.results)}"
@@ -89,12 +89,12 @@ class Row:
 
 
 def spread(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """Mean and sample standard deviation; ``None`` where there are too few values."""
+    """Mean and standard deviation (of n - 1 degrees of freedom); None if values are too few."""
     return (mean(values) if values else None, stdev(values) if len(values) > 1 else None)
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown, one line a row; cells without any result are empty."""
+    """The rows as a Markdown table; cells without a result are empty."""
     columns = _columns(rows)
     axes = list(rows[0].labels)
     cells = [
@@ -126,7 +126,7 @@ def write(
     machine: Mapping[str, Any],
     plot: Sequence[str],
 ) -> str:
-    """``NAME.md``, ``.csv``, ``.json`` and ``.png`` in ``output``; returns the table."""
+    """Write ``NAME.md``, ``.csv``, ``.json`` and ``.png`` into ``output``; returns the table."""
     text = table(rows)
     parts = [f"# {title}", text, NOTES, summary(dict(machine)), f"`{machine['command']}`"]
     (output / f"{name}.md").write_text("\n\n".join(parts) + "\n")
@@ -138,7 +138,7 @@ def write(
 
 
 def _write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """A line for each row and seed."""
+    """Write a line per row and seed."""
     columns = _columns(rows)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -171,16 +171,16 @@ def _to_json(row: Row) -> dict[str, Any]:
 
 
 def _finite(metrics: Mapping[str, float] | None) -> dict[str, float | None] | None:
-    """JSON has no NaN."""
+    """Metrics for JSON, which has no NaN: None replaces it."""
     if metrics is None:
         return None
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 def draw(rows: Sequence[Row], plot: Sequence[str], title: str, path: Path) -> None:
-    """Bars of the means, a panel for each column in ``plot``; a dot for every seed.
+    """Draw the means as bars, with a panel per column in ``plot`` and a dot per seed.
 
-    A column that is also there with NMS has a second bar for that.
+    A column that also exists with NMS gets a second bar for it.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -1,1 +1,1 @@
-"""The parts of ``tools/dev/benchmark.py``: each a module with ``run(options) -> [Comparison]``."""
+"""The parts of ``tools/dev/benchmark.py``, each a module with ``run(options) -> [Comparison]``."""

@@ -1,4 +1,4 @@
-"""Matching and losses against the dense criterion: time, memory, share of the bandwidth."""
+"""Matching and losses against the dense criterion: time, memory, share of bandwidth."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DENSE, OURS, COPY = "dense one-hot", "OneNet", "memory copy"
 
 
 def onenet_criterion() -> Criterion:
-    """OneNet's, with the weights of the paper."""
+    """OneNet's criterion, with the weights of the paper."""
     return Criterion(matcher=MinCostMatcher(location=PredictedLocation()))
 
 
@@ -32,7 +32,13 @@ CRITERIA: dict[str, Callable[[], nn.Module]] = {DENSE: DenseCriterion, OURS: one
 def make_predictions(
     images: int, size: Sequence[int], classes: int, device: torch.device
 ) -> Predictions:
-    """Random ones of a map of stride 4, logits around the focal prior; they take gradients."""
+    """Random predictions on a map of stride 4 that require gradients, logits near the focal prior.
+
+    Args:
+        images: B.
+        size: (H, W) px.
+        classes: K.
+    """
     height, width = (side // STRIDE for side in size)
     generator = torch.Generator().manual_seed(0)
     points = point_grid(height, width, STRIDE)
@@ -49,7 +55,14 @@ def make_predictions(
 def make_targets(
     images: int, size: Sequence[int], classes: int, objects: int, device: torch.device
 ) -> list[Targets]:
-    """Random objects of 8 px to half the image's side."""
+    """Random objects with sides from 8 px to half the image's.
+
+    Args:
+        images: B.
+        size: (H, W) px.
+        classes: K.
+        objects: M of each image.
+    """
     generator = torch.Generator().manual_seed(1)
     whole = torch.tensor([size[1], size[0]], dtype=torch.float32)
     targets = []
@@ -71,7 +84,7 @@ def make_work(
     objects: int,
     device: torch.device,
 ) -> Run:
-    """What computes the losses of random predictions and their gradients once."""
+    """A function that computes losses of random predictions and their gradients once."""
     predictions = make_predictions(images, size, classes, device)
     targets = make_targets(images, size, classes, objects, device)
     compute = CRITERIA[criterion]().to(device)
@@ -88,20 +101,20 @@ def make_work(
 
 
 def least_bytes(images: int, size: Sequence[int], classes: int) -> int:
-    """That any criterion moves: float32 logits and boxes in, their gradients out."""
+    """Bytes that any criterion must move: float32 logits and boxes in, their gradients out."""
     samples = images * (size[0] // STRIDE) * (size[1] // STRIDE)
     return 2 * 4 * samples * (classes + 4)
 
 
 def make_copy(count: int, device: torch.device) -> Run:
-    """What moves ``count`` bytes, half of them read, half of them written: the device's speed."""
+    """A function that moves ``count`` bytes, half read and half written, at the device's speed."""
     source: Tensor = torch.ones(count // 2, dtype=torch.uint8, device=device)
     copy = torch.empty_like(source)
     return lambda watch: copy.copy_(source)
 
 
 def run(options: Options) -> list[Comparison]:
-    """8 images, 80 classes, 8 objects in each; forward and backward."""
+    """Time forward and backward for 8 images with 8 objects each and 80 classes."""
     images = 2 if options.quick else 8
     work = {"images": images, "size": options.size, "classes": 80, "objects": 8}
     count = least_bytes(images, options.size, work["classes"])
@@ -110,16 +123,16 @@ def run(options: Options) -> list[Comparison]:
     found = Comparison(
         title=f"criterion: {images} images of {height}×{width}, {work['classes']} classes, "
         f"{work['objects']} objects each, forward and backward, {options.device}",
-        samples=options.time({**runs, COPY: make_copy(count, options.device)}),
+        timings=options.time({**runs, COPY: make_copy(count, options.device)}),
         baseline=DENSE,
         notes=[
-            f"{COPY}: of the {count / 2**20:.3g} MiB that logits, boxes and their gradients are. "
-            "bandwidth: share of its speed that the criterion reaches, if it moved only those.",
+            f"{COPY}: of the {count / 2**20:.3g} MiB of logits, boxes and their gradients. "
+            "bandwidth: the criterion's speed as a share of the copy's, counting only those bytes.",
         ],
     )
     facts: dict[str, dict[str, Any]] = {
         name: {"bandwidth": f"{found.seconds(COPY) / found.seconds(name):.1%}"}
-        for name in found.samples
+        for name in found.timings
     }
     works = [{"criterion": name, **work} for name in CRITERIA]
     peaks = peaks_mib("benchmarks.criterion:make_work", works, options.device)

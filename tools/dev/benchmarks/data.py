@@ -1,4 +1,4 @@
-"""Images a second that the training loader reads, transforms and hands over."""
+"""Images per second of the training loader."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _shared.shapes_dataset import make_dataset
 from _shared.timing import Comparison, Run
-from make_shapes_dataset import make_dataset
 from torch.utils.data import DataLoader
 
 from benchmarks.options import Options
@@ -22,9 +22,9 @@ BATCH = 8
 
 
 def make_loader(options: Options, dataset: CocoDetection, workers: int, images: int) -> Any:
-    """The training loader of the first config, with an end after ``images``.
+    """The training loader of the first config, which ends after ``images``.
 
-    With an end, since workers that read ahead would work while another candidate is timed.
+    Workers that read ahead without end would slow down the other candidates.
     """
     cfg = load_cfg(
         options.configs[0],
@@ -43,17 +43,17 @@ def make_loader(options: Options, dataset: CocoDetection, workers: int, images: 
 
 
 def read_all(loader: Any) -> Run:
-    """What takes every batch of a loader once."""
+    """A function that reads every batch of a loader once."""
     return lambda watch: [len(batch) for batch in loader]
 
 
 def run(options: Options) -> list[Comparison]:
-    """A data set of the user's, or drawn images of the size that was asked for."""
+    """Time loading the user's data set, or drawn images of the options' size."""
     images = 16 if options.quick else 128
     with tempfile.TemporaryDirectory() as folder:
         name = options.dataset or draw_dataset(Path(folder), max(options.size), images)
         dataset = CocoDetection(find_dataset(name), keep_empty=False)
-        samples = options.time(
+        timings = options.time(
             {
                 f"{count} worker{'s' * (count != 1)}": read_all(
                     make_loader(options, dataset, count, images)
@@ -66,14 +66,14 @@ def run(options: Options) -> list[Comparison]:
         Comparison(
             title=f"data: {images} images from {options.dataset or 'drawn shapes'} in batches of "
             f"{BATCH}, with the training transforms of {options.configs[0].name}",
-            samples=samples,
-            baseline=next(iter(samples)) if len(samples) > 1 else "",
+            timings=timings,
+            baseline=next(iter(timings)) if len(timings) > 1 else "",
             images=images,
         )
     ]
 
 
 def draw_dataset(folder: Path, size: int, images: int) -> str:
-    """A set of shapes, as ``ANNOTATIONS.json:FOLDER``."""
+    """Draw a shapes data set; returns its name, ``ANNOTATIONS.json:FOLDER``."""
     make_dataset(folder, train=images, val=1, size=size, seed=0)
     return f"{folder}/annotations/instances_train.json:{folder}/train"

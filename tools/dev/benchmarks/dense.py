@@ -1,7 +1,7 @@
-"""The criterion as its formulas read, to measure OneNet's against: time, memory and value.
+"""The criterion written like its formulas, as the reference for OneNet's time, memory and values.
 
-Costs image by image, for all K classes, of which the targets' are taken then; a one-hot tensor of
-the logits' size for the focal loss, as in the original implementation.
+As in the original implementation, costs are computed image by image for all K classes, and the
+focal loss takes a one-hot tensor of the size of the logits.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ CLASS, L1, GIOU = 2.0, 5.0, 2.0
 
 
 class DenseMatcher(nn.Module):
-    """The sample of least cost for every target, image by image."""
+    """Finds the sample of minimum cost for each target, image by image."""
 
     @torch.no_grad()
     def forward(self, predictions: Predictions, targets: list[Targets]) -> list[Tensor]:
-        """For every image (M,) indices of its targets' samples."""
+        """For each image, (M,) int64 indices of its targets' samples."""
         probabilities = predictions.logits.sigmoid()
         matches = []
         for p, boxes, target in zip(probabilities, predictions.boxes, targets, strict=True):
@@ -39,10 +39,10 @@ class DenseMatcher(nn.Module):
 
 
 class DenseCriterion(nn.Module):
-    """Minimum-cost assignment on the predicted boxes, focal, L1 and GIoU losses; all dense.
+    """Minimum-cost assignment by predicted boxes, with focal, L1 and GIoU losses, all dense.
 
-    Weights and results are those of :class:`onenet.Criterion` with its defaults. Where two targets
-    share a sample, the last gives its class, as long as the device writes in order (a CPU does).
+    Weights and results equal those of :class:`onenet.Criterion` with its defaults. If two targets
+    share a sample, the last gives its class on devices that write in order, such as CPUs.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class DenseCriterion(nn.Module):
         self.matcher = DenseMatcher()
 
     def forward(self, predictions: Predictions, targets: list[Targets]) -> dict[str, Tensor]:
-        """Weighted losses, as :meth:`onenet.Criterion.forward` gives them in one process."""
+        """Weighted losses, the same as :meth:`onenet.Criterion.forward` gives in one process."""
         matches = self.matcher(predictions, targets)
         one_hot = torch.zeros_like(predictions.logits)
         l1 = giou = predictions.boxes.new_zeros(())

@@ -1,4 +1,4 @@
-"""OneNet of a config in every setting that inference knows."""
+"""A config's OneNet in every setting of inference."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from onenet.structures import Detections
 # Detects in uint8 images (3, H, W) of one size.
 Detect = Callable[[Sequence[Tensor], Stopwatch], list[Detections]]
 PLAIN = "torchvision's DCN"
-# Arguments of OneNet.prepare_inference(); without any, a model is used as it was trained.
+# Arguments of OneNet.prepare_inference(); None: the model as it was trained.
 PREPARED: dict[str, dict[str, Any] | None] = {
     "eager": None,
     "fused": {},
@@ -40,7 +40,7 @@ PREPARED: dict[str, dict[str, Any] | None] = {
 
 
 def build_onenet(config: Path, options: Options) -> tuple[Any, OneNet]:
-    """A config and its model, random but with batch norms that know its activations."""
+    """A config and its random model, whose batch norms fit its activations."""
     cfg = load_cfg(config, ["MODEL.DEVICE", str(options.device), "MODEL.WEIGHTS", ""])
     torch.manual_seed(0)
     model = build_detector(cfg).to(options.device)
@@ -53,17 +53,17 @@ def _look_at_noise(model: OneNet, size: Sequence[int]) -> None:
 
 
 def make_images(count: int, size: Sequence[int], device: torch.device) -> list[Tensor]:
-    """Noise, (3, H, W) uint8."""
+    """Images of noise, (3, H, W) uint8 each."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, 3, *size), generator=generator, dtype=torch.uint8)
     return list(images.to(device))
 
 
 def onenet_settings(config: Path, options: Options) -> dict[str, Detect]:
-    """What detects with a config's model, by setting, those of ``options.settings``.
+    """Functions that detect with a config's model, by setting, for ``options.settings``.
 
-    A deformable model on the CPU has one more in front, ``PLAIN``: eager with torchvision's
-    operator, which OneNet has replaced there.
+    For a deformable model on the CPU, the first setting is ``PLAIN``: eager with torchvision's
+    operator instead of OneNet's.
     """
     cfg, model = build_onenet(config, options)
     settings: dict[str, Detect] = {}
@@ -88,7 +88,7 @@ def onenet_settings(config: Path, options: Options) -> dict[str, Detect]:
 
 @torch.inference_mode()
 def detect_in_stages(model: OneNet, images: Sequence[Tensor], watch: Stopwatch) -> list[Detections]:
-    """The model's own call, split into preprocess, backbone, head and post-process."""
+    """Call the model, with the stages preprocess, backbone, head and post-process."""
     ends = {"backbone": model.backbone, "head": model.head}
     with stages_of(watch, before={"preprocess": model.backbone}, after=ends):
         found = model(images)
@@ -98,7 +98,7 @@ def detect_in_stages(model: OneNet, images: Sequence[Tensor], watch: Stopwatch) 
 
 @torch.inference_mode()
 def detect_at_once(model: OneNet, images: Sequence[Tensor], watch: Stopwatch) -> list[Detections]:
-    """The same where all from the backbone to the top-k is one compiled graph."""
+    """Call a compiled model, in which everything from the backbone to the top-k is one graph."""
     batch = model.batch(images)
     watch("preprocess")
     found = per_image(*model.find(batch), model.nms_iou)
@@ -130,7 +130,7 @@ def onnx_runtime(cfg: Any, model: OneNet, config: Path, options: Options) -> Det
     def detect(images: Sequence[Tensor], watch: Stopwatch) -> list[Detections]:
         channels_last = [image.permute(1, 2, 0).cpu().numpy() for image in images]
         batch, sizes = pad_images(channels_last, model.size_divisibility)
-        # The graph takes RGB; these images are in the model's order.
+        # The graph takes RGB; these images have the model's channel order.
         batch = batch[:, ::-1] if bgr else batch
         watch("preprocess")
         outputs = session.run(OUTPUTS, {IMAGES: batch, SIZES: sizes})

@@ -1,4 +1,4 @@
-"""COCO AP of a made-up result: pycocotools against what the embedded engine evaluates with."""
+"""COCO AP of made-up detections: pycocotools against the embedded engine's evaluation."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ WIDTH, HEIGHT = 640, 480
 
 
 def make_truth(images: int, rng: np.random.Generator) -> dict[str, Any]:
-    """Ground truth in COCO's format: about 7 objects an image, every hundredth a crowd."""
+    """Ground truth in COCO's format: about 7 objects per image, one in a hundred a crowd."""
     counts = rng.poisson(OBJECTS, images)
     total = int(counts.sum())
-    # Sizes evenly over the logarithm: objects of all of COCO's three ranges of area.
+    # Sizes evenly on a logarithmic scale, so that all three of COCO's area ranges have objects.
     sizes = np.exp(rng.uniform(np.log(8), np.log(400), (total, 2)))
     corners = rng.uniform(0, 1, (total, 2)) * np.maximum((WIDTH, HEIGHT) - sizes, 1)
     boxes = np.concatenate((corners, sizes), axis=1).round(2)
@@ -61,7 +61,7 @@ def make_truth(images: int, rng: np.random.Generator) -> dict[str, Any]:
 
 
 def make_results(truth: dict[str, Any], rng: np.random.Generator) -> list[dict[str, Any]]:
-    """100 detections an image: one or two near most objects, of high score, the rest at random."""
+    """100 detections per image: one or two of high score near most objects, the rest random."""
     objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in truth["images"]}
     for annotation in truth["annotations"]:
         objects[annotation["image_id"]].append(annotation)
@@ -89,7 +89,7 @@ def make_results(truth: dict[str, Any], rng: np.random.Generator) -> list[dict[s
 def with_pycocotools(
     truth: Path, results: list[dict[str, Any]], watch: Stopwatch
 ) -> dict[str, float]:
-    """The six COCO figures, 0…100."""
+    """COCO's six metrics in per cent, by pycocotools."""
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(str(truth))
         found = coco.loadRes([dict(result) for result in results])
@@ -104,14 +104,14 @@ def with_pycocotools(
 
 
 def with_ours(truth: Path, results: list[dict[str, Any]]) -> dict[str, float]:
-    """The same, by the embedded engine."""
+    """COCO's six metrics in per cent, by the embedded engine."""
     dataset = CocoDetection(DatasetSource("made up", truth, truth.parent))
     metrics = average_precision(dataset, results)
     return {name: metrics[f"bbox/{name}"] for name in METRICS}
 
 
 def run(options: Options) -> list[Comparison]:
-    """A result of the size of COCO's val2017: 5,000 images with 100 detections each."""
+    """Time the evaluation of 5,000 images with 100 detections each, the size of COCO's val2017."""
     images = 20 if options.quick else 5000
     rng = np.random.default_rng(0)
     content = make_truth(images, rng)
@@ -127,7 +127,7 @@ def run(options: Options) -> list[Comparison]:
         def ours(watch: Stopwatch) -> None:
             figures[OURS] = with_ours(truth, results)
 
-        samples = options.time(
+        timings = options.time(
             {PYCOCOTOOLS: theirs, OURS: ours}, device=torch.device("cpu"), most_repeats=3
         )
     difference = max(abs(figures[OURS][name] - figures[PYCOCOTOOLS][name]) for name in METRICS)
@@ -137,9 +137,9 @@ def run(options: Options) -> list[Comparison]:
         Comparison(
             title=f"evaluation: {images} images with {DETECTIONS} detections each, {CLASSES} "
             "classes, from the annotation file to the figures",
-            samples=samples,
+            timings=timings,
             baseline=PYCOCOTOOLS,
-            facts={name: {"AP": f"{figures[name]['AP']:.4f}"} for name in samples},
-            notes=[f"largest difference of the six figures (0…100): {difference:.1e}"],
+            facts={name: {"AP": f"{figures[name]['AP']:.4f}"} for name in timings},
+            notes=[f"largest difference of the six metrics, in per cent: {difference:.1e}"],
         )
     ]

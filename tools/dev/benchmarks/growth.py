@@ -20,15 +20,15 @@ CLASSES = (1, 3, 10, 30, 80, 200, 500, 1203)
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
-    """Exponent p of the power law y = c · x^p that fits best, by least squares of logarithms."""
+    """Exponent p of the power law y = c · x^p, fitted by least squares of logarithms."""
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
 def run(options: Options) -> list[Comparison]:
-    """N, M and K varied one at a time, the others as in training on COCO."""
+    """Vary N, M and K one at a time, with the others as in training on COCO."""
     least = 4 if options.quick else None
     base = {"criterion": OURS, "images": 2, "size": options.size, "classes": 80, "objects": 8}
-    # As wide for their height as the size that was asked for; N is that of stride 4.
+    # Sizes of the same aspect ratio as the options' size; N is the number of samples at stride 4.
     ratio = options.size[1] / options.size[0]
     sizes = [(h, 32 * round(h * ratio / 32)) for h in HEIGHTS[:least]]
     axes: dict[str, dict[str, dict[str, Any]]] = {
@@ -48,7 +48,7 @@ def run(options: Options) -> list[Comparison]:
 def _grow(
     options: Options, axis: str, works: dict[str, dict[str, Any]], peaks: dict[str, float]
 ) -> Comparison:
-    samples = options.time({x: make_work(**w, device=options.device) for x, w in works.items()})
+    timings = options.time({x: make_work(**w, device=options.device) for x, w in works.items()})
     first = next(iter(works.values()))
     fixed = {
         "N samples": f"{first['classes']} classes, {first['objects']} objects each",
@@ -58,7 +58,7 @@ def _grow(
     known = not any(map(math.isnan, peaks.values()))
     found = Comparison(
         title=f"criterion against {axis}: {first['images']} images, {fixed}",
-        samples={x: {TOTAL: of[TOTAL]} for x, of in samples.items()},
+        timings={x: {TOTAL: of[TOTAL]} for x, of in timings.items()},
         facts={x: {"extra MiB": peak} for x, peak in peaks.items()} if known else {},
         axis=axis,
     )

@@ -1,4 +1,4 @@
-"""Latency and throughput of a config's detector in every setting, and what its stages take."""
+"""Latency and throughput of a config's detector and its stages in every setting."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from benchmarks.options import Options
 from onenet.deploy.export import largest_differences
 from onenet.structures import Detections
 
-# These compute the same as eager float32, but for rounding.
+# Settings that compute the same as eager float32, except for rounding.
 EXACT = ("fused", "compiled", "onnx")
 
 
 def run(options: Options) -> list[Comparison]:
-    """Every config at every batch size; images already on the device."""
+    """Time every config at every batch size, with images that are already on the device."""
     found = []
     for config in options.configs:
         settings = onenet_settings(config, options)
@@ -31,16 +31,16 @@ def run(options: Options) -> list[Comparison]:
 
 def _compare(config: Path, settings: dict[str, Detect], options: Options, count: int) -> Comparison:
     images = make_images(count, options.size, options.device)
-    samples = options.time({name: partial(of, images) for name, of in settings.items()})
+    timings = options.time({name: partial(of, images) for name, of in settings.items()})
     size = "×".join(map(str, (count, 3, *options.size)))
     return Comparison(
         title=f"{config.stem} at {size}, {options.device}",
-        samples=samples,
+        timings=timings,
         baseline=next(iter(settings)),
         images=count,
         facts=_differences(settings, options.device, images),
-        notes=["graph: backbone, head and post-process, which cannot be told apart there."]
-        if any("graph" in of for of in samples.values())
+        notes=["graph: backbone, head and post-process, which cannot be timed separately."]
+        if any("graph" in of for of in timings.values())
         else [],
     )
 
@@ -48,7 +48,7 @@ def _compare(config: Path, settings: dict[str, Detect], options: Options, count:
 def _differences(
     settings: dict[str, Detect], device: torch.device, images: Sequence[Tensor]
 ) -> dict[str, dict[str, Any]]:
-    """Largest difference of coordinates and scores from the baseline, where it should be small."""
+    """Largest differences of coordinates and scores from the baseline, for ``EXACT`` settings."""
     results = {
         name: detect(images, Stopwatch(device))
         for name, detect in settings.items()

@@ -1,8 +1,8 @@
-"""Extra peak memory of a piece of work.
+"""Measuring the extra peak memory of a piece of work.
 
-On CUDA torch's allocator is asked. On the CPU the work is done in a fresh process, whose largest
-resident size Linux keeps (``VmHWM``); there the C library gives every block back at once, so that
-nothing is hidden in memory that earlier work has left behind.
+On CUDA, torch's allocator counts it. On the CPU, the work runs in a new process, whose largest
+resident size Linux records (``VmHWM``). The C library of that process returns every block at once,
+so that memory left over from earlier work hides nothing.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ _STATUS = Path("/proc/self/status")
 def peaks_mib(
     maker: str, works: Sequence[dict[str, Any]], device: torch.device
 ) -> list[float] | None:
-    """MiB that each piece of work takes at its peak beyond what was taken before it.
+    """Measure the peak memory of each piece of work beyond what was in use before.
 
     Args:
-        maker: ``"module:function"``; the function takes a work's keywords and ``device`` and
-            returns what does it once, its inputs already made.
+        maker: ``"module:function"``; the function takes the keywords of a piece of work and
+            ``device``, makes its inputs, and returns a function that does the work once.
+        works: keywords of each piece of work, ready for JSON.
 
     Returns:
-        ``None`` where there is no way to tell: on CPUs of systems other than Linux.
+        MiB; ``None`` on the CPU of systems other than Linux, which cannot tell.
     """
     if device.type == "cuda":
         return [_cuda_peak(_find(maker)(**work, device=device)) for work in works]
@@ -57,7 +58,7 @@ def _find(maker: str) -> Callable[..., Callable[[], Any]]:
 
 
 def _cuda_peak(work: Callable[[], Any]) -> float:
-    work()  # the first run makes handles and workspaces that stay
+    work()  # the first run allocates handles and workspaces that stay
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
@@ -69,13 +70,13 @@ def _cuda_peak(work: Callable[[], Any]) -> float:
 def _cpu_peak(work: Callable[[], Any]) -> float:
     work()  # the first run starts threads and loads code that stays
     before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew from here
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     work()
     return (_resident("VmHWM") - before) / MIB
 
 
 def _resident(name: str) -> int:
-    """Bytes that a line of /proc/self/status tells in KiB."""
+    """Bytes from a line of /proc/self/status, which gives KiB."""
     lines = _STATUS.read_text().splitlines()
     line = next(line for line in lines if line.startswith(f"{name}:"))
     return 1024 * int(line.split()[1])

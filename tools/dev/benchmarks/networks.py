@@ -1,4 +1,4 @@
-"""Random networks made to behave as trained ones, and torchvision's made ready for inference."""
+"""Making random networks behave like trained ones, and preparing torchvision's for inference."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from onenet.inference.fuse import fold_batch_norms
 
 @torch.no_grad()
 def settle_norms(model: nn.Module, look: Callable[[], Any]) -> None:
-    """Give a model's batch norms the statistics of what ``look`` shows it.
+    """Set the statistics of a model's batch norms from the forward pass that ``look`` runs.
 
-    Without, the activations of a deep random network grow from layer to layer, out of all
-    proportion, and DCN samples far outside of its maps.
+    Otherwise the activations of a deep random network grow from layer to layer without bound, and
+    DCN reads far outside its feature maps.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta, training = [norm.momentum for norm in norms], model.training
@@ -30,11 +30,12 @@ def settle_norms(model: nn.Module, look: Callable[[], Any]) -> None:
 
 
 def fold_torchvision(model: nn.Module) -> int:
-    """:func:`~onenet.inference.fuse.fold_batch_norms`, for torchvision's ResNets too.
+    """Fold batch norms as :func:`~onenet.inference.fuse.fold_batch_norms`, also in torchvision's.
 
-    Returns how many were folded.
+    torchvision's ResNets name norms after the convolutions that they follow: ``conv1``, ``bn1``.
 
-    Their norms are named after the convolutions that they follow: ``conv1``, ``bn1``.
+    Returns:
+        The number of folded norms.
     """
     for module in model.modules():
         pairs = [(name, name.replace("conv", "bn")) for name, _ in module.named_children()]
@@ -45,7 +46,7 @@ def fold_torchvision(model: nn.Module) -> int:
 
 
 def weights_to_bfloat16(model: nn.Module) -> None:
-    """Convert once what autocast would convert in every call."""
+    """Convert weights once, which autocast would convert in every call."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             for parameter in module.parameters(recurse=False):

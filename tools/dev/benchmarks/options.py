@@ -1,4 +1,4 @@
-"""What the parts are asked to do."""
+"""The options of the benchmark's parts."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from _shared.timing import Run, Samples, alternate
+from _shared.timing import Run, Timings, alternate
 
 ONNX = "onnx"
 SETTINGS = ("eager", "fused", "bf16", "compiled", "compiled-bf16", ONNX)
-# ONNX Runtime's, by type of device.
+# ONNX Runtime's execution providers, by type of device.
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 def why_not(setting: str, device: torch.device) -> str:
-    """What a setting lacks on this machine; "" if nothing."""
+    """Why this machine does not support a setting; "" if it does."""
     if setting.startswith("compiled"):
         compilers = filter(None, (os.getenv("CXX"), "g++", "clang++"))
         return "" if any(map(shutil.which, compilers)) else "needs a C++ compiler"
@@ -37,19 +37,19 @@ def why_not(setting: str, device: torch.device) -> str:
 
 @dataclass(frozen=True)
 class Options:
-    """The command line, checked and completed.
+    """The options of the command line, checked and with defaults.
 
     Attributes:
-        device: that everything runs on, except data loading and evaluation.
+        device: device of everything except data loading and evaluation.
         configs: YAML files of the detectors.
         size: (height, width) px of the input.
         batches: batch sizes of inference.
-        train_batch: images of a training step.
-        repeats: runs that count, of every candidate.
-        warmup: runs before them that do not.
-        quick: smallest sizes: shows that it works, not how fast.
-        settings: of inference and peers, some of ``SETTINGS``.
-        dataset: ``ANNOTATIONS.json:FOLDER`` to load; "" draws one.
+        train_batch: images per training step.
+        repeats: timed runs of each candidate.
+        warmup: runs before the timed ones.
+        quick: use the smallest sizes, to check that everything runs.
+        settings: settings of inference and baselines, some of ``SETTINGS``.
+        dataset: ``ANNOTATIONS.json:FOLDER`` to load; "": draw one.
         workers: numbers of loading processes to try.
     """
 
@@ -71,12 +71,13 @@ class Options:
         *,
         device: torch.device | None = None,
         most_repeats: int | None = None,
-    ) -> dict[str, Samples]:
-        """Samples of candidates; see :func:`~benchmarks.timing.alternate`.
+    ) -> dict[str, Timings]:
+        """Time candidates in turn; see :func:`_shared.timing.alternate`.
 
         Args:
-            device: in place of the options' own.
-            most_repeats: limit for runs of many seconds.
+            device: device to time on; None: that of the options.
+            most_repeats: limit of the repeats for runs of many seconds, which also limits the
+                warm-up to one run.
         """
         repeats = self.repeats if most_repeats is None else min(self.repeats, most_repeats)
         return alternate(

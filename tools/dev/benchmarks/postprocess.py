@@ -1,4 +1,4 @@
-"""From logits to the best 100: two stages against a top-k of every class and of all pairs."""
+"""From logits to the best 100: two stages against a top-k per class and a top-k of all pairs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ K = 100
 
 
 def per_class_top_k(logits: Tensor, boxes: Tensor, k: int) -> list[tuple[Tensor, ...]]:
-    """The original's way: the best k scores of every class, then the best k of those.
+    """The original's method: the best k scores of each class, then the best k of those.
 
     Args:
-        logits: (B, K, N), so that the scores of a class lie together.
+        logits: (B, K, N), so that the scores of a class are contiguous.
         boxes: (B, N, 4).
+        k: number of detections.
 
     Returns:
         For each image boxes, scores and labels, best first.
@@ -33,7 +34,7 @@ def per_class_top_k(logits: Tensor, boxes: Tensor, k: int) -> list[tuple[Tensor,
 
 
 def flat_top_k(logits: Tensor, boxes: Tensor, k: int) -> list[tuple[Tensor, ...]]:
-    """The best k of all pairs at once; ``logits`` (B, N, K), otherwise as above."""
+    """The best k of all pairs at once: as :func:`per_class_top_k`, but ``logits`` is (B, N, K)."""
     classes = logits.shape[2]
     best, flat = logits.flatten(1).topk(min(k, logits[0].numel()), dim=1)
     samples = torch.div(flat, classes, rounding_mode="floor")
@@ -43,11 +44,11 @@ def flat_top_k(logits: Tensor, boxes: Tensor, k: int) -> list[tuple[Tensor, ...]
 
 @torch.inference_mode()
 def run(options: Options) -> list[Comparison]:
-    """Batch 8, 80 classes; each from the memory layout that suits it best."""
+    """Time batch 8 with 80 classes, each method with the memory layout that suits it best."""
     images = 2 if options.quick else 8
     predictions = make_predictions(images, options.size, 80, options.device)
     by_class = predictions.logits.transpose(1, 2).contiguous()
-    samples = options.time(
+    timings = options.time(
         {
             PER_CLASS: lambda watch: per_class_top_k(by_class, predictions.boxes, K),
             FLAT: lambda watch: flat_top_k(predictions.logits, predictions.boxes, K),
@@ -59,7 +60,7 @@ def run(options: Options) -> list[Comparison]:
         Comparison(
             title=f"post-process: {images} images of {height}×{width}, 80 classes, best {K}, "
             f"{options.device}",
-            samples=samples,
+            timings=timings,
             baseline=PER_CLASS,
             images=images,
         )

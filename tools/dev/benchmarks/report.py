@@ -1,4 +1,4 @@
-"""Tables for the terminal, JSON for programs, tables and charts for documents."""
+"""Writing the benchmark's results: tables, JSON and charts."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from tabulate import tabulate
 
 
 def table(comparison: Comparison) -> str:
-    """A comparison as a table: median ms, stages, images/s, factor over the baseline, facts."""
+    """A comparison as a Markdown table: median ms, stages, images/s, speedup, facts."""
     stages = comparison.stages
     facts = {column: None for row in comparison.facts.values() for column in row}
     headers = [comparison.axis or "", "ms", *stages]
     headers += ["images/s"] * bool(comparison.images)
     headers += [f"× {comparison.baseline}"] * bool(comparison.baseline)
     rows = []
-    for name, samples in comparison.samples.items():
+    for name, timings in comparison.timings.items():
         row: list[Any] = [name, _number(1000 * comparison.seconds(name))]
         row += [
-            _number(1000 * comparison.seconds(name, stage)) if stage in samples else ""
+            _number(1000 * comparison.seconds(name, stage)) if stage in timings else ""
             for stage in stages
         ]
         if comparison.images:
@@ -45,7 +45,7 @@ def table(comparison: Comparison) -> str:
 
 
 def _number(value: Any) -> str:
-    """Three figures of a number, or all before the point; other values as they are."""
+    """A float with three digits, or all digits before the point; other values as text."""
     if not isinstance(value, float):
         return str(value)
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
@@ -74,25 +74,25 @@ def write(
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:
-    """All samples of a comparison, with the medians (s) and factors that the table shows."""
+    """All timings of a comparison, with the medians (s) and speedups that the table shows."""
     return {
         **asdict(comparison),
         "medians": {
-            name: {stage: comparison.seconds(name, stage) for stage in samples}
-            for name, samples in comparison.samples.items()
+            name: {stage: comparison.seconds(name, stage) for stage in timings}
+            for name, timings in comparison.timings.items()
         },
-        "speedups": {name: comparison.speedup(name) for name in comparison.samples}
+        "speedups": {name: comparison.speedup(name) for name in comparison.timings}
         if comparison.baseline
         else {},
     }
 
 
 def draw(comparisons: Sequence[Comparison], path: Path) -> None:
-    """Draw comparisons below each other: bars, split by stage, or a log-log curve."""
+    """Draw comparisons one below the other: bars split by stage, or log-log curves."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    heights = [3.0 if one.axis else 1.0 + 0.35 * len(one.samples) for one in comparisons]
+    heights = [3.0 if one.axis else 1.0 + 0.35 * len(one.timings) for one in comparisons]
     figure = Figure(figsize=(8, sum(heights) + 0.4), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(comparisons), squeeze=False, height_ratios=heights)
@@ -104,19 +104,19 @@ def draw(comparisons: Sequence[Comparison], path: Path) -> None:
 
 
 def _bars(axes: Any, comparison: Comparison) -> None:
-    """Median times, split into the stages that a candidate has, with a dot for every sample."""
-    names = list(comparison.samples)
+    """Draw median times, split into the candidate's stages, with a dot for each repeat."""
+    names = list(comparison.timings)
     for place, name in enumerate(names):
-        samples = comparison.samples[name]
+        timings = comparison.timings[name]
         left = 0.0
         for number, stage in enumerate(comparison.stages):
-            if stage in samples:
+            if stage in timings:
                 width = 1000 * comparison.seconds(name, stage)
                 axes.barh(place, width, left=left, color=f"C{number}", height=0.6)
                 left += width
         rest = max(1000 * comparison.seconds(name) - left, 0.0)
         axes.barh(place, rest, left=left, color="0.7", height=0.6)
-        axes.plot([1000 * s for s in samples[TOTAL]], [place] * len(samples[TOTAL]), "k.", ms=3)
+        axes.plot([1000 * s for s in timings[TOTAL]], [place] * len(timings[TOTAL]), "k.", ms=3)
     for number, stage in enumerate(comparison.stages):
         axes.barh(0, 0, color=f"C{number}", label=stage)
     if comparison.stages:
@@ -127,9 +127,9 @@ def _bars(axes: Any, comparison: Comparison) -> None:
 
 
 def _curve(axes: Any, comparison: Comparison) -> None:
-    """Times, and what other facts are numbers, against the candidates' values, on log axes."""
-    x = [float(name) for name in comparison.samples]
-    axes.loglog(x, [1000 * comparison.seconds(n) for n in comparison.samples], "o-", label="ms")
+    """Draw times, and other facts that are numbers, against the candidates' values, log-log."""
+    x = [float(name) for name in comparison.timings]
+    axes.loglog(x, [1000 * comparison.seconds(n) for n in comparison.timings], "o-", label="ms")
     columns = {column: None for row in comparison.facts.values() for column in row}
     for column in columns:
         points = [

@@ -1,4 +1,4 @@
-"""One training step and its parts: float32 as models come against what is recommended."""
+"""One training step and its parts: float32 against bfloat16 with channels_last."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from onenet.lightning.config import load_cfg
 from onenet.training.optim import build_optimizer
 
 OBJECTS = 8
-# Values of SOLVER.AMP.ENABLED, which brings channels_last with it.
+# Values of SOLVER.AMP.ENABLED, which also switches to channels_last.
 SETTINGS = {"float32": False, "bfloat16, channels_last": True}
 
 
 def make_step(config: Path, amp: bool, options: Options) -> Run:
-    """What trains a config's model, from random weights on, by one step on noise."""
+    """A function that trains a config's model, from random weights, by one step on noise."""
     opts = ["MODEL.DEVICE", str(options.device), "MODEL.WEIGHTS", "", "SOLVER.AMP.ENABLED", amp]
     cfg = load_cfg(config, opts)
     torch.manual_seed(0)
     model = build_detector(cfg).train()
     autocast = partial(torch.autocast, options.device.type, torch.bfloat16, enabled=amp)
-    with autocast():  # as the trainer does, since the memory format depends on it
+    with autocast():  # as in the trainer, since the memory format depends on it
         model.to(options.device, memory_format=memory_format(options.device))
     optimizer = build_optimizer(cfg, model, fused=True)
     count, classes = options.train_batch, cfg.MODEL.OneNet.NUM_CLASSES
@@ -54,22 +54,22 @@ def make_step(config: Path, amp: bool, options: Options) -> Run:
 
 
 def run(options: Options) -> list[Comparison]:
-    """Every config; images already on the device."""
+    """Time a step of every config, with images that are already on the device."""
     return [_compare(config, options) for config in options.configs]
 
 
 def _compare(config: Path, options: Options) -> Comparison:
-    samples = options.time({n: make_step(config, amp, options) for n, amp in SETTINGS.items()})
+    timings = options.time({n: make_step(config, amp, options) for n, amp in SETTINGS.items()})
     size = "×".join(map(str, (options.train_batch, 3, *options.size)))
     found = Comparison(
         title=f"training step of {config.stem} at {size}, {OBJECTS} objects each, {options.device}",
-        samples=samples,
+        timings=timings,
         baseline=next(iter(SETTINGS)),
         images=options.train_batch,
         notes=["criterion: share of matching and losses, without their part of backward."],
     )
     shares = {}
-    for name in samples:
+    for name in timings:
         spent = found.seconds(name, "matching") + found.seconds(name, "losses")
         shares[name] = {"criterion": f"{spent / found.seconds(name):.1%}"}
     return replace(found, facts=shares)

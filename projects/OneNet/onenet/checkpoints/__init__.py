@@ -1,1 +1,1 @@
-"""Checkpoints: whole files, safely read."""
+"""Checkpoints: written whole and read safely."""

@@ -1,8 +1,8 @@
-"""Checkpoint files: safe reading, whole writing, and the one that a run goes on from.
+"""Checkpoint files: reading them safely, writing them whole, and finding the one to resume from.
 
-Nothing in a file is executed: ``.pth`` is read with ``weights_only=True``, ``.safetensors`` as it
-is, and Detectron2's ``.pkl`` by :mod:`onenet.checkpoints.pickles`, which knows arrays and
-containers only.
+Reading never executes what a file says: ``.pth`` is read with ``weights_only=True``, Detectron2's
+``.pkl`` by :mod:`onenet.checkpoints.pickles`, which knows only arrays and containers, and
+``.safetensors`` holds no code.
 """
 
 from __future__ import annotations
@@ -30,22 +30,23 @@ from .pickles import load_arrays
 logger = logging.getLogger(__name__)
 _NUMBERED = re.compile(r"model_(\d{7,})\.pth")
 _TAG = "last_checkpoint"
-# Functions that weights_only=True lets a file call; a few bytes make the one fill any memory, the
-# other take hours.
+# weights_only=True lets a file call these functions. With a few bytes, a file can make the first
+# one fill any amount of memory and the second one run for hours.
 _COSTLY = (b"\nbytearray\n", b"_codecs\nencode\n")
 
 
 def read_checkpoint(path: Path, *, verify: bool = False) -> dict[str, Any]:
-    """A checkpoint as ``{"model": {name: tensor}, …}``, on the CPU.
+    """Read a checkpoint as ``{"model": {name: tensor}, …}``, with tensors on the CPU.
 
     Reads ``.pth``/``.pt``, ``.safetensors`` and Detectron2's ``.pkl``; a bare state dict becomes
     the value of "model".
 
     Args:
-        verify: compare the checksums in a ``.pth``, too, which PyTorch may be told not to write.
+        verify: also compare the checksums in a ``.pth``. Off by default, because PyTorch can be
+            configured not to write them.
 
     Raises:
-        CheckpointError: the file is broken, or wants code to run.
+        CheckpointError: the file is broken, would run code, or holds no ordinary state dict.
     """
     try:
         if path.suffix == ".safetensors":
@@ -64,7 +65,7 @@ def read_checkpoint(path: Path, *, verify: bool = False) -> dict[str, Any]:
         ) from error
     except Exception as error:
         raise CheckpointError(
-            f"{path} cannot be read as a checkpoint, it may be cut short: "
+            f"{path} cannot be read as a checkpoint; it may be cut short: "
             f"{str(error) or type(error).__name__}"
         ) from error
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
@@ -77,7 +78,10 @@ def read_checkpoint(path: Path, *, verify: bool = False) -> dict[str, Any]:
         content["ema"] = {**ema, "model": _tensors(path, ema["model"])}
     names = content.get("class_names", [])
     if not isinstance(names, list) or not all(is_line(name) for name in names):
-        raise CheckpointError(f"{path} holds class names that are none: {names!r:.60}")
+        raise CheckpointError(
+            f"{path}: 'class_names' must be a list of text without control characters, got "
+            f"{names!r:.60}"
+        )
     return content
 
 
@@ -87,19 +91,20 @@ def _tensors(path: Path, state: Any) -> dict[str, Tensor]:
         for name, value in state.items()
     ):
         raise CheckpointError(
-            f"{path} holds no state dict (names and arrays), neither as such nor as 'model'"
+            f"{path} holds no state dict: expected names with arrays, at the top level or under "
+            "'model'"
         )
     for name, value in state.items():
         if not _is_ordinary(value):
             raise CheckpointError(
-                f"{path}: {name!r:.200} is no ordinary array of real numbers, but sparse, "
-                "quantised, complex or the like; save model.state_dict() as it is"
+                f"{path}: {name!r:.200} is not an ordinary array of real numbers (sparse, "
+                "quantised or complex, for example); save a plain model.state_dict()"
             )
     return {name.removeprefix("module."): torch.as_tensor(v) for name, v in state.items()}
 
 
 def _is_ordinary(value: Tensor | np.ndarray | np.generic) -> bool:
-    """Whether a parameter can be set to it."""
+    """Whether a parameter can take this value: a dense array of real numbers on the CPU."""
     if not isinstance(value, Tensor):
         return value.dtype.kind in "biuf" and value.dtype.itemsize <= 8
     odd = value.is_nested or value.is_quantized or value.is_complex() or value.device.type != "cpu"
@@ -110,10 +115,10 @@ def _load_torch_file(path: Path, verify: bool) -> Any:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
-                raise ValueError("it unpacks to more than it holds, as torch.save never writes")
+                raise ValueError("it unpacks to more than its size, unlike files of torch.save")
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise ValueError("it is compressed, as torch.save never writes")
-            # torch.load does not look at the checksums.
+                raise ValueError("it is compressed, unlike files of torch.save")
+            # torch.load ignores the checksums.
             if verify and (damaged := archive.testzip()):
                 raise ValueError(f"the checksum of {damaged} in it is wrong")
     if path.stat().st_size == 0:
@@ -121,24 +126,26 @@ def _load_torch_file(path: Path, verify: bool) -> Any:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         for name in _COSTLY:
             if content.find(name) >= 0:
-                raise ValueError(f"it asks for {'.'.join(name.decode().split())}, as no weights do")
+                function = ".".join(name.decode().split())
+                raise ValueError(f"it asks for {function}, which weights do not need")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # torch words both the same, and its advice is the one not to follow.
+        # torch gives the same message for broken and for unsafe files, and advises to load them
+        # without weights_only, which would run their code.
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         if wanted is None:
-            raise ValueError("it is not what torch.save writes") from error
+            raise ValueError("it is not a file of torch.save") from error
         raise UnsafePickleError(f"it asks for {wanted[1]}") from error
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a checkpoint so that it is there whole or, after any interruption, not at all.
+    """Write a checkpoint; after an interruption the file is either complete or unchanged.
 
-    Tensors are laid out in the ordinary way, whatever a model's memory format.
+    Tensors are made contiguous, so the file does not depend on the model's memory format.
 
     Raises:
-        WriteError: it cannot be written; what was there before still is.
+        WriteError: the file cannot be written; a file that was there is unchanged.
     """
     write_whole(path, lambda file: torch.save(_contiguous(content), file))
 
@@ -150,33 +157,34 @@ def _contiguous(value: Any) -> Any:
 
 
 def add_checkpoint(path: Path, content: Mapping[str, Any], keep: int = 0) -> bool:
-    """Save a checkpoint that ``--resume`` goes on from, and remove those that are not kept.
+    """Save a checkpoint for ``--resume`` and remove the old ones that are not kept.
 
     Args:
         path: ``model_NNNNNNN.pth`` in the run's folder.
+        content: see :func:`read_checkpoint`.
         keep: see :func:`prune_checkpoints`.
 
     Returns:
-        Whether it is there; if not, the log says why, and those before it are as they were.
+        Whether the checkpoint was saved. If not, the log says why, and nothing is removed.
     """
     try:
         save_checkpoint(path, content)
         tag_last_checkpoint(path)
     except WriteError as error:
-        logger.error("%s. Older checkpoints are as they were; the next save tries again", error)
+        logger.error("%s. Older checkpoints are unchanged; the next save tries again", error)
         return False
     prune_checkpoints(path, keep)
     return True
 
 
 def save_final(path: Path, content: Mapping[str, Any], last: Path | None) -> None:
-    """Save what comes out at the end, when nothing can be tried later.
+    """Save the weights at the end of a run, where a failure is an error.
 
     Args:
-        last: checkpoint of the run.
+        last: the run's newest checkpoint, for the message; None: there is none.
 
     Raises:
-        WriteError: says what there is instead.
+        WriteError: the file cannot be written; the message says where to resume from.
     """
     try:
         save_checkpoint(path, content)
@@ -186,16 +194,16 @@ def save_final(path: Path, content: Mapping[str, Any], last: Path | None) -> Non
 
 
 def tag_last_checkpoint(path: Path) -> None:
-    """Name ``path`` in the file ``last_checkpoint`` beside it, where ``--resume`` looks."""
+    """Write the name of ``path`` to ``last_checkpoint`` in its folder, where ``--resume`` looks."""
     write_whole(path.with_name(_TAG), path.name.encode())
 
 
 def prune_checkpoints(newest: Path, keep: int) -> None:
-    """Remove the oldest ``model_NNNNNNN.pth`` in a run's folder; no other files.
+    """Remove the oldest ``model_NNNNNNN.pth`` in a run's folder, and no other files.
 
     Args:
-        newest: just saved; it stays, as do any with larger numbers.
-        keep: how many stay, from the newest down; 0: all.
+        newest: the checkpoint saved last; it stays, and so do those with larger numbers.
+        keep: number of checkpoints to keep, counted down from ``newest``; 0: all.
     """
     numbered = _numbered(newest.parent)
     last = _number(newest.name)
@@ -218,10 +226,10 @@ def _numbered(folder: Path) -> dict[float, Path]:
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, that which it should go on from first.
+    """The checkpoints of a run, in the order in which to try to resume from them.
 
-    That is the one that ``last_checkpoint`` names, then those before it, newest first. Where it
-    names none that is there, the newest is first.
+    First the one that ``last_checkpoint`` names, then those before it, newest first, then those
+    after it. If it names no existing file, the newest comes first.
     """
     name = _tagged(folder)
     numbered = _numbered(folder)
@@ -234,7 +242,7 @@ def find_checkpoints(folder: Path) -> list[Path]:
 
 
 def _tagged(folder: Path) -> str | None:
-    """What ``last_checkpoint`` says; ``None`` where there is no such file."""
+    """The content of ``last_checkpoint``; ``None`` if there is no such file."""
     try:
         with (folder / _TAG).open("rb") as file:
             return file.read(4096).decode(errors="replace").strip()
@@ -248,17 +256,20 @@ def _tagged(folder: Path) -> str | None:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # no name of a file at all
+    except (OSError, ValueError):  # not a valid file name
         return False
 
 
 def read_last_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint that a run should go on from, and its content; ``None`` before the first.
+    """Find and read the checkpoint to resume from.
 
-    One that is damaged or missing is told in a warning, and the one before it is taken.
+    If one is damaged or missing, logs a warning and tries the one before it.
+
+    Returns:
+        The checkpoint's path and content; ``None`` if the folder has no checkpoint yet.
 
     Raises:
-        CheckpointError: none is left that can be read.
+        CheckpointError: no checkpoint of the run can be read.
     """
     name, found = _tagged(folder), find_checkpoints(folder)
     if name is None and not found:
@@ -278,6 +289,6 @@ def read_last_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             logger.warning("%s. Going on from %s", problem, path)
         return path, content
     raise CheckpointError(
-        f"{'. '.join(problems)}. There is no other checkpoint to go on from: copy one into "
-        f"{folder}, or start anew without --resume"
+        f"{'. '.join(problems)}. There is no other checkpoint to resume from: copy one into "
+        f"{folder}, or start over without --resume"
     )

@@ -1,7 +1,7 @@
-"""Pickles of arrays, such as Detectron2's ``.pkl``, read without running what they name.
+"""Reading pickles of arrays, such as Detectron2's ``.pkl``, without running what they name.
 
-Not even numpy's own unpickling runs, as forged types let it take bytes for addresses: stand-ins
-collect what describes an array, and it is made from that.
+NumPy's own unpickling does not run either, since a forged dtype makes it treat bytes as addresses.
+Instead, stand-in classes collect the description of each array and build it from that.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from onenet.errors import UnsafePickleError
 
 
 def load_arrays(content: bytes) -> Any:
-    """The containers and arrays of a pickle, Python 2's included.
+    """Read the containers and arrays of a pickle written by Python 2 or 3.
 
     Raises:
-        UnsafePickleError: it asks for anything else; the message names it.
-        pickle.UnpicklingError: it is broken.
+        UnsafePickleError: the pickle asks for anything else; the message names it.
+        pickle.UnpicklingError: the pickle is broken.
     """
     try:
         return _finish(_Unpickler(io.BytesIO(content), encoding="latin1").load(), {})
     except UnsafePickleError:
         raise
-    except Exception as error:  # of any kind: an opcode finds what it did not expect
+    except Exception as error:  # opcodes raise errors of any kind on broken content
         raise pickle.UnpicklingError(
-            f"it is no pickle, or a broken one ({type(error).__name__}: {error})"
+            f"it is not a pickle, or it is broken ({type(error).__name__}: {error})"
         ) from error
 
 
 class _DType:
-    """Stands for ``numpy.dtype``."""
+    """Stands in for ``numpy.dtype``."""
 
     def __init__(self, code: str, *_options: Any) -> None:
         if re.fullmatch(r"[<>=|]?[biufc]\d+", code) is None:
@@ -49,7 +49,7 @@ class _DType:
 
 
 class _Array:
-    """Stands for ``numpy.ndarray`` and the function that makes an empty one."""
+    """Stands in for ``numpy.ndarray`` and for the function that makes an empty one."""
 
     def __init__(self, *_empty: Any) -> None:
         self.array = np.zeros(0)
@@ -62,7 +62,7 @@ class _Array:
 def _make_array(
     content: bytes | str, dtype: _DType, shape: tuple[int, ...], order: str = "C"
 ) -> np.ndarray:
-    content = _encode(content) if isinstance(content, str) else content  # Python 2's bytes
+    content = _encode(content) if isinstance(content, str) else content  # bytes from Python 2
     if not isinstance(content, bytes | bytearray):
         raise UnsafePickleError(f"an array made of {type(content).__name__}")
     array = np.ndarray(shape, dtype.dtype, content, order=order)
@@ -89,22 +89,22 @@ _KNOWN = {
 
 
 class _Unpickler(pickle._Unpickler):
-    """The one in Python: C's would take any amount of memory that a file's memo asks for."""
+    """Based on the unpickler in Python: the one in C allocates any memory that a file asks for."""
 
     dispatch = dict(pickle._Unpickler.dispatch)
 
     def load_bytearray8(self) -> None:
-        """As many bytes as are there: Python's own takes memory for as many as a file says."""
+        """Read only the bytes that exist; Python's own method allocates what the file states."""
         (size,) = struct.unpack("<Q", self.read(8))
         content = self.read(size)
         if len(content) < size:
-            raise pickle.UnpicklingError(f"{size} bytes are announced, {len(content)} are there")
+            raise pickle.UnpicklingError(f"it states {size} bytes, but holds {len(content)}")
         self.append(bytearray(content))
 
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
     def find_class(self, module: str, name: str) -> Any:
-        # numpy 2 has moved its parts.
+        # NumPy 2 renamed numpy.core to numpy._core.
         known = _KNOWN.get(f"{module}.{name}".replace("numpy._core.", "numpy.core."))
         if known is None:
             raise UnsafePickleError(f"it asks for {module}.{name}")
@@ -112,10 +112,10 @@ class _Unpickler(pickle._Unpickler):
 
 
 def _finish(value: Any, done: dict[int, Any]) -> Any:
-    """Arrays in place of their stand-ins; what is shared is visited once.
+    """Replace stand-ins by their arrays, in containers of any depth.
 
     Args:
-        done: by its id, what has been finished.
+        done: results by the id of their container, so that shared ones are visited once.
     """
     if isinstance(value, _Array):
         return value.array

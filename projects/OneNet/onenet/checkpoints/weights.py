@@ -1,4 +1,7 @@
-"""Weights into models: where they lie, names of three worlds, and whether they fit."""
+"""Loading weights into models: finding the file, renaming parameters, checking that they fit.
+
+Parameter names come from OneNet, Detectron2 or torchvision.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,11 @@ from .files import read_checkpoint
 
 logger = logging.getLogger(__name__)
 
-# The layers whose size follows from the number of classes; a model's ``class_layers`` say others.
+# Layers whose size depends on the number of classes, unless the model has ``class_layers``.
 CLASS_LAYERS = ("head.cls_score.",)
-# What a checkpoint says under "weights" where "model" is a moving average, see onenet.training.ema.
+# Value of a checkpoint's "weights" if "model" is a moving average; see onenet.training.ema.
 AVERAGED = "ema"
-# An ImageNet model's last layer: torchvision's, and as Detectron2's two conversions name it.
+# Names of an ImageNet classifier in torchvision and in Detectron2's two kinds of conversions.
 _CLASSIFIERS = ("fc.", "stem.fc.", "linear.")
 _TORCHVISION = re.compile(r"torchvision://(?P<model>resnet(18|34|50|101))$")
 _DETECTRON2 = re.compile(
@@ -31,7 +34,10 @@ _DETECTRON2 = re.compile(
 
 
 def torchvision_model(weights: str) -> str | None:
-    """``resnet50`` and the like where ``MODEL.WEIGHTS`` is an address of its ImageNet weights."""
+    """The torchvision model, such as ``resnet50``, whose ImageNet weights an address names.
+
+    ``None`` if ``weights`` is not such an address.
+    """
     if match := _TORCHVISION.match(weights):
         return match["model"]
     match = _DETECTRON2.match(weights)
@@ -39,15 +45,14 @@ def torchvision_model(weights: str) -> str | None:
 
 
 def locate_weights(weights: str) -> Path:
-    """The file behind ``MODEL.WEIGHTS``; torchvision's ImageNet weights are fetched if need be.
+    """Find the file of ``MODEL.WEIGHTS``; downloads torchvision's ImageNet weights if needed.
 
     Args:
-        weights: a path, ``torchvision://resnet50``, or the name under which Detectron2 keeps the
-            same weights, ``detectron2://ImageNetPretrained/torchvision/R-50.pkl`` (18, 34, 50,
-            101).
+        weights: a path, ``torchvision://resnet50``, or Detectron2's name of the same weights,
+            ``detectron2://ImageNetPretrained/torchvision/R-50.pkl`` (18, 34, 50 or 101).
 
     Raises:
-        CheckpointError: no such file, an address of another kind, or no network.
+        CheckpointError: no such file, an unknown address, or the download failed.
     """
     if model := torchvision_model(weights):
         return _torchvision_file(model)
@@ -58,7 +63,7 @@ def locate_weights(weights: str) -> Path:
             "download the file and give its path"
         )
     path = Path(os.path.expanduser(weights))
-    if not os.path.isfile(path):  # not Path's, which fails where a name is too long for one
+    if not os.path.isfile(path):  # Path.is_file raises if the name is too long
         raise CheckpointError(f"MODEL.WEIGHTS {weights}: there is no such file")
     return path
 
@@ -69,15 +74,15 @@ def _torchvision_file(model: str) -> Path:
     url = get_model_weights(model).IMAGENET1K_V1.url
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     if not path.is_file():
-        logger.info("Fetching torchvision's %s (ImageNet) to %s", model, path)
+        logger.info("Downloading torchvision's %s (ImageNet) to %s", model, path)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            # The name ends in the first digits of the file's hash.
+            # The file's name ends with the first digits of its hash.
             digits = path.stem.rpartition("-")[2]
             torch.hub.download_url_to_file(url, str(path), hash_prefix=digits, progress=False)
-        except (OSError, RuntimeError) as error:  # no network; another hash
+        except (OSError, RuntimeError) as error:  # no network, or a wrong hash
             raise CheckpointError(
-                f"could not fetch torchvision's ImageNet weights of {model} ({error}). Put "
+                f"could not download torchvision's ImageNet weights of {model} ({error}). Put "
                 f"{path.name} from {url} into {path.parent}, give its path as MODEL.WEIGHTS, or "
                 "train from scratch with MODEL.WEIGHTS ''"
             ) from error
@@ -85,7 +90,7 @@ def _torchvision_file(model: str) -> Path:
 
 
 def to_detectron2_name(name: str) -> str | None:
-    """Detectron2's name of a parameter of torchvision's ResNet; ``None`` for the classifier."""
+    """Detectron2's name for a parameter of torchvision's ResNet; ``None`` for the classifier."""
     if name.startswith("fc."):
         return None
     name = re.sub(r"^layer(\d)", lambda m: f"res{int(m[1]) + 1}", name)
@@ -100,22 +105,22 @@ def load_weights(
     """Load ``MODEL.WEIGHTS`` into a detector.
 
     A checkpoint of the whole detector must fit exactly. ImageNet weights (names without
-    ``backbone.`` or ``head.``) fill the backbone; the rest keeps its initialisation. Where there is
-    a moving average beside the weights, as in a checkpoint to resume from, the average is taken.
+    ``backbone.`` or ``head.``) fill the backbone; the rest keeps its initialisation. If the
+    checkpoint also holds a moving average, as checkpoints to resume from do, loads the average.
 
     Args:
-        model: with ``backbone`` and ``head``.
+        model: a detector with ``backbone`` and ``head``.
         weights: see :func:`locate_weights`.
-        new_classes: let the class layer keep its initialisation where the checkpoint was trained
-            on another number of classes (fine-tuning), with a line in the log.
-        detector: accept nothing less than a whole detector: an ImageNet backbone detects nothing.
+        new_classes: if the checkpoint was trained on another number of classes, keep the
+            initialisation of the class layer (fine-tuning) and log it.
+        detector: refuse a backbone alone, which detects nothing.
 
     Returns:
-        What else the checkpoint holds (``class_names``, ``iteration``, …); "ema" as ``weights`` if
-        those are a moving average.
+        The rest of the checkpoint (``class_names``, ``iteration``, …); its ``weights`` is "ema" if
+        the loaded weights are a moving average.
 
     Raises:
-        CheckpointError: the weights are not this model's.
+        CheckpointError: the file cannot be read, or its weights do not fit the model.
     """
     path = locate_weights(weights)
     content = read_checkpoint(path)
@@ -136,7 +141,7 @@ def load_weights(
             state = {name: value for name, value in renamed.items() if name is not None}
         state = {name: v for name, v in state.items() if not name.startswith(_CLASSIFIERS)}
         state = {prefix + name: value for name, value in state.items()}
-    # Batch norms count batches, frozen ones do not; nothing here reads the count.
+    # Frozen batch norms do not count batches, others do; nothing here reads the count.
     own = {name: v for name, v in own.items() if not name.endswith("num_batches_tracked")}
     state = {name: v for name, v in state.items() if not name.endswith("num_batches_tracked")}
 
@@ -153,8 +158,11 @@ def load_weights(
     _check_fit(path, own, state, fresh, class_layers)
     model.load_state_dict(state, strict=False)
     if fresh:
-        logger.info("%s: the class layer starts anew, the number of classes differs", path)
-    kind = content.get("weights")  # which may be an array of somebody else's
+        logger.info(
+            "%s was trained on another number of classes: the class layer keeps its initialisation",
+            path,
+        )
+    kind = content.get("weights")  # in other projects' files this can be an array
     averaged = ", a moving average (EMA)," * (isinstance(kind, str) and kind == AVERAGED)
     what = " of the backbone" if prefix else averaged
     logger.info("Loaded %d arrays%s from %s", len(state), what, path)
@@ -162,7 +170,7 @@ def load_weights(
 
 
 def _backbone_state(model: nn.Module) -> tuple[dict[str, Tensor], str]:
-    """State of the ResNet within ``model``, under full names, and their common prefix."""
+    """The state of the model's ResNet, by full name, and the common prefix of the names."""
     state = model.state_dict()
     inner = any(name.startswith("backbone.bottom_up.") for name in state)
     prefix = "backbone.bottom_up." if inner else "backbone."

@@ -117,6 +117,8 @@ def add_onenet_config(cfg: Any) -> None:
     cfg.MODEL_EMA.ENABLED = False
     # The share of the average that an iteration keeps, after warm-up; from 0 to below 1.
     cfg.MODEL_EMA.DECAY = 0.9998
+    # Features of your own around the iterations, names of a file of --import (docs/hooks.md).
+    cfg.HOOKS = []
     # Deterministic algorithms where CUDA has them, and a warning where it does not; slower.
     cfg.CUDNN_DETERMINISTIC = False
 

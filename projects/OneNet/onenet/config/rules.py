@@ -208,6 +208,7 @@ COMMON: list[Rule] = [
     ("MODEL.CenterNet.CHANNELS", *SIZE),
     ("MODEL.CenterNet.PEAK_KERNEL", lambda value: value > 0 and value % 2 == 1, "an odd number"),
     *each("MODEL.CenterNet", "SIZE_WEIGHT OFFSET_WEIGHT", *NOT_NEGATIVE),
+    ("HOOKS", *TEXTS),
     ("MODEL_EMA.DECAY", lambda value: 0 <= value < 1, "a number from 0 to below 1"),
     ("INPUT.MIN_SIZE_TRAIN", whole(1), "a list of whole numbers above 0"),
     one_of("INPUT.MIN_SIZE_TRAIN_SAMPLING", "choice", "range"),

@@ -9,20 +9,23 @@ from typing import Any
 
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
 
+from onenet.data.annotations import sorted_categories
 from onenet.data.coco_json import read_coco_json
 from onenet.errors import DatasetError
 from onenet.evaluation.crowdhuman import evaluate_crowdhuman
 from onenet.evaluation.duplicates import detections_per_object, duplicates_line
+from onenet.evaluation.results import RESULTS_FILE, to_coco
+from onenet.files import write_whole
+from onenet.structures import Detections
 
 logger = logging.getLogger(__name__)
 
 
 class CrowdHumanEvaluator(DatasetEvaluator):
-    """AP, mMR and recall (:mod:`onenet.evaluation.crowdhuman`), 0…100, as ``crowdhuman``.
+    """Gives AP, mMR and recall (:mod:`onenet.evaluation.crowdhuman`), 0…100, as ``crowdhuman``.
 
     Args:
         dataset_name: registered, with a COCO file of one class.
@@ -36,11 +39,11 @@ class CrowdHumanEvaluator(DatasetEvaluator):
         json_file = MetadataCatalog.get(dataset_name).get("json_file")
         if not json_file:
             raise DatasetError(
-                f"Data set {dataset_name!r} has no COCO file, which TEST.EVALUATOR 'crowdhuman' "
-                "reads the ignored regions from; give it as ANNOTATIONS.json:IMAGE_FOLDER."
+                f"Data set {dataset_name!r} has no COCO file. TEST.EVALUATOR 'crowdhuman' reads "
+                "the ignored regions from one: give the data set as ANNOTATIONS.json:IMAGE_FOLDER."
             )
         self.truth = read_coco_json(Path(json_file))
-        self.category = self.truth["categories"][0]["id"]
+        self.category_ids = [category["id"] for category in sorted_categories(self.truth)]
         self.output_dir = Path(output_dir)
         self.reset()
 
@@ -49,17 +52,17 @@ class CrowdHumanEvaluator(DatasetEvaluator):
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         for image, output in zip(inputs, outputs, strict=True):
-            found = instances_to_coco_json(output["instances"].to("cpu"), image["image_id"])
-            self.results.extend({**result, "category_id": self.category} for result in found)
+            found = output["instances"].to("cpu")
+            detections = Detections(found.pred_boxes.tensor, found.scores, found.pred_classes)
+            self.results.extend(to_coco(image["image_id"], detections, self.category_ids))
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         shares = comm.gather(self.results)
         if not comm.is_main_process():
             return {}
         results = [result for share in shares for result in share]
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        path = self.output_dir / "coco_instances_results.json"
-        path.write_text(json.dumps(results))
+        path = self.output_dir / RESULTS_FILE
+        write_whole(path, json.dumps(results).encode())
         metrics = evaluate_crowdhuman(self.truth, results).percent()
         duplicates = detections_per_object(self.truth["annotations"], results)
         logger.info(

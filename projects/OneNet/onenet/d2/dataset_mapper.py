@@ -13,18 +13,17 @@ from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
 from onenet.data.images import reading_errors
+from onenet.data.transforms import CROP_SHARE, PRE_CROP_SIZES
 from onenet.errors import UnreadableImageError
-
-PRE_CROP_SIZES = [400, 500, 600]
 
 
 class OneNetDatasetMapper:
-    """Flip, then with probability ½ resize and crop, then resize the shortest edge.
+    """Flip, then for half of the images resize and crop, then resize the shortest edge.
 
     Args:
         is_train: augment, and give ``instances``.
         flip: augmentations before the crop.
-        crop: augmentations of every other image; empty: none.
+        crop: augmentations of a share of the images, ``CROP_SHARE``; empty: none.
         resize: augmentations at the end.
         image_format: of ``image``, "RGB" or "BGR".
     """
@@ -46,12 +45,12 @@ class OneNetDatasetMapper:
     @classmethod
     def from_config(cls, cfg: Any, is_train: bool = True) -> dict[str, Any]:
         augmentations = utils.build_augmentation(cfg, is_train)
-        # Detectron2 puts the resize first and the flip, if any, behind it.
+        # Detectron2 puts the resize first, then the flip if there is one.
         resize, flip = augmentations[:1], augmentations[1:]
         crop = []
         if cfg.INPUT.CROP.ENABLED and is_train:
             crop = [
-                T.ResizeShortestEdge(PRE_CROP_SIZES, sample_style="choice"),
+                T.ResizeShortestEdge(list(PRE_CROP_SIZES), sample_style="choice"),
                 T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE),
             ]
         return {
@@ -63,17 +62,17 @@ class OneNetDatasetMapper:
         }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """The input of the model for an image of the data set; the dict given is not changed.
+        """The model's input for an image of the data set; the given dict stays unchanged.
 
-        Crowd regions are left out, as are boxes without a finite, positive size.
+        Crowd regions and boxes without a finite, positive size are left out.
 
         Raises:
             UnreadableImageError: the image is missing, cannot be decoded, or has another size than
-                said.
+                the data set says.
         """
         inputs = copy.deepcopy(dataset_dict)
         image = self._read(inputs)
-        crop = self.crop if self.crop and np.random.rand() < 0.5 else []
+        crop = self.crop if self.crop and np.random.rand() < CROP_SHARE else []
         aug_input = T.AugInput(image)
         transforms = T.AugmentationList([*self.flip, *crop, *self.resize])(aug_input)
         image = aug_input.image
@@ -107,7 +106,7 @@ class OneNetDatasetMapper:
 
 
 def _has_size(annotation: dict[str, Any]) -> bool:
-    """Whether a box has a finite, positive size; Detectron2 would turn a negative one round."""
+    """Whether a box has a finite, positive size; Detectron2 would flip a negative one."""
     box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
     x1, y1, x2, y2 = box
     return bool(np.isfinite(box).all() and x2 > x1 and y2 > y1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterable
 from functools import cache, partial
@@ -12,17 +11,10 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from onenet.data.annotations import read_annotations, sorted_categories
-from onenet.data.checks import (
-    MISSING,
-    OUTSIDE,
-    Verdict,
-    check_objects,
-    find_files,
-    refuse_missing,
-    refuse_outside,
-)
+from onenet.data.annotations import sorted_categories
+from onenet.data.checks import MISSING, OUTSIDE, find_files, refuse_missing, refuse_outside
 from onenet.data.coco_json import read_coco_json
+from onenet.data.dataset import read_source
 from onenet.data.sources import (
     KNOWN_DATASETS,
     ROOT_VARIABLE,
@@ -30,20 +22,18 @@ from onenet.data.sources import (
     check_num_classes,
     find_dataset,
 )
-from onenet.errors import DatasetError
 
-logger = logging.getLogger(__name__)
-_SOURCES: dict[str, DatasetSource] = {}  # by name, of what register_datasets has found
+_SOURCES: dict[str, DatasetSource] = {}  # by name; what register_datasets has found
 
 
 def register_datasets(names: Iterable[str]) -> None:
-    """Register the names that Detectron2 does not know yet.
+    """Register data sets that Detectron2 does not know yet.
 
     Args:
         names: see :func:`onenet.data.sources.find_dataset`.
 
     Raises:
-        DatasetError: a name that is neither registered nor can be found, or has no files.
+        DatasetError: a name is neither registered nor found, or its files are missing.
     """
     for name in names:
         if name in DatasetCatalog.list():
@@ -67,11 +57,8 @@ def load_records(source: DatasetSource) -> list[dict[str, Any]]:
         DatasetError: the file is not COCO detection data (the message names the entry), or an
             image lies outside of the folder.
     """
-    content = read_coco_json(source.json_file)
+    content, _ = read_source(source)
     refuse_outside(source, find_files(source, (i["file_name"] for i in content["images"]))[OUTSIDE])
-    for finding in check_objects(content, read_annotations(content)):
-        if finding.verdict in (Verdict.DROPPED, Verdict.DOUBTFUL):
-            logger.warning("%s: %s", source.json_file, finding)
     categories = sorted_categories(content)
     label_of = {category["id"]: label for label, category in enumerate(categories)}
     metadata = MetadataCatalog.get(source.name)
@@ -115,10 +102,10 @@ def class_names(name: str) -> list[str]:
 
 
 def check_classes(names: Iterable[str], num_classes: int) -> None:
-    """Compare the data sets' numbers of classes with the model's.
+    """Compare the number of classes of data sets with the model's.
 
     Raises:
-        DatasetError: they differ; gives both and the override to type.
+        DatasetError: they differ; gives both numbers and the override to type.
     """
     for name in names:
         if found := class_names(name):
@@ -126,25 +113,16 @@ def check_classes(names: Iterable[str], num_classes: int) -> None:
             check_num_classes(json_file, found, num_classes)
 
 
-def check_same_classes(names: Iterable[str]) -> None:
-    """Raise ``DatasetError`` unless data sets that are trained on together agree in classes."""
-    first, *others = names
-    for other in others:
-        if class_names(other) != class_names(first):
-            raise DatasetError(
-                "The data sets of DATASETS.TRAIN must have the same classes: "
-                f"{first} has {class_names(first)}, {other} has {class_names(other)}."
-            )
-
-
 def check_images(
     names: Iterable[str], *, keep_empty: bool = True, skip_missing: bool = False
 ) -> None:
-    """Look for the images of data sets that :func:`register_datasets` found, without opening them.
+    """Check that the images of data sets are there, without opening them.
+
+    Only of data sets whose files :func:`register_datasets` found.
 
     Args:
-        keep_empty: those without objects are used, too.
-        skip_missing: some may be missing.
+        keep_empty: images without objects are used, too.
+        skip_missing: accept missing images as long as one is there.
 
     Raises:
         DatasetError: images are missing, or lie outside of their folder.
@@ -157,13 +135,12 @@ def check_images(
         files = [file for file, has_objects in images if has_objects or keep_empty]
         found = find_files(source, files)
         refuse_outside(source, found[OUTSIDE])
-        if not skip_missing or len(found[MISSING]) == len(files):
-            refuse_missing(source, found[MISSING], len(files))
+        refuse_missing(source, found[MISSING], len(files), allow_some=skip_missing)
 
 
 @cache
 def _summary(json_file: str) -> tuple[list[str], list[tuple[str, bool]]]:
-    """Of a COCO file, the classes by label; images, and whether they have objects."""
+    """The classes of a COCO file by label; its images, and whether each has objects."""
     content = read_coco_json(Path(json_file))
     taken = {a["image_id"] for a in content["annotations"] if not a.get("iscrowd", 0)}
     images = [(image["file_name"], image["id"] in taken) for image in content["images"]]

@@ -1,6 +1,6 @@
-"""The evaluators of ``TEST.EVALUATOR``.
+"""The evaluators that ``TEST.EVALUATOR`` names, for Detectron2.
 
-Detectron2's COCO evaluation gets the embedded engine's tolerance for detection-only files.
+As in the embedded engine, files for detection alone may lack areas and crowd flags.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 
 from onenet.evaluation.duplicates import detections_per_object, duplicates_line
+from onenet.evaluation.results import complete_annotations
 
 from .crowdhuman import CrowdHumanEvaluator
 
@@ -24,7 +25,7 @@ COCO_LIMIT = 100  # detections of an image that COCO's AP counts
 def build_evaluator(cfg: Any, dataset_name: str, output_dir: str) -> DatasetEvaluator:
     """CrowdHuman's metrics, or COCO's AP of boxes.
 
-    AP is there for data sets that are not COCO files, too: Detectron2 converts them.
+    AP works for data sets that are not COCO files, too: Detectron2 converts them.
 
     Args:
         output_dir: for ``coco_instances_results.json``.
@@ -50,7 +51,7 @@ class CountingCOCOEvaluator(COCOEvaluator):
     ) -> dict[str, float]:
         metrics = super()._derive_coco_results(coco_eval, iou_type, class_names)
         duplicates = math.nan
-        if coco_eval is not None:  # Detectron2's way to say that there are no detections
+        if coco_eval is not None:  # as it is where there are no detections
             content = (coco_eval.cocoGt.dataset, coco_eval.cocoDt.dataset)
             duplicates = detections_per_object(*(c["annotations"] for c in content))
         logger.info(duplicates_line(duplicates))
@@ -58,11 +59,7 @@ class CountingCOCOEvaluator(COCOEvaluator):
 
 
 def _complete(coco: Any) -> None:
-    """Give annotations what COCO's evaluation needs and files for detection often leave out."""
-    for number, annotation in enumerate(coco.dataset.get("annotations", ()), start=1):
-        # The evaluation takes a match with id 0 for none.
-        annotation["id"] = number
-        annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
-        annotation.setdefault("iscrowd", 0)
+    """Complete a COCO file's annotations and index them again."""
+    complete_annotations(coco.dataset.get("annotations", ()))
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()

@@ -1,4 +1,4 @@
-"""Detectron2's loaders: one passes over what it cannot read, one puts like shapes together."""
+"""Detectron2's loaders: training can skip unreadable images, testing batches equal shapes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .dataset_mapper import OneNetDatasetMapper
 
 
 def build_train_loader(cfg: Any) -> Any:
-    """Detectron2's loader with OneNet's mapper; a :class:`SkippingLoader` where it is asked for."""
+    """Detectron2's loader with OneNet's mapper; a :class:`SkippingLoader` if the config asks."""
     mapper = OneNetDatasetMapper(cfg, is_train=True)
     if not cfg.DATALOADER.SKIP_UNREADABLE:
         return _undisturbed(build_detection_train_loader(cfg, mapper=mapper))
@@ -38,7 +38,7 @@ def build_train_loader(cfg: Any) -> Any:
 
 
 def _undisturbed(loader: Any) -> Any:
-    """One of Detectron2's loaders, whose workers leave signals to the first process."""
+    """Make the workers of Detectron2's loader leave signals to the main process."""
     inner = loader if isinstance(loader, DataLoader) else loader.dataset
     inner.worker_init_fn = partial(_init_worker, inner.worker_init_fn)
     return loader
@@ -51,7 +51,7 @@ def _init_worker(also: Callable[[int], None] | None, worker: int) -> None:
 
 
 class SkippingLoader:
-    """A loader that notes in ``skipped`` which images could not be read."""
+    """A loader that counts in ``skipped`` the images that cannot be read."""
 
     def __init__(self, loader: Any) -> None:
         self.loader = loader
@@ -62,7 +62,7 @@ class SkippingLoader:
 
 
 class _SkippingMapper:
-    """Inputs of the model, each with the errors, ``skipped``, of the images it stands in for."""
+    """Inputs of the model, each with the errors of the images it replaces as ``skipped``."""
 
     def __init__(self, records: list[dict[str, Any]], mapper: OneNetDatasetMapper) -> None:
         self.records = DatasetFromList(records, copy=False)
@@ -79,7 +79,7 @@ class _SkippingMapper:
 def build_test_loader(cfg: Any, dataset_name: str) -> Any:
     """This process' share of a data set, ``TEST.IMS_PER_BATCH`` images at a time.
 
-    The model takes a batch apart where one shape follows another in it.
+    Images of one padded size follow each other; the model splits a batch of several sizes.
     """
     records = get_detection_dataset_dicts(dataset_name, filter_empty=False)
     share = list(InferenceSampler(len(records)))

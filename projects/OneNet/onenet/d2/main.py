@@ -18,22 +18,28 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
-from onenet.checkpoints.files import find_checkpoints
 from onenet.cli import end_with, import_files
 from onenet.config.build import prepare_inference
 from onenet.config.device import make_deterministic
 from onenet.config.rules import check_shares
-from onenet.data.sources import compare_classes
+from onenet.data.sources import check_same_classes
 from onenet.errors import ConfigError, NonFiniteError, OneNetError
 from onenet.evaluation.registry import choose_evaluator
 from onenet.files import remove_partial_files
+from onenet.training.setup import (
+    check_gpus,
+    check_meeting_place,
+    data_sets,
+    load_to_evaluate,
+    needs_weights,
+    output_errors,
+)
 from onenet.training.signals import end_stopped, hand_on, stop_at_once
 
 from .config import load_cfg
 from .datasets import (
     check_classes,
     check_images,
-    check_same_classes,
     class_names,
     register_datasets,
 )
@@ -47,11 +53,11 @@ def run(args: argparse.Namespace, why: str) -> None:
     """Train or evaluate as the command line says (:func:`onenet.cli.training_parser`).
 
     Args:
-        why: this engine was chosen; for the log.
+        why: the reason for this engine, for the log.
 
     Raises:
-        SystemExit: 2, after one line that says what to mend, where the user's files, values or
-            weights are at fault; 1 where training diverged, its result cannot be written, or
+        SystemExit: 2 if the user's files, values or weights are wrong, after one line that says
+            what to do; 1 if training diverged, its result cannot be written, or
             TEST.EXPECTED_RESULTS are missed; 130 after Ctrl-C, 143 after SIGTERM.
     """
     with _exit_codes(args.traceback):
@@ -60,7 +66,7 @@ def run(args: argparse.Namespace, why: str) -> None:
             logger.setLevel(logging.INFO)
         cfg = load_cfg(args.config_file, args.opts)
         prepare(cfg, args)
-        # By one process: it takes a while, and all would find the same.
+        # By one process: this takes a while, and all would find the same.
         if not args.eval_only:
             check_images(
                 cfg.DATASETS.TRAIN,
@@ -68,8 +74,7 @@ def run(args: argparse.Namespace, why: str) -> None:
                 skip_missing=cfg.DATALOADER.SKIP_UNREADABLE,
             )
         check_images(cfg.DATASETS.TEST)
-        resumed = args.resume and not args.eval_only and find_checkpoints(Path(cfg.OUTPUT_DIR))
-        if cfg.MODEL.WEIGHTS and not resumed:
+        if needs_weights(cfg, args):
             fetch_weights(cfg.MODEL.WEIGHTS)  # once, not by every process
         cfg.freeze()
         with hand_on() if args.num_gpus * args.num_machines > 1 else nullcontext():
@@ -93,18 +98,18 @@ def _exit_codes(show_traceback: bool) -> Iterator[None]:
     except FloatingPointError as error:  # Detectron2's own
         own = NonFiniteError(str(error)).with_traceback(error.__traceback__)
         end_with(own, show_traceback)
-    except ProcessExitedException as error:  # which has told why
+    except ProcessExitedException as error:  # the process has said why
         raise SystemExit(error.exit_code or 1) from error
     except KeyboardInterrupt as error:
         end_stopped(error, logger.warning if comm.is_main_process() else None)
 
 
 def prepare(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Make the data sets known, and refuse what cannot work; for every process.
+    """Register the data sets and refuse what cannot work; every process calls this.
 
     Raises:
-        ConfigError: values that Detectron2 cannot honour here, or a file to import that is missing.
-        DatasetError: missing data, or another number of classes.
+        ConfigError: Detectron2 cannot honour a value here, or a file to import is missing.
+        DatasetError: data is missing, or has another number of classes.
     """
     import_files(args.imports)
     _check_processes(cfg, args)
@@ -116,16 +121,11 @@ def prepare(cfg: CfgNode, args: argparse.Namespace) -> None:
         if name not in registry:
             choices = ", ".join(choice for choice, _ in registry)
             raise ConfigError(f"{key} must be one of {choices}, got {name!r}")
-    train_sets = () if args.eval_only else tuple(cfg.DATASETS.TRAIN)
-    test_sets = tuple(cfg.DATASETS.TEST)
-    if args.eval_only and not test_sets:
-        raise ConfigError("DATASETS.TEST is empty: name what to evaluate on")
-    if not args.eval_only and not train_sets:
-        raise ConfigError("DATASETS.TRAIN is empty: name what to train on")
+    train_sets, test_sets = data_sets(cfg, eval_only=args.eval_only)
     register_datasets((*train_sets, *test_sets))
     check_classes((*train_sets, *test_sets), cfg.MODEL.OneNet.NUM_CLASSES)
     if train_sets:
-        check_same_classes(train_sets)
+        check_same_classes((name, class_names(name)) for name in train_sets)
 
 
 def _check_processes(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -135,16 +135,9 @@ def _check_processes(cfg: CfgNode, args: argparse.Namespace) -> None:
             f"--num-gpus {args.num_gpus}: Detectron2 runs several processes on CUDA only; "
             "--engine lightning does on the CPU, too"
         )
-    if processes > 1 and args.num_gpus > torch.cuda.device_count():
-        raise ConfigError(
-            f"--num-gpus {args.num_gpus}: this machine has {torch.cuda.device_count()} CUDA "
-            "device(s)"
-        )
-    if args.num_machines > 1 and args.dist_url == "auto":
-        raise ConfigError(
-            "--dist-url auto works on one machine; for several give tcp://HOST:PORT of the "
-            "first one on each"
-        )
+    if processes > 1:
+        check_gpus(args.num_gpus)
+    check_meeting_place(args)
     if args.eval_only:
         return
     check_shares(cfg, processes)
@@ -156,15 +149,13 @@ def _check_processes(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def work(cfg: CfgNode, args: argparse.Namespace, why: str) -> Any:
-    """What every process does: evaluate, or train; returns the metrics."""
+    """Evaluate or train, and return the metrics; every process runs this."""
     with _exit_codes(args.traceback):
         prepare(cfg, args)
-        try:
+        with output_errors(cfg):
             default_setup(cfg, args)
             if comm.is_main_process() and not args.eval_only:
                 remove_partial_files(Path(cfg.OUTPUT_DIR))
-        except OSError as error:
-            raise ConfigError(f"OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be written: {error}") from error
         make_deterministic(cfg)
         share_log()
         logger.info("Detectron2's engine (%s), torch %s", why, torch.__version__)
@@ -173,12 +164,8 @@ def work(cfg: CfgNode, args: argparse.Namespace, why: str) -> Any:
             trainer.resume_or_load(resume=args.resume)
             return trainer.train()
         model = Trainer.build_model(cfg)
-        if cfg.MODEL.WEIGHTS:
-            trained = load_weights(model, cfg.MODEL.WEIGHTS, detector=True).get("class_names", [])
-            for name in cfg.DATASETS.TEST:
-                compare_classes(cfg.MODEL.WEIGHTS, trained, name, class_names(name))
-        else:
-            logger.warning("MODEL.WEIGHTS is empty: evaluating a model with random weights")
+        test_sets = ((name, class_names(name)) for name in cfg.DATASETS.TEST)
+        load_to_evaluate(cfg, model, test_sets, load_weights)
         metrics = Trainer.test(cfg, prepare_inference(cfg, model))
         if comm.is_main_process():
             verify_results(cfg, metrics)

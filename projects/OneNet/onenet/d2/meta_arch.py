@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from onenet import detector as core
 from onenet.config.build import model_options
+from onenet.data.batching import DIVISIBILITY
 from onenet.inference.postprocess import to_image
 from onenet.structures import Detections, Targets
 from onenet.training.history import diverged
 
-_DIVISIBILITY = 32  # px, of the paper's backbones
 _DRAWN = 20  # predicted boxes on a training picture
 
 
@@ -55,7 +55,7 @@ class OneNet(core.OneNet):
         return {
             **cls.core_options(cfg, backbone, backbone.output_shape()),
             # A plain ResNet says 0: it asks for nothing.
-            "size_divisibility": math.lcm(_DIVISIBILITY, backbone.size_divisibility or 1),
+            "size_divisibility": math.lcm(DIVISIBILITY, backbone.size_divisibility or 1),
             "input_format": cfg.INPUT.FORMAT,
             "vis_period": cfg.VIS_PERIOD,
         }

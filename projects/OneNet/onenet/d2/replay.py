@@ -1,4 +1,4 @@
-"""The model of a dump in Detectron2, see :mod:`onenet.training.replay`."""
+"""Detectron2's model of a dump; see :mod:`onenet.training.replay`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .trainer import Trainer
 
 
 def rebuild(config_file: Path, opts: Sequence[str]) -> Rebuilt:
-    """What computes the losses of a config.
+    """Build what computes the losses of a config.
 
     Raises:
         ConfigError: of the file or the overrides.

@@ -1,4 +1,4 @@
-"""Detectron2's training loses nothing: whole checkpoints, stops that save, full disks."""
+"""Detectron2's training loses nothing: complete checkpoints, stops that save, full disks."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from detectron2.utils.events import EventWriter
 from torch import nn
 
 from onenet.checkpoints.files import add_checkpoint, save_final, tag_last_checkpoint
-from onenet.training.signals import Stopped, StopRequests
+from onenet.training.signals import Stopped, StopRequests, stopped_after
 
 logger = logging.getLogger(__name__)
 
 
 class WholeCheckpointer(DetectionCheckpointer):
-    """Writes checkpoints that are there whole or not at all, and removes old ones.
+    """Writes checkpoints completely or not at all, and removes old ones.
 
-    ``max_to_keep`` of Detectron2's hook would remove the last good one where saving fails.
+    ``max_to_keep`` of Detectron2's hook would remove the last good one when saving fails.
 
     Args:
         keep: ``SOLVER.CHECKPOINT_KEEP``.
 
     Attributes:
-        last: the newest, whether saved or resumed from.
-        saved: the iteration that was saved last, counted from 0.
+        last: the newest checkpoint, saved or resumed from.
+        saved: the last iteration that was saved, counted from 0.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class WholeCheckpointer(DetectionCheckpointer):
         self.saved: int | None = None
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """As Detectron2's; but for ``model_final``, what cannot be written is told in the log.
+        """See Detectron2. If a checkpoint cannot be written, the log says why.
 
         Raises:
             WriteError: ``model_final`` cannot be written.
@@ -61,7 +61,7 @@ class WholeCheckpointer(DetectionCheckpointer):
 
 
 class StopHook(HookBase):
-    """Ends training after an iteration, saved, on SIGTERM and Ctrl-C; see ``StopRequests``."""
+    """Saves and stops after an iteration on SIGTERM and Ctrl-C; see ``StopRequests``."""
 
     def __init__(self) -> None:
         self._context = ExitStack()
@@ -83,7 +83,7 @@ class StopHook(HookBase):
 
 
 def stop(trainer: Any, number: int) -> Stopped:
-    """Save unless that is done, and give what to raise.
+    """Save unless that is done already, and return what to raise.
 
     Args:
         trainer: Detectron2's, with a :class:`WholeCheckpointer`.
@@ -92,13 +92,11 @@ def stop(trainer: Any, number: int) -> Stopped:
     checkpointer, done = trainer.checkpointer, trainer.iter
     if checkpointer.saved != done:
         checkpointer.save(f"model_{done:07d}", iteration=done)
-    last = checkpointer.last
-    then = f"--resume goes on from {last}" if last else "there is no checkpoint to resume from"
-    return Stopped(number, f"stopped after iteration {done + 1}; {then}")
+    return stopped_after(done + 1, number, checkpointer.last)
 
 
 class GoingOn(EventWriter):
-    """A writer that tells once in the log that its file cannot be written."""
+    """Wraps a writer: if its file cannot be written, the log says so once and training goes on."""
 
     def __init__(self, writer: EventWriter) -> None:
         self.writer = writer

@@ -1,4 +1,4 @@
-"""Detectron2's training steps, in parts, and guarded against NaN and infinity."""
+"""The core's step within Detectron2's trainers, in float32 and in mixed precision."""
 
 from __future__ import annotations
 
@@ -9,67 +9,59 @@ from typing import Any
 
 import torch
 from detectron2.engine import AMPTrainer, SimpleTrainer
-from detectron2.utils import comm
-from torch import Tensor, nn
+from torch import Tensor
 
-from onenet.training.accumulation import forward_backward, split
+from onenet.training.dump import dump_batch
 from onenet.training.guard import Guard, ScaledGuard
 from onenet.training.history import GRADIENT, History
-from onenet.training.oom import memory_errors, training_advice
-from onenet.training.replay import Dump
+from onenet.training.step import train_step, without_wrapper
 
 from .meta_arch import name_of, to_targets
 
 
 class _Guarded:
-    """Mixed into one of Detectron2's trainers, honours ``SOLVER.ACCUMULATE`` and more.
+    """Mixed into one of Detectron2's trainers, runs the core's step in place of its own.
 
     Attributes:
         cfg: of the run.
         guard: of the optimiser.
+        values: of the last step, see :func:`~onenet.training.step.train_step`.
         history: of the iterations since the start.
     """
 
     cfg: Any
     guard: Guard
+    values: dict[str, Tensor]
     history: History | None = None
 
     def run_step(self) -> None:
         """One iteration.
 
         Raises:
-            NonFiniteError: of :meth:`History.read`.
+            NonFiniteError: see :meth:`History.read`.
             OutOfMemoryError: names the settings that need less.
         """
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
         if self.history is None:
-            self.bare_model.stop_at_nonfinite = False
+            without_wrapper(self.model).stop_at_nonfinite = False
             device = next(self.model.parameters()).device
             self.history = History(device, self.iter, tolerated=self.cfg.SOLVER.SKIP_NONFINITE)
-        parts = split(data, self.cfg.SOLVER.ACCUMULATE)
-        with memory_errors(self.bare_model, lambda: training_advice(self.cfg)):
-            self.guard.keep()
-            self.optimizer.zero_grad()
-            losses = forward_backward(
-                self.model,
-                parts,
-                [sum(len(inputs.get("instances", ())) for inputs in part) for part in parts],
-                forward=self.forward,
-                backward=self.backward,
-            )
-            self.after_backward()
-            values = {**losses, GRADIENT: self.guard.step()}
+        self.values = train_step(
+            self.cfg,
+            self.model,
+            self.guard,
+            data,
+            count=lambda inputs: len(inputs.get("instances", ())),
+            forward=self.forward,
+            backward=self.backward,
+        )
         self.history.dump = partial(self._dump, data)
-        self.history.add(values, list(map(name_of, data)))
+        self.history.add(self.values, list(map(name_of, data)))
         if self.history.read():
+            losses = {name: value for name, value in self.values.items() if name != GRADIENT}
             self._write_metrics(losses, data_time)
-
-    @property
-    def bare_model(self) -> nn.Module:
-        """The model without what several processes wrap around it."""
-        return getattr(self.model, "module", self.model)
 
     def forward(self, data: list[dict[str, Any]]) -> dict[str, Tensor]:
         return self.model(data)
@@ -78,23 +70,17 @@ class _Guarded:
         loss.backward()
 
     def _dump(self, data: list[dict[str, Any]], iteration: int, what: str) -> Path:
-        targets = [to_targets(inputs) for inputs in data]
-        content = Dump(
+        return dump_batch(
+            Path(self.cfg.OUTPUT_DIR),
+            without_wrapper(self.model),
+            [(inputs["image"], to_targets(inputs), name_of(inputs)) for inputs in data],
             iteration=iteration,
             what=what,
             engine="detectron2",
             config=self.cfg.dump(),
             seed=self.cfg.SEED,
             precision="float16" if isinstance(self, AMPTrainer) else "float32",
-            torch=str(torch.__version__),
-            model={name: value.cpu() for name, value in self.bare_model.state_dict().items()},
-            images=[inputs["image"] for inputs in data],
-            boxes=[one.boxes for one in targets],
-            labels=[one.labels for one in targets],
-            files=list(map(name_of, data)),
         )
-        rank = comm.get_rank() if comm.get_world_size() > 1 else None
-        return content.save(Path(self.cfg.OUTPUT_DIR), rank)
 
 
 class GuardedTrainer(_Guarded, SimpleTrainer):
@@ -114,9 +100,9 @@ class GuardedAMPTrainer(_Guarded, AMPTrainer):
 
 
 def guarded(trainer: SimpleTrainer, cfg: Any) -> SimpleTrainer:
-    """A trainer like the one given, with the keys of ``SOLVER`` that Detectron2 has not.
+    """A trainer like the given one, with the keys of ``SOLVER`` that Detectron2 does not have.
 
-    Its optimiser must be fused, unless there is a gradient scaler.
+    Its optimiser must be fused unless there is a gradient scaler.
     """
     given = trainer.model, trainer.data_loader, trainer.optimizer
     if isinstance(trainer, AMPTrainer):
@@ -126,5 +112,5 @@ def guarded(trainer: SimpleTrainer, cfg: Any) -> SimpleTrainer:
     else:
         new = GuardedTrainer(*given)
         new.guard = Guard(trainer.optimizer, trainer.model, cfg.SOLVER.SKIP_NONFINITE)
-    new.cfg = cfg
+    new.cfg, new.values = cfg, {}
     return new

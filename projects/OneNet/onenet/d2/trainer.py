@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import weakref
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,16 +17,21 @@ from torch import nn
 from torch.optim import Optimizer
 
 from onenet.checkpoints.files import read_last_checkpoint
+from onenet.checkpoints.resume import log_no_checkpoint, restore, without_resuming
 from onenet.detector import memory_format
 from onenet.errors import CheckpointError, WriteError
-from onenet.training.ema import ModelEMA, check_same
+from onenet.evaluation.results import results_folder
+from onenet.training.ema import ModelEMA
+from onenet.training.hooks import Average, build_hooks
 from onenet.training.oom import memory_errors, testing_advice
 from onenet.training.optim import build_optimizer
 from onenet.training.signals import Stopped, stop_at_once
+from onenet.training.step import without_wrapper
 
 from .config import config_errors
 from .datasets import class_names
 from .evaluation import build_evaluator
+from .hooks import CoreHooks
 from .loader import SkippingLoader, build_test_loader, build_train_loader
 from .saving import GoingOn, StopHook, WholeCheckpointer, stop
 from .steps import guarded
@@ -39,8 +43,8 @@ logger = logging.getLogger(__name__)
 class Trainer(DefaultTrainer):
     """Trains and evaluates :class:`~onenet.d2.OneNet`; everything else is Detectron2's.
 
-    Checkpoints hold the classes' names, too, as the embedded engine's do, and with ``MODEL_EMA``
-    the averaged weights, which are the ones that are evaluated.
+    As in the embedded engine, checkpoints hold the class names too, and with ``MODEL_EMA`` the
+    averaged weights, which are the ones that are evaluated.
 
     Raises:
         ConfigError: values that do not fit each other.
@@ -59,64 +63,57 @@ class Trainer(DefaultTrainer):
         self.checkpointer.add_checkpointable("class_names", _ClassNames(names))
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Go on from the last checkpoint in ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS``.
+        """Continue from the last checkpoint in ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS``.
 
         Takes the weights that the embedded engine takes: torchvision's ImageNet files, and
         checkpoints with another number of classes.
 
         Raises:
-            CheckpointError: the weights are not this model's, or another engine's to resume.
+            CheckpointError: the weights are not this model's, or the checkpoint is one of the other
+                engine or of another config.
         """
         model = self.bare_model
         found = read_last_checkpoint(Path(self.cfg.OUTPUT_DIR)) if resume else None
         if found is None:
             if resume:
-                logger.info("%s holds no checkpoint: starting anew", self.cfg.OUTPUT_DIR)
+                log_no_checkpoint(self.cfg.OUTPUT_DIR)
             if self.cfg.MODEL.WEIGHTS:
                 load_weights(model, self.cfg.MODEL.WEIGHTS, new_classes=True)
             if self.ema is not None:
                 self.ema.restart(model)
             return
         last, content = found
-        anew = f"or start anew with MODEL.WEIGHTS {last}"
         if "trainer" not in content:
             raise CheckpointError(
                 f"{last} holds no state of Detectron2's trainer. Resume with the engine that "
-                f"wrote it (--engine lightning), {anew}"
+                f"wrote it (--engine lightning), or {without_resuming(last)}"
             )
-        check_same(self.ema, content, last)
-        try:
-            model.load_state_dict(content["model"])
-            if self.ema is not None:
-                self.ema.load_state_dict(content["ema"])
-            self.load_state_dict(content["trainer"])
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise CheckpointError(
-                f"{last} cannot be resumed with this config: {error}. Resume with the config of "
-                f"its run, {anew}"
-            ) from error
-        self.start_iter = self.iter + 1  # the checkpoint names the iteration that was done
+        parts = {"model": model, "trainer": self}
+        if self.ema is not None:
+            parts["ema"] = self.ema
+        self.start_iter = restore(parts, content, last)
         self.checkpointer.last = last
-        logger.info("Resumed from %s: %d iterations are done", last, self.start_iter)
 
     @property
     def bare_model(self) -> nn.Module:
         """The model without what several processes wrap around it."""
-        return getattr(self.model, "module", self.model)
+        return without_wrapper(self.model)
 
     def build_hooks(self) -> list[HookBase | None]:
         cfg = self.cfg
-        # In place of Detectron2's, before hooks hold on to that.
+        # Replaces Detectron2's before a hook keeps a reference to that.
         self.checkpointer = WholeCheckpointer(
             self.model,
             cfg.OUTPUT_DIR,
             keep=cfg.SOLVER.CHECKPOINT_KEEP,
             trainer=weakref.proxy(self),
         )
-        built: list[HookBase | None] = []
+        own = build_hooks(cfg)
         if cfg.MODEL_EMA.ENABLED:
             self.ema = ModelEMA(self.bare_model, cfg.MODEL_EMA.DECAY)
-            built.append(_Average())  # first, so that what is saved after an iteration holds it
+            own = {"MODEL_EMA": Average(cfg, self.ema), **own}
+        # First, so that a checkpoint of an iteration holds what they did.
+        built: list[HookBase | None] = [CoreHooks(own)]
         for hook in super().build_hooks():
             if isinstance(hook, hooks.EvalHook):
                 hook = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate)
@@ -128,7 +125,7 @@ class Trainer(DefaultTrainer):
         return [GoingOn(writer) for writer in super().build_writers()]
 
     def _evaluate(self) -> Any:
-        """Between iterations, a signal to the first process stops it at once."""
+        """Evaluate; a signal to the first process does not wait for the end of it."""
         if self.ema is not None:
             logger.info("Evaluating the averaged weights (MODEL_EMA)")
         over = self.iter >= self.max_iter
@@ -138,7 +135,7 @@ class Trainer(DefaultTrainer):
                 self._last_eval_results = self.test(self.cfg, model)
         except Stopped as stopped:
             raise stopped if over else stop(self, stopped.number) from None
-        except OSError as error:
+        except (OSError, WriteError) as error:
             told = f"the evaluation's files could not be written: {error}"
             if over:
                 raise WriteError(told) from error
@@ -156,10 +153,8 @@ class Trainer(DefaultTrainer):
     def build_evaluator(
         cls, cfg: Any, dataset_name: str, output_folder: str | None = None
     ) -> DatasetEvaluator:
-        folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-        if len(cfg.DATASETS.TEST) > 1:
-            folder = os.path.join(folder, dataset_name.replace("/", "_"))
-        return build_evaluator(cfg, dataset_name, folder)
+        folder = results_folder(cfg.OUTPUT_DIR, dataset_name, cfg.DATASETS.TEST)
+        return build_evaluator(cfg, dataset_name, output_folder or str(folder))
 
     def train(self) -> Any:
         results = super().train()
@@ -171,7 +166,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: Any, model: nn.Module, evaluators: Any = None) -> Any:
-        """As of Detectron2; ``OutOfMemoryError`` names the settings that need less."""
+        """See Detectron2; an ``OutOfMemoryError`` names the settings that need less."""
         with memory_errors(model, lambda: testing_advice(cfg)):
             return super().test(cfg, model, evaluators)
 
@@ -188,13 +183,8 @@ class Trainer(DefaultTrainer):
         return build_optimizer(cfg, model, fused=not cfg.SOLVER.AMP.ENABLED)
 
 
-class _Average(HookBase):
-    def after_step(self) -> None:
-        self.trainer.ema.update(self.trainer.bare_model, self.trainer._trainer.guard.good)
-
-
 class _ClassNames:
-    """What Detectron2's checkpointer can save: something with a state."""
+    """Class names in the form that Detectron2's checkpointer saves: an object with a state."""
 
     def __init__(self, names: list[str]) -> None:
         self.names = names
@@ -203,11 +193,11 @@ class _ClassNames:
         return self.names
 
     def load_state_dict(self, state: list[str]) -> None:
-        """The data set's names hold, not the checkpoint's."""
+        """Does nothing: the names come from the data set."""
 
 
 def share_log() -> None:
-    """Send what OneNet says where Detectron2's own log goes: the terminal and ``log.txt``."""
+    """Send OneNet's log where Detectron2's goes: to the terminal and ``log.txt``."""
     ours, theirs = logging.getLogger("onenet"), logging.getLogger("detectron2")
     ours.handlers[:] = theirs.handlers
     ours.setLevel(logging.INFO)

@@ -1,4 +1,4 @@
-"""``MODEL.WEIGHTS`` for Detectron2's users, who have addresses that only Detectron2 knows."""
+"""``MODEL.WEIGHTS``, including the addresses that only Detectron2 knows."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from onenet.errors import CheckpointError
 
 
 def fetch_weights(weights: str) -> str:
-    """The local file behind ``MODEL.WEIGHTS``, fetched if need be.
+    """The local file behind ``MODEL.WEIGHTS``, fetched if necessary.
 
     Args:
-        weights: see :func:`onenet.checkpoints.weights.locate_weights`; ``detectron2://``,
-            ``https://`` and whatever else Detectron2's ``PathManager`` knows, too.
+        weights: see :func:`onenet.checkpoints.weights.locate_weights`; also ``detectron2://``,
+            ``https://`` and the other addresses of Detectron2's ``PathManager``.
 
     Raises:
-        CheckpointError: no such file, an unknown address, or no network.
+        CheckpointError: the file is missing, the address unknown, or the network down.
     """
     if "://" not in weights or checkpoint.torchvision_model(weights):
         return str(checkpoint.locate_weights(weights))
     try:
         return str(checkpoint.locate_weights(PathManager.get_local_path(weights)))
-    except CheckpointError as error:  # PathManager takes what it does not know for a path
+    except CheckpointError as error:  # PathManager treats an unknown address as a path
         raise CheckpointError(f"MODEL.WEIGHTS {weights}: unknown address") from error
-    except Exception as error:  # every handler has errors of its own
+    except Exception as error:  # each of its handlers has errors of its own
         raise CheckpointError(
             f"MODEL.WEIGHTS {weights} could not be fetched ({error}). Download the file and give "
             "its path, or train from scratch with MODEL.WEIGHTS ''"
@@ -35,5 +35,5 @@ def fetch_weights(weights: str) -> str:
 
 
 def load_weights(model: nn.Module, weights: str, **options: Any) -> dict[str, Any]:
-    """:func:`onenet.checkpoints.weights.load_weights` of what :func:`fetch_weights` finds."""
+    """:func:`onenet.checkpoints.weights.load_weights` from what :func:`fetch_weights` finds."""
     return checkpoint.load_weights(model, fetch_weights(weights), **options)

@@ -1,4 +1,4 @@
-"""The boxes of a COCO file as arrays."""
+"""The annotations of a COCO file as NumPy arrays."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from .images import shortest_edge_size
 
 @dataclass(frozen=True)
 class Annotations:
-    """The boxes of a data set, in the order of its file.
+    """The T boxes of a data set's B images, in the order of the file.
 
     Attributes:
-        class_names: by label.
-        sizes: (n, 2) float64, width and height of the images in px.
-        images: (M,) int64, the image of each box.
-        labels: (M,) int64.
-        boxes: (M, 4) float64, x, y, width and height in px.
-        crowd: (M,) bool, regions and not objects.
+        class_names: name of each label.
+        sizes: (B, 2) float64, width and height of each image in px.
+        images: (T,) int64, index of the image that each box belongs to.
+        labels: (T,) int64.
+        boxes: (T, 4) float64, x, y, width and height in px.
+        crowd: (T,) bool, true for crowd regions, which are not objects.
     """
 
     class_names: list[str]
@@ -31,30 +31,35 @@ class Annotations:
     crowd: np.ndarray
 
     def at(self, keep: np.ndarray) -> Annotations:
-        """The boxes at a (M,) bool mask or indices, with all images and classes."""
+        """The boxes that a (T,) bool mask or an index array selects; images and classes stay."""
         parts = ("images", "labels", "boxes", "crowd")
         return replace(self, **{part: getattr(self, part)[keep] for part in parts})
 
     @property
     def with_size(self) -> np.ndarray:
-        """(M,) bool: a finite, positive size, in float32, too."""
+        """(T,) bool: whether a box has a finite, positive size, also as float32."""
         return np.isfinite(self.xyxy).all(axis=1) & (self.boxes[:, 2:] > 0).all(axis=1)
 
     @property
     def xyxy(self) -> np.ndarray:
-        """(M, 4) float32 xyxy px; neither clipped to the image nor resized."""
-        with np.errstate(over="ignore", invalid="ignore"):  # beyond float32 lies inf
+        """(T, 4) float32 xyxy px; neither clipped to the image nor resized."""
+        with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes inf
             boxes = self.boxes.astype(np.float32)
             boxes[:, 2:] += boxes[:, :2]
         return boxes
 
     @property
     def sides(self) -> np.ndarray:
-        """(M,) px of squares of the boxes' areas."""
+        """(T,) float64 px: the square root of each box's area."""
         return np.sqrt(self.boxes[:, 2] * self.boxes[:, 3])
 
     def resized(self, short: int, longest: int) -> Annotations:
-        """After a resize of the images' shortest edge; ``short`` 0 leaves them."""
+        """The annotations after resizing the images' shortest edge to ``short`` px.
+
+        Args:
+            short: px; 0 leaves the images as they are.
+            longest: px that the longest edge may not exceed.
+        """
         if short == 0:
             return self
         new = [shortest_edge_size(h, w, short, longest)[::-1] for w, h in self.sizes]
@@ -65,7 +70,11 @@ class Annotations:
 
 
 def read_annotations(content: dict[str, Any]) -> Annotations:
-    """The annotations of a COCO file's content (:func:`~onenet.data.coco_json.read_coco_json`)."""
+    """Read the annotations from the content of a COCO file.
+
+    Args:
+        content: as :func:`~onenet.data.coco_json.read_coco_json` returns it.
+    """
     categories = sorted_categories(content)
     label_of = {category["id"]: k for k, category in enumerate(categories)}
     image_of = {image["id"]: k for k, image in enumerate(content["images"])}
@@ -82,5 +91,5 @@ def read_annotations(content: dict[str, Any]) -> Annotations:
 
 
 def sorted_categories(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """The categories by their ids, which is the order of the labels."""
+    """The categories in the order of their ids, which is the order of the labels."""
     return sorted(content["categories"], key=lambda category: category["id"])

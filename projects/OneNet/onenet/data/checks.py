@@ -1,7 +1,7 @@
-"""What may be wrong with a data set, from its annotations to its pixels; what training makes of it.
+"""Checks of a data set, from annotations to pixels, and what training does about each finding.
 
-Training runs all but the reading of images before its first iteration; tools/check_dataset.py
-runs everything and goes on where training would stop.
+Training runs every check except reading the images before its first iteration.
+tools/check_dataset.py runs them all and continues where training would stop.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from .coco_json import PARTS, Problem
 from .images import check_image_size, read_image
 from .sources import DatasetSource, shortened
 
-# Folders besides a data set's own that links in it may lead to, with colons in between.
+# Environment variable: folders, separated by colons, that links in a data set may lead to.
 LINKS_VARIABLE = "ONENET_IMAGE_LINKS"
 MISSING, OUTSIDE = "images that are missing", "images behind a link out of the image folder"
 UNREADABLE, OTHER_SIZE = "images that cannot be read", "images of another size than the JSON says"
-EXAMPLES = 3  # that a finding holds
+EXAMPLES = 3  # how many a finding keeps
 
 
 class Verdict(Enum):
-    """What training does with something."""
+    """What training does with what was found."""
 
     REJECTED = "rejected"
     DROPPED = "left out"
@@ -44,11 +44,13 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong, or worth knowing, in any number of places.
+    """One kind of problem, or of fact worth knowing, and how often it occurs.
 
     Attributes:
-        kind: in the plural.
-        examples: the first of them.
+        verdict: what training does about it.
+        kind: description in the plural.
+        count: number of occurrences.
+        examples: the first ``EXAMPLES`` occurrences.
     """
 
     verdict: Verdict
@@ -62,7 +64,7 @@ class Finding:
 
 
 def group_problems(problems: Iterable[Problem]) -> list[Finding]:
-    """Entries that no training takes, by their kind."""
+    """One finding for each kind of problem; training rejects all of them."""
     texts: dict[str, list[str]] = defaultdict(list)
     counts: Counter[str] = Counter()
     for problem in problems:
@@ -75,7 +77,12 @@ def group_problems(problems: Iterable[Problem]) -> list[Finding]:
 
 
 def without_problems(data: dict[str, Any], problems: Sequence[Problem]) -> dict[str, Any]:
-    """The entries of a COCO file's content that have none, nor belong to one that has."""
+    """The content of a COCO file without its bad entries and the annotations that refer to them.
+
+    Args:
+        data: as :func:`~onenet.data.coco_json.parse_coco_json` returns it.
+        problems: all problems of ``data``.
+    """
     bad: dict[str, set[int]] = {part: set() for part in PARTS}
     for problem in problems:
         bad[problem.part].add(problem.index)
@@ -88,10 +95,10 @@ def without_problems(data: dict[str, Any], problems: Sequence[Problem]) -> dict[
 
 
 def check_objects(content: dict[str, Any], data: Annotations) -> list[Finding]:
-    """Boxes and classes that are no error of the format.
+    """Find boxes and classes that are valid COCO but suspicious, dropped or worth knowing.
 
     Args:
-        content: of a COCO file without problems.
+        content: content of a COCO file without problems.
         data: its annotations.
     """
     sized = data.with_size
@@ -121,13 +128,13 @@ def check_objects(content: dict[str, Any], data: Annotations) -> list[Finding]:
     dropped, doubtful, taken = Verdict.DROPPED, Verdict.DOUBTFUL, Verdict.TAKEN
     found = [
         boxes(dropped, "boxes without a finite, positive size", ~data.crowd & ~sized),
-        boxes(dropped, "boxes wholly outside of their image", outside),
+        boxes(dropped, "boxes wholly outside their image", outside),
         *_doubts(data.at(objects), (outside | beyond)[objects]),
-        names(doubtful, "names that several classes have", _repeated(data.class_names)),
-        names(doubtful, "files that are listed as several images", _repeated(files)),
-        boxes(taken, "boxes reaching beyond their image, which are clipped", beyond),
-        boxes(taken, "boxes that repeat another one, class and all", _repeats(data, objects)),
-        boxes(taken, "crowd regions, which are no objects", data.crowd),
+        names(doubtful, "class names used more than once", _repeated(data.class_names)),
+        names(doubtful, "files listed as more than one image", _repeated(files)),
+        boxes(taken, "boxes that extend beyond their image and are clipped", beyond),
+        boxes(taken, "boxes with the same class and corners as another", _repeats(data, objects)),
+        boxes(taken, "crowd regions, which do not count as objects", data.crowd),
         names(taken, "classes without an object", without),
         names(taken, "images without an object", empty),
     ]
@@ -135,23 +142,32 @@ def check_objects(content: dict[str, Any], data: Annotations) -> list[Finding]:
 
 
 def _doubts(objects: Annotations, sticking_out: np.ndarray) -> Iterator[Finding]:
-    """Boxes that look as if they were not [x, y, width, height] in px."""
+    """Findings about boxes that look as if they were not [x, y, width, height] in px.
+
+    Args:
+        objects: T boxes of objects with a valid size.
+        sticking_out: (T,) bool, boxes that extend beyond their image.
+    """
     boxes, sizes = objects.boxes, objects.sizes[objects.images]
-    if len(boxes) < 5:  # so few may look like anything
+    if len(boxes) < 5:  # too few to tell
         return
     as_corners = (boxes[:, 2:] > boxes[:, :2]).all() and (boxes[:, 2:] <= sizes).all()
     if as_corners and sticking_out.sum() > len(boxes) / 5:
-        kind = "boxes, all of which would be right as [x1, y1, x2, y2]; width and height come last"
+        kind = "boxes, all of which fit as [x1, y1, x2, y2]; COCO's are [x, y, width, height]"
         yield Finding(Verdict.DOUBTFUL, kind, len(boxes))
     if (boxes[:, :2] + boxes[:, 2:] <= 1).all() and (sizes > 1).all():
-        kind = "boxes, all of which lie within the first pixel, as shares of the image would"
+        kind = "boxes, all of which lie within the first pixel, as fractions of the image would"
         yield Finding(Verdict.DOUBTFUL, kind, len(boxes))
 
 
 def _repeats(data: Annotations, objects: np.ndarray) -> np.ndarray:
-    """(M,) bool: objects whose image, class and box an earlier one has."""
+    """(T,) bool: objects with the same image, class and box as an earlier one.
+
+    Args:
+        objects: (T,) bool, the boxes of ``data`` to compare.
+    """
     rows = np.column_stack((data.images, data.labels, data.boxes))[objects]
-    order = np.lexsort(rows.T)  # stable: of equal rows the earlier one comes first
+    order = np.lexsort(rows.T)  # stable: equal rows keep their order
     repeats = np.zeros(len(rows), dtype=bool)
     repeats[order[1:]] = (rows[order[1:]] == rows[order[:-1]]).all(axis=1)
     mask = np.zeros(len(objects), dtype=bool)
@@ -164,19 +180,19 @@ def _repeated(names: Sequence[str]) -> list[str]:
 
 
 def find_files(source: DatasetSource, names: Iterable[str]) -> dict[str, list[str]]:
-    """Images that are not where they should be; their folders are listed, and nothing is opened.
+    """Find images that are not where they should be; lists folders and opens no file.
 
     Args:
         names: ``file_name`` entries of the JSON.
 
     Returns:
-        ``MISSING``: names without a file. ``OUTSIDE``: names of links that lead out of the image
-        folder and the folders in ``$ONENET_IMAGE_LINKS``.
+        Under ``MISSING`` the names without a file; under ``OUTSIDE`` the names of links that lead
+        out of the image folder and out of the folders in ``$ONENET_IMAGE_LINKS``.
     """
     more = filter(None, os.environ.get(LINKS_VARIABLE, "").split(os.pathsep))
     allowed = [os.path.realpath(place) for place in (source.image_root, *more)]
     found: dict[str, list[str]] = {MISSING: [], OUTSIDE: []}
-    plain: dict[str, set[str]] = {}  # of a folder, the entries that are no links
+    plain: dict[str, set[str]] = {}  # the entries of each folder that are not links
     for name in names:
         folder, base = os.path.split(name)
         if folder not in plain:
@@ -196,7 +212,7 @@ def _list_plain(folder: str) -> set[str]:
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if not entry.is_symlink()}
-    except OSError:  # each name is looked up by itself
+    except OSError:  # find_files then looks up each name by itself
         return set()
 
 
@@ -206,37 +222,45 @@ def _within(path: str, folders: Sequence[str]) -> bool:
 
 
 def refuse_outside(source: DatasetSource, outside: Sequence[str]) -> None:
-    """Raise ``DatasetError`` where images lie behind links out of the image folder."""
+    """Raise ``DatasetError`` if any image lies behind a link out of the image folder."""
     if outside:
         real = os.path.realpath(os.path.join(source.image_root, outside[0]))
         raise DatasetError(
-            f"{source.json_file}: {len(outside)} images lead out of {source.image_root} by a link, "
-            f"which is refused: {shortened(outside)}. If they may, name the folder that they lead "
-            f"to: {LINKS_VARIABLE}={os.path.dirname(real)}"
+            f"{source.json_file}: {len(outside)} images are links that lead out of "
+            f"{source.image_root}, which is not allowed: {shortened(outside)}. To allow it, name "
+            f"the folder they lead to: {LINKS_VARIABLE}={os.path.dirname(real)}"
         )
 
 
-def refuse_missing(source: DatasetSource, missing: Sequence[str], total: int) -> None:
-    """Raise ``DatasetError`` where images of a data set are missing."""
-    if missing:
+def refuse_missing(
+    source: DatasetSource, missing: Sequence[str], total: int, *, allow_some: bool = False
+) -> None:
+    """Raise ``DatasetError`` if any image of a data set is missing.
+
+    Args:
+        missing: names of the missing images.
+        total: number of images in the data set.
+        allow_some: raise only if all are missing.
+    """
+    if missing and not (allow_some and len(missing) < total):
         raise DatasetError(
             f"{source.json_file}: {len(missing)} of {total} images are not in "
-            f"{source.image_root}: {shortened(missing)}. Is it the right folder? Training, but not "
-            "evaluation, does without them with DATALOADER.SKIP_UNREADABLE True"
+            f"{source.image_root}: {shortened(missing)}. Is it the right folder? Training (not "
+            "evaluation) skips missing images with DATALOADER.SKIP_UNREADABLE True"
         )
 
 
 def check_pixels(
     source: DatasetSource, images: Sequence[dict[str, Any]], workers: int
 ) -> Iterator[tuple[str, str] | None]:
-    """Read images; yields, in their order, what is wrong with each: kind and text.
+    """Read images and yield, in order, the kind and text of each one's problem, or None.
 
     Args:
-        images: entries of a COCO file without problems.
-        workers: processes that read; 0: this one.
+        images: image entries of a COCO file without problems.
+        workers: number of processes that read; 0: read in this process.
 
     Raises:
-        DatasetError: a process died, as it does where memory is short.
+        DatasetError: a worker process died, which happens when memory runs out.
     """
     check = partial(_pixel_problem, source)
     if workers == 0:
@@ -247,8 +271,8 @@ def check_pixels(
         yield from pool.map(check, images, chunksize=16)
     except BrokenProcessPool as error:
         raise DatasetError(
-            f"A process that read images of {source.image_root} died, perhaps for want of memory; "
-            "with --workers 0 the last image of the progress bar is the one"
+            f"A process reading images of {source.image_root} died, perhaps because memory ran "
+            "out. To find the image, repeat with --workers 0: the progress bar stops at it"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -269,5 +293,5 @@ def _pixel_problem(source: DatasetSource, image: dict[str, Any]) -> tuple[str, s
 
 
 def _ignore_interrupts() -> None:
-    # Ctrl-C reaches every process; the first one ends the others.
+    # Ctrl-C reaches every process; the main process ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Reading a COCO detection file with an answer to everything that may be wrong with it."""
+"""Reading COCO detection files; every problem becomes an error that names the entry."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from onenet.errors import DatasetError
 
 from .sources import is_line, shortened
 
-PARTS = ("categories", "images", "annotations")  # in which order they are checked
+PARTS = ("categories", "images", "annotations")  # in the order in which they are checked
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with an entry of a COCO file.
+    """What is wrong with one entry of a COCO file.
 
     Attributes:
-        part: of the file, one of ``PARTS``.
-        index: of the entry in it.
-        kind: what it has in common with others, for a report.
-        text: the entry and what is wrong with it, for an error.
+        part: the list that holds the entry, one of ``PARTS``.
+        index: position of the entry in that list.
+        kind: what it shares with similar problems, for a report.
+        text: the entry and what is wrong with it, for an error message.
     """
 
     part: str
@@ -38,10 +38,10 @@ class Problem:
 
 
 def read_coco_json(file: Path) -> dict[str, Any]:
-    """The content of a COCO detection file, whose every entry has been checked.
+    """Read a COCO detection file and check every entry.
 
     Raises:
-        DatasetError: it cannot be read, or an entry (named) is not what it should be.
+        DatasetError: the file cannot be read, or an entry is wrong (the message names it).
     """
     data = parse_coco_json(file)
     for problem in find_problems(data):
@@ -50,10 +50,10 @@ def read_coco_json(file: Path) -> dict[str, Any]:
 
 
 def parse_coco_json(file: Path) -> dict[str, Any]:
-    """The content of a COCO detection file, with its lists, of which no entry has been checked.
+    """Read a COCO detection file and check that its lists exist, but not their entries.
 
     Raises:
-        DatasetError: it cannot be read, or lacks a list.
+        DatasetError: the file cannot be read, or lacks a list.
     """
     try:
         with open(file, encoding="utf-8") as stream:
@@ -69,23 +69,23 @@ def parse_coco_json(file: Path) -> dict[str, Any]:
         )
     for part in ("images", "annotations", "categories"):
         if not isinstance(data.get(part), list):
-            what = "is no list" if part in data else "is missing"
+            what = "is not a list" if part in data else "is missing"
             raise DatasetError(
                 f"{file} is not COCO detection data: {part!r} {what}; expected the lists images, "
                 f"annotations and categories, got {shortened(list(data)) or 'nothing'}."
             )
     if not data["categories"]:
-        raise DatasetError(f"{file}: 'categories' is empty; expected one entry for every class.")
+        raise DatasetError(f"{file}: 'categories' is empty; expected one entry per class.")
     return data
 
 
 def find_problems(data: dict[str, Any]) -> Iterator[Problem]:
-    """The entries that no training takes, each with the first thing that is wrong with it."""
+    """Yield the first problem of every entry that training would reject."""
     ids: dict[str, set[int]] = {part: set() for part in PARTS}
     for part in PARTS:
         for index, entry in enumerate(data[part]):
             if not isinstance(entry, dict):
-                found = "no object", f"must be a JSON object, got {entry!r:.60}"
+                found = "not a JSON object", f"must be a JSON object, got {entry!r:.60}"
                 label = ""
             else:
                 found = _id_problem(entry, ids[part]) or _CHECKS[part](entry, ids)
@@ -101,7 +101,7 @@ Found = tuple[str, str] | None  # kind and text of a problem
 def _id_problem(entry: dict, seen: set[int]) -> Found:
     number = entry.get("id")
     if type(number) is not int or not _is_number(number):
-        return "'id' is no integer", f"'id' must be an integer, got {number!r:.60}"
+        return "'id' is not an integer", f"'id' must be an integer, got {number!r:.60}"
     if number in seen:
         return "id used twice", "this id has been used before; ids must be unique"
     seen.add(number)
@@ -112,25 +112,25 @@ def _category_problem(category: dict, _: dict[str, set[int]]) -> Found:
     name = category.get("name")
     if not is_line(name):
         text = f"'name' must be a string without control characters, got {name!r:.60}"
-        return "'name' is no line of text", text
+        return "'name' is not a line of text", text
     return None
 
 
 def _image_problem(image: dict, _: dict[str, set[int]]) -> Found:
     name = image.get("file_name")
     if not isinstance(name, str) or not _is_path(name):
-        return "'file_name' is no path", f"'file_name' must be a path, got {name!r:.60}"
+        return "'file_name' is not a path", f"'file_name' must be a path, got {name!r:.60}"
     if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir:
         return (
             "'file_name' leaves the image folder",
-            f"'file_name' {name!r:.200} leaves the image folder, which is refused; write it "
-            "relative to the folder, without '..', and give the folder in which all images lie",
+            f"'file_name' {name!r:.200} leaves the image folder, which is not allowed; write it "
+            "relative to the folder, without '..', and give the folder that holds all images",
         )
     for key in ("width", "height"):
         value = image.get(key)
         if not _is_number(value) or not 1 <= value < 2**31 or value != int(value):
             text = f"{key!r} must be a whole number of pixels, got {value!r:.60}"
-            return f"{key!r} is no number of pixels", text
+            return f"{key!r} is not a number of pixels", text
     return None
 
 
@@ -138,7 +138,10 @@ def _annotation_problem(annotation: dict, ids: dict[str, set[int]]) -> Found:
     for key, part in (("image_id", "images"), ("category_id", "categories")):
         value = annotation.get(key)
         if type(value) is not int or value not in ids[part]:
-            return f"unknown {key}", f"no entry of {part!r} has its {key}, {value!r:.60}"
+            return (
+                f"unknown {key}",
+                f"{key!r} is {value!r:.60}, but no entry of {part!r} has this id",
+            )
     bbox = annotation.get("bbox")
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
         text = f"'bbox' must be [x, y, width, height] in pixels, got {bbox!r:.60}"
@@ -151,7 +154,7 @@ def _annotation_problem(annotation: dict, ids: dict[str, set[int]]) -> Found:
         return "'iscrowd' is not 0 or 1", f"'iscrowd' must be 0 or 1, got {crowd!r:.60}"
     if not _is_number(area) or not math.isfinite(area):
         text = f"'area' must be a number of px², or be left out, got {area!r:.60}"
-        return "'area' is no number", text
+        return "'area' is not a number", text
     return None
 
 
@@ -171,5 +174,5 @@ def _is_path(text: str) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    # JSON's integers have no limit; those of arrays do.
+    # JSON integers have no limit, int64 arrays do.
     return type(value) is float or (type(value) is int and abs(value) < 2**63)

@@ -1,16 +1,19 @@
-"""The images and boxes of a COCO JSON, small enough for many workers."""
+"""The images and boxes of a COCO JSON, stored compactly enough for many loader workers."""
 
 from __future__ import annotations
 
 import logging
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 
 from onenet.errors import DatasetError
+from onenet.structures import Targets
 
-from .annotations import read_annotations, sorted_categories
+from .annotations import Annotations, read_annotations, sorted_categories
 from .checks import (
     MISSING,
     OUTSIDE,
@@ -45,13 +48,40 @@ class ImageRecord:
     boxes: np.ndarray
     labels: np.ndarray
 
+    def targets(self) -> Targets:
+        """The objects as a model takes them, in px of the original image; shares the arrays."""
+        size = (self.height, self.width)
+        return Targets(torch.from_numpy(self.boxes), torch.from_numpy(self.labels), size)
+
+
+def read_source(source: DatasetSource) -> tuple[dict[str, Any], Annotations]:
+    """The content of a data set's JSON, and its objects; warns of objects that look wrong.
+
+    Raises:
+        DatasetError: the file is not COCO detection data; names the entry.
+    """
+    content = read_coco_json(source.json_file)
+    data = read_annotations(content)
+    for finding in check_objects(content, data):
+        if finding.verdict in (Verdict.DROPPED, Verdict.DOUBTFUL):
+            logger.warning("%s: %s", source.json_file, finding)
+    return content, data
+
+
+def spread_evenly(count: int, size: int) -> list[int]:
+    """``count`` ascending indices spread evenly over [0, size), both ends included.
+
+    All indices if there are fewer than ``count``.
+    """
+    return torch.linspace(0, size - 1, min(count, size)).long().tolist()
+
 
 class CocoDetection:
     """The images and boxes of one COCO JSON, ordered by image id.
 
-    Crowd regions are left out, as are boxes without a finite, positive size; a warning counts
-    what is wrong or looks so. Everything per image lies in flat arrays: small, and shared with
-    forked workers.
+    Leaves out crowd regions and boxes without a finite, positive size. Warnings count what is
+    dropped and what looks wrong. Data per image lies in flat arrays, which are small and which
+    forked workers share.
 
     Args:
         source: the files; see ``find_dataset``.
@@ -59,23 +89,19 @@ class CocoDetection:
 
     Attributes:
         source: as given.
-        class_names: names by contiguous label, ordered by category id.
+        class_names: name of each contiguous label, ordered by category id.
         category_ids: the JSON's category id of each label.
-        image_ids: (n,) int64.
-        sizes: (n, 2) int64, height and width of each image in px.
+        image_ids: (B,) int64, ids of the data set's B images.
+        sizes: (B, 2) int64, height and width of each image in px.
 
     Raises:
         DatasetError: the file is not COCO detection data (the message names the entry), an image
-            lies outside of the folder, or no image is left.
+            lies outside the image folder, or no image is left.
     """
 
     def __init__(self, source: DatasetSource, *, keep_empty: bool = True) -> None:
         self.source = source
-        content = read_coco_json(source.json_file)
-        data = read_annotations(content)
-        for finding in check_objects(content, data):
-            if finding.verdict in (Verdict.DROPPED, Verdict.DOUBTFUL):
-                logger.warning("%s: %s", source.json_file, finding)
+        content, data = read_source(source)
         self.category_ids: list[int] = [category["id"] for category in sorted_categories(content)]
         self.class_names = data.class_names
 
@@ -86,7 +112,7 @@ class CocoDetection:
         kept = order if keep_empty else order[counts[order] > 0]
         if len(kept) == 0:
             what = "no images" if keep_empty else "no image with an object"
-            raise DatasetError(f"{source.json_file}: there is {what} in this file.")
+            raise DatasetError(f"{source.json_file}: this file has {what}.")
         rank = np.argsort(order)[objects.images]
         objects = objects.at(np.argsort(rank, kind="stable"))
 
@@ -111,12 +137,19 @@ class CocoDetection:
         check_num_classes(self.source.json_file, self.class_names, num_classes)
 
     def check_images(self, *, skip_missing: bool = False) -> None:
-        """Raise ``DatasetError`` where images are missing; ``skip_missing`` lets some be."""
-        if not skip_missing or len(self._missing) == len(self):
-            refuse_missing(self.source, self._missing, len(self))
+        """Raise ``DatasetError`` if images are missing.
+
+        Args:
+            skip_missing: accept missing images as long as one is there.
+        """
+        refuse_missing(self.source, self._missing, len(self), allow_some=skip_missing)
 
     def record(self, index: int) -> ImageRecord:
-        """The image at a position in [0, len(self)); its arrays are the caller's own."""
+        """The image at a position in [0, len(self)); the caller may modify its arrays.
+
+        Raises:
+            IndexError: no such position.
+        """
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)} in {self.source.json_file}")
         objects = slice(self._offsets[index], self._offsets[index + 1])

@@ -1,4 +1,4 @@
-"""Files, sizes and pixels of images before they reach a model; NumPy and Pillow alone."""
+"""Reading and resizing images; needs NumPy and Pillow, not torch."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from onenet.errors import UnreadableImageError
 
 IMAGE_FORMATS = ("RGB", "BGR")
 
+# Not PIL.ImageOps.exif_transpose: it turns TIFF files other than Detectron2's reader does, and
+# fails on some damaged EXIF blocks.
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -27,17 +29,20 @@ _QUARTER_TURNS = (5, 6, 7, 8)
 
 
 def read_image(path: str, image_format: str = "RGB") -> np.ndarray:
-    """(H, W, 3) uint8 pixels of an image file of any mode, upright by its EXIF orientation.
+    """Read an image file of any mode, turned upright by its EXIF orientation.
 
-    The pixels are those that Detectron2's reader gives; of several frames, the first.
+    Gives the same pixels as Detectron2's reader. Reads the first of several frames.
 
     Args:
         path: the file.
         image_format: order of the channels, "RGB" or "BGR".
 
+    Returns:
+        (H, W, 3) uint8.
+
     Raises:
         UnreadableImageError: the file is missing or cannot be decoded.
-        ValueError: an unknown format.
+        ValueError: ``image_format`` is neither.
     """
     if image_format not in IMAGE_FORMATS:
         raise ValueError(f"INPUT.FORMAT must be one of {IMAGE_FORMATS}, got {image_format!r}")
@@ -47,10 +52,10 @@ def read_image(path: str, image_format: str = "RGB") -> np.ndarray:
 
 
 def image_size(path: str) -> tuple[int, int]:
-    """(H, W) px of what :func:`read_image` gives, from the head of the file alone.
+    """(H, W) px of the image that :func:`read_image` gives; reads the file's header only.
 
     Raises:
-        UnreadableImageError: the file is missing or no image.
+        UnreadableImageError: the file is missing or not an image.
     """
     with reading_errors(path), Image.open(path) as image:
         width, height = image.size
@@ -59,17 +64,17 @@ def image_size(path: str) -> tuple[int, int]:
 
 @contextmanager
 def reading_errors(path: str) -> Iterator[None]:
-    """What goes wrong while an image is read becomes an ``UnreadableImageError`` naming it."""
+    """Turn any error raised while reading an image into an ``UnreadableImageError``."""
     try:
         if os.path.exists(path) and not os.path.isfile(path):
-            raise OSError("it is no regular file")  # a pipe would wait for ever
+            raise OSError("it is not a regular file")  # reading a pipe would wait forever
         yield
     except FileNotFoundError as error:
         raise UnreadableImageError(
             f"Image {str(path)!r} does not exist; check the image folder of the data set and the "
             f"file_name entries of its JSON."
         ) from error
-    except Exception as error:  # decoders meet broken files with errors of every kind
+    except Exception as error:  # decoders raise errors of every kind on broken files
         what = str(error) or type(error).__name__
         raise UnreadableImageError(f"Image {str(path)!r} cannot be read: {what}") from error
 
@@ -77,10 +82,16 @@ def reading_errors(path: str) -> Iterator[None]:
 def check_image_size(
     path: str, image: np.ndarray, height: int, width: int, json_file: object, image_id: int
 ) -> None:
-    """Compare an image (H, W, 3) with the height and width, px, that its JSON says.
+    """Check that an image has the size that its JSON states.
+
+    Args:
+        path: file of the image, for the message.
+        image: (H, W, 3).
+        height, width: px, from the JSON.
+        json_file, image_id: the JSON and the image's id in it, for the message.
 
     Raises:
-        UnreadableImageError: they differ.
+        UnreadableImageError: the sizes differ.
     """
     if image.shape[:2] != (height, width):
         raise UnreadableImageError(
@@ -93,7 +104,7 @@ def check_image_size(
 def _orientation(image: Image.Image) -> int | None:
     try:
         return image.getexif().get(_EXIF_ORIENTATION)
-    except Exception:  # a broken EXIF block, which Pillow reports in many ways, turns nothing
+    except Exception:  # Pillow raises many kinds of errors on a broken EXIF block: ignore it
         return None
 
 
@@ -105,9 +116,14 @@ def _upright(image: Image.Image) -> Image.Image:
 def shortest_edge_size(
     height: int, width: int, short: int, max_size: int | None = None
 ) -> tuple[int, int]:
-    """(h, w) px after scaling the shorter edge to ``short``, the longer to ``max_size`` at most.
+    """(h, w) px after scaling the shorter edge to ``short`` and the longer to at most ``max_size``.
 
-    Halves are rounded up; a side is never less than 1 px. ``max_size`` None sets no limit.
+    Rounds halves up; a side is at least 1 px.
+
+    Args:
+        height, width: px before.
+        short: px of the shorter edge.
+        max_size: limit of the longer edge in px, which wins over ``short``; None: no limit.
     """
     scale = float(short) / min(height, width)
     if height < width:
@@ -122,14 +138,14 @@ def shortest_edge_size(
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A (H, W, 3) uint8 image at ``size`` (h, w), by Pillow's (antialiased) bilinear filter."""
+    """Resize a (H, W, 3) uint8 image to (h, w) px with Pillow's antialiased bilinear filter."""
     height, width = size
     scaled = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(scaled)
 
 
 def resize_shortest_edge(image: np.ndarray, short: int, max_size: int | None = None) -> np.ndarray:
-    """:func:`resize` to :func:`shortest_edge_size`; ``short`` 0 leaves an image as it is."""
+    """Resize to :func:`shortest_edge_size`, as :func:`resize` does; ``short`` 0 changes nothing."""
     if short == 0:
         return image
     return resize(image, shortest_edge_size(*image.shape[:2], short, max_size))

@@ -1,7 +1,7 @@
 """Flipping, cropping and resizing images with their boxes.
 
-Pixels and boxes are those that Detectron2's transforms give, so that both engines train and
-evaluate on the same input.
+Pixels and boxes equal those of Detectron2's transforms, so both engines train and evaluate on the
+same input.
 """
 
 from __future__ import annotations
@@ -16,31 +16,33 @@ SAMPLINGS = ("choice", "range")
 FLIPS = ("horizontal", "vertical", "none")
 CROP_TYPES = ("absolute_range", "absolute", "relative", "relative_range")
 
-# Shortest edges, in px, to one of which an image is resized before it is cropped.
+# Before a crop, the shortest edge is resized to one of these lengths in px.
 PRE_CROP_SIZES = (400, 500, 600)
-# A clipped box whose side is no longer than this, in px, is gone.
+# Share of the images that are cropped.
+CROP_SHARE = 0.5
+# Clipped boxes with a side of at most this many px are dropped.
 EMPTY_SIDE = 1e-5
 
 
 class TrainTransform:
-    """Random flip, then at times a resize and a crop, then a random resize of the shortest edge.
+    """Random flip, then in half of the cases a crop, then a random resize of the shortest edge.
 
     Args:
         min_sizes: lengths in px of the shortest edge to choose from, or the ends of a range; 0
             leaves the size as it is.
         max_size: limit of the longest edge in px.
-        sampling: "choice" or "range" (both ends included) of ``min_sizes``.
+        sampling: "choice" draws one of ``min_sizes``, "range" from their range, ends included.
         flip: "horizontal", "vertical" or "none"; half of the images are flipped.
         crop: None, or a type and its two numbers; half of the images are then resized to a
             shortest edge of 400, 500 or 600 px and cropped before the last resize. The types:
 
             - "absolute": (height, width) px
-            - "absolute_range": (least, most) px; each side is drawn from this range
+            - "absolute_range": (smallest, largest) px; each side is drawn from this range
             - "relative": (height, width) as fractions in (0, 1] of the image
-            - "relative_range": the least of such fractions; the most is 1
+            - "relative_range": (height, width) as the smallest such fractions; the largest is 1
 
     Raises:
-        ValueError: a value that is not among these.
+        ValueError: an argument has another value; the message names its config key.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class TrainTransform:
     def __call__(
         self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Transform one image; all chance comes from ``rng``.
+        """Transform one image; ``rng`` makes every random choice.
 
         Args:
             image: (H, W, 3) uint8.
@@ -92,7 +94,7 @@ class TrainTransform:
         boxes = boxes.astype(np.float64)
         if self.flip != "none" and rng.random() < 0.5:
             image, boxes = _flip(image, boxes, self.flip)
-        if self.crop is not None and rng.random() < 0.5:
+        if self.crop is not None and rng.random() < CROP_SHARE:
             short = PRE_CROP_SIZES[int(rng.integers(len(PRE_CROP_SIZES)))]
             image, boxes = _resize_shortest_edge(image, boxes, short, None)
             image, boxes = _crop(image, boxes, self.crop, rng)
@@ -109,12 +111,15 @@ class TrainTransform:
 
 
 class TestTransform:
-    """Resize of the shortest edge to ``min_size`` px, the longest to ``max_size`` at most.
+    """Resize the shortest edge to ``min_size`` px and the longest to at most ``max_size`` px.
 
     ``min_size`` 0 leaves images as they are.
+
+    Raises:
+        ValueError: a negative ``min_size``, or a ``max_size`` below 1.
     """
 
-    __test__ = False  # no test case, whatever pytest makes of the name
+    __test__ = False  # pytest would take the class for a test case by its name
 
     def __init__(self, min_size: int, max_size: int) -> None:
         if min_size < 0:
@@ -125,7 +130,7 @@ class TestTransform:
         self.max_size = max_size
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """A (H, W, 3) uint8 image to its (h, w, 3) uint8 version."""
+        """Resize a (H, W, 3) uint8 image; returns (h, w, 3) uint8."""
         return resize_shortest_edge(image, self.min_size, self.max_size)
 
 

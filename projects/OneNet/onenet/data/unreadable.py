@@ -1,4 +1,4 @@
-"""``DATALOADER.SKIP_UNREADABLE``: training images that cannot be read, passed over but told."""
+"""``DATALOADER.SKIP_UNREADABLE``: training skips images that cannot be read and reports them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ Item = TypeVar("Item")
 
 
 def read_next(read: Callable[[int], Item], index: int, size: int) -> tuple[Item, tuple[str, ...]]:
-    """Read an image, or the next of the data set that can be read: the same one every time.
+    """Read an image or, if it cannot be read, the next one of the data set that can.
+
+    The choice is deterministic. The first image follows the last.
 
     Args:
-        read: gives the image at an index, or raises ``UnreadableImageError``.
-        size: images of the data set, of which the first follows the last.
+        read: returns the item at an index, or raises ``UnreadableImageError``.
+        index: the item to read.
+        size: number of images in the data set.
 
     Returns:
-        What was read, and of each image that could not be, what is wrong with it.
+        The item, and the error message of each skipped image.
 
     Raises:
         DatasetError: no image can be read.
@@ -34,14 +37,14 @@ def read_next(read: Callable[[int], Item], index: int, size: int) -> tuple[Item,
             return read((index + step) % size), tuple(skipped)
         except UnreadableImageError as error:
             skipped.append(str(error))
-    raise DatasetError(f"Not one of {size} training images can be read. {skipped[0]}")
+    raise DatasetError(f"None of the {size} training images can be read. {skipped[0]}")
 
 
 class SkippedImages:
-    """The images that a training has passed over.
+    """The images that a training run has skipped.
 
     Attributes:
-        times: how often, by what is wrong with each; of this process.
+        times: how often this process skipped an image, by the image's error message.
     """
 
     def __init__(self) -> None:
@@ -50,21 +53,21 @@ class SkippedImages:
     def watch(
         self, batches: Iterable[list[Any]], skipped_of: Callable[[Any], Iterable[str]]
     ) -> Iterator[list[Any]]:
-        """The batches as they are; a warning for each image when it is first passed over.
+        """Yield the batches unchanged; log a warning the first time an image is skipped.
 
         Args:
-            skipped_of: gives what :func:`read_next` said for a sample.
+            skipped_of: returns the error messages that :func:`read_next` gave for an item.
         """
         for batch in batches:
-            for sample in batch:
-                for problem in skipped_of(sample):
+            for item in batch:
+                for problem in skipped_of(item):
                     if problem not in self.times:
-                        logger.warning("Passed over: %s", problem)
+                        logger.warning("Skipped: %s", problem)
                     self.times[problem] += 1
             yield batch
 
     def report(self) -> None:
-        """The first process lists the images of all, which must call this together, in its log."""
+        """Log the skipped images of all processes, in the first one; call it in all of them."""
         times, rank = self.times, 0
         if dist.is_available() and dist.is_initialized():
             shares: list[Any] = [None] * dist.get_world_size()
@@ -73,8 +76,8 @@ class SkippedImages:
         if times and rank == 0:
             lines = "".join(f"\n  {count} x {text}" for text, count in sorted(times.items()))
             logger.warning(
-                "DATALOADER.SKIP_UNREADABLE: %d images were passed over since this start, %d times "
-                "in all:%s",
+                "DATALOADER.SKIP_UNREADABLE: %d images were skipped since this start, %d times in "
+                "total:%s",
                 len(times),
                 times.total(),
                 lines,

@@ -1,4 +1,4 @@
-"""The detector as one graph, pixels in and detections out, for ONNX and torch.export."""
+"""Exporting a detector as one graph from pixels to detections, for ONNX and torch.export."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from .runtime import IMAGES, OUTPUTS, SIZES, ModelInfo
 if TYPE_CHECKING:
     import onnx
 
-# DeformConv came with 19, Gelu with 20.
+# DeformConv needs opset 19, Gelu 20.
 OPSET = 20
-# What an exported graph must not hold: OneNet needs no NMS, and batch norms are folded.
+# Operators that an exported graph must not hold: OneNet needs no NMS, and batch norms are folded.
 FORBIDDEN = ("NonMaxSuppression", "BatchNormalization")
-# Within these, two detections are the same: px and score.
+# Two detections are the same within these differences in px and in score.
 BOX_TOLERANCE, SCORE_TOLERANCE = 1e-2, 1e-4
-# Heights and widths of images that fill their batch.
+# Default height and width, larger than any image: the image fills its place in the batch.
 _WHOLE = np.iinfo(np.int32).max
 
 
 class Deployed(nn.Module):
-    """What an exported file holds: normalisation, network, decoding and top-k.
+    """The graph of an exported file: normalisation, network, decoding and top-k.
 
     Args:
-        model: as loaded, or fused; a copy of it is taken, on the CPU, its batch norms folded.
-        bgr: the model's channel order is BGR; the input's is RGB all the same.
+        model: as loaded, or fused. It is copied to the CPU, and the copy's batch norms are folded.
+        bgr: whether the model expects BGR; the input of the graph is RGB in either case.
 
     Raises:
         ExportError: the model applies NMS, is compiled, or computes in half precision.
@@ -46,36 +46,35 @@ class Deployed(nn.Module):
         super().__init__()
         if model.nms_iou is not None:
             raise ExportError(
-                "MODEL.OneNet.NMS is True: NMS is for ablation and is not exported. Leave it out, "
+                "MODEL.OneNet.NMS is True: NMS is for ablations and cannot be exported. Remove it "
                 "or set it to False"
             )
         if model.precision is not None or "find" in vars(model):
             raise ExportError(
-                "exported are models as loaded, or fused: TEST.PRECISION must be float32 and "
+                "only models as loaded, or fused, can be exported: set TEST.PRECISION float32 and "
                 "TEST.COMPILE False"
             )
         self.model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
-        # Not model.fuse(): saved programs know contiguous weights only.
+        # Not model.fuse(): saved programs support contiguous weights only.
         self.model.to(memory_format=torch.contiguous_format)
         fold_batch_norms(self.model)
         self.bgr = bgr
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Detections of a batch.
+        """Detect objects in a batch of padded images.
 
         Args:
-            images: (B, 3, H, W) uint8 RGB; H and W multiples of the model's
+            images: (B, 3, H, W) uint8 RGB; H and W are multiples of the model's
                 ``size_divisibility``.
-            sizes: (B, 2) or (1, 2) int64, the images' own heights and widths; what lies right of
-                and below them counts as padding, whatever it holds.
+            sizes: (B, 2) or (1, 2) int64, height and width of each image without padding; pixels
+                beyond them are ignored.
 
         Returns:
             ``boxes`` (B, k', 4) float32 xyxy px, not clipped; ``scores`` (B, k') float32 in
-            [0, 1], best first; ``labels`` (B, k') int64. k' is k, or all of the samples × classes
-            of an image so small that there are fewer.
+            [0, 1], best first; ``labels`` (B, k') int64. k' is the smaller of k and N × K.
         """
         model = self.model
-        # Floats first: TensorRT can do nothing else with uint8.
+        # Convert first: TensorRT supports no other operation on uint8.
         pixels = images.float()
         pixels = pixels.flip(1) if self.bgr else pixels
         pixels = (pixels - model.pixel_mean) / model.pixel_std
@@ -87,31 +86,32 @@ class Deployed(nn.Module):
 
 
 def require(*packages: str) -> None:
-    """Raise ``ExportError`` unless all of these packages of the extra "export" are installed."""
+    """Raise ``ExportError`` unless these packages, parts of the extra "export", are installed."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise ExportError(f"ONNX needs {', '.join(missing)}: pip install 'onenet[export]'")
 
 
 def to_torch(deployed: Deployed) -> ExportedProgram:
-    """The graph of ``torch.export``: batch, height and width are free, in ``sizes`` too."""
+    """Trace with ``torch.export``; batch size, height and width stay free, also in ``sizes``."""
     batch = Dim("batch")
     return _trace(deployed, batch, {0: batch})
 
 
 def to_onnx(deployed: Deployed, info: ModelInfo) -> onnx.ModelProto:
-    """The ONNX graph, with ``info`` as its metadata.
+    """Make the ONNX model, with ``info`` as its metadata.
 
-    Its input ``sizes`` may be left out: then every image fills its place in the batch.
+    Its input ``sizes`` is optional; without it, every image fills its place in the batch.
 
     Raises:
-        ExportError: onnx or onnxscript is not installed, or the graph holds what it must not.
+        ExportError: onnx or onnxscript is not installed, or the graph holds an operator of
+            ``FORBIDDEN``.
     """
     require("onnx", "onnxscript")
     import onnx
 
-    # One row of sizes for all images, so that its default fits every batch: ONNX's Expand leaves
-    # a row for each image as it is.
+    # Traced with one row of sizes, so that the default fits every batch size; given one row per
+    # image, ONNX's Expand changes nothing.
     program = torch.onnx.export(
         _trace(deployed, Dim("batch"), {}),
         dynamo=True,
@@ -137,28 +137,31 @@ def to_onnx(deployed: Deployed, info: ModelInfo) -> onnx.ModelProto:
 
 
 def check_nodes(proto: onnx.ModelProto) -> None:
-    """Raise ``ExportError`` if an operator of ``FORBIDDEN`` is in the graph or its functions."""
+    """Raise ``ExportError`` if the graph or a function of it has an operator of ``FORBIDDEN``."""
     nodes = [*proto.graph.node, *(node for f in proto.functions for node in f.node)]
     found = {node.op_type for node in nodes} & set(FORBIDDEN)
     if found:
-        raise ExportError(f"the exported graph holds {', '.join(sorted(found))}")
+        raise ExportError(
+            f"the exported graph holds {', '.join(sorted(found))}, which OneNet does not need"
+        )
 
 
 def largest_differences(
     expected: Sequence[np.ndarray], found: Sequence[np.ndarray], image_size: Sequence[int]
 ) -> tuple[float, float]:
-    """How far apart two sets of detections in one image are.
+    """Compare two sets of detections of one image.
 
-    Every detection is compared with its likest of the same class in the other set. The last ones
-    may have none: where scores are next to equal, rounding decides who is among the best k.
+    Compares every detection with the most similar one of the same class in the other set. The
+    detections of lowest score need no counterpart: rounding decides which of them are among the
+    best k.
 
     Args:
         expected, found: boxes (n, 4), scores (n,) and labels (n,) each, n > 0.
         image_size: (H, W) px that the boxes are clipped to.
 
     Returns:
-        The largest difference of a coordinate, in px, and of a score; infinite where a detection
-        has none to be compared with.
+        The largest difference of a coordinate in px and of a score; infinite if a detection has
+        no counterpart.
     """
     height, width = image_size
     px = score = 0.0
@@ -169,11 +172,11 @@ def largest_differences(
         limits = [width, height] * 2
         apart = np.abs(boxes[:, None].clip(0, limits) - others.clip(0, limits)).max(axis=2)
         unlike = np.abs(scores[:, None] - other_scores)
-        alien = labels[:, None] != other_labels
-        apart[alien] = unlike[alien] = np.inf
-        likest = np.maximum(apart / BOX_TOLERANCE, unlike / SCORE_TOLERANCE).argmin(axis=1)
+        other_class = labels[:, None] != other_labels
+        apart[other_class] = unlike[other_class] = np.inf
+        nearest = np.maximum(apart / BOX_TOLERANCE, unlike / SCORE_TOLERANCE).argmin(axis=1)
         rows = np.arange(len(scores))
-        apart, unlike = apart[rows, likest], unlike[rows, likest]
+        apart, unlike = apart[rows, nearest], unlike[rows, nearest]
         equal = (apart <= BOX_TOLERANCE) & (unlike <= SCORE_TOLERANCE)
         counts = equal | (scores > scores.min() + SCORE_TOLERANCE)
         px = max(px, apart[counts].max(initial=0.0))
@@ -183,7 +186,7 @@ def largest_differences(
 
 def _trace(deployed: Deployed, batch: Dim, dims_of_sizes: dict[int, Dim]) -> ExportedProgram:
     stride = deployed.model.size_divisibility
-    # Large enough that no map has a side of 1, which torch.export would take for a constant.
+    # Large enough that no feature map has a side of 1, which torch.export treats as a constant.
     height, width = 9 * stride, 11 * stride
     count = 2 if dims_of_sizes else 1
     example = (
@@ -207,7 +210,7 @@ def _name_dimensions(value: onnx.ValueInfoProto, *names: str | int) -> None:
 
 
 def _strip(graph: onnx.GraphProto) -> None:
-    """Drop what the exporter notes of the Python code, with its paths, and shapes as formulas."""
+    """Remove what the exporter records of the Python code (with paths) and of symbolic shapes."""
     del graph.value_info[:]
     for part in (*graph.node, *graph.input, *graph.output, *graph.initializer):
         del part.metadata_props[:]

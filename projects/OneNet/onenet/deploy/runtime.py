@@ -1,4 +1,4 @@
-"""Detections from an exported model: NumPy, Pillow and ONNX Runtime, no torch."""
+"""Running an exported model; needs NumPy, Pillow and ONNX Runtime, not torch."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ OUTPUTS = ("boxes", "scores", "labels")
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What an exported file says of its model.
+    """The metadata of an exported file.
 
     Attributes:
-        class_names: of the labels 0, 1, ….
-        max_detections: k, the most detections of an image.
-        min_size, max_size: px that the shortest edge is resized to, and the most of the longest
+        class_names: names of the labels 0, 1, ….
+        max_detections: k, the largest number of detections per image.
+        min_size, max_size: px that the shortest edge is resized to, and the limit of the longest
             edge; ``min_size`` 0 leaves images as they are.
         stride: height and width of the input are multiples of this many px.
-        input_format, input_layout: of the uint8 input.
-        ema: the weights are a moving average of training's.
+        input_format, input_layout: channel order and layout of the uint8 input.
+        ema: whether the weights are a moving average over training.
         config: name of the config file.
-        onenet_version: of the package that wrote the file.
+        onenet_version: version of the package that wrote the file.
     """
 
     class_names: list[str]
@@ -48,7 +48,7 @@ class ModelInfo:
     onenet_version: str
 
     def to_metadata(self) -> dict[str, str]:
-        """Texts as they are, other values as JSON."""
+        """The fields as text: strings as they are, other values as JSON."""
         return {
             name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             for name, value in asdict(self).items()
@@ -59,7 +59,7 @@ class ModelInfo:
         """Inverse of :meth:`to_metadata`.
 
         Raises:
-            ExportedModelError: names what is missing, or is not what it should be.
+            ExportedModelError: a field is missing or has a wrong value; the message names it.
         """
         missing = [f.name for f in fields(cls) if f.name not in texts]
         if missing:
@@ -82,14 +82,14 @@ def _read(name: str, kind: str, text: str) -> Any:
     }
     if not good[kind]:
         raise ExportedModelError(
-            f"not a file of tools/export.py: its metadata say {text!r:.60} for {name}"
+            f"not a file of tools/export.py: {name} in its metadata is {text!r:.60}"
         )
     return value
 
 
 @dataclass(frozen=True)
-class Detections:
-    """What is found in one image, best score first.
+class ArrayDetections:
+    """The detections of one image as NumPy arrays, best score first.
 
     Attributes:
         boxes: (n, 4) float32 xyxy px.
@@ -104,28 +104,28 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def __getitem__(self, keep: np.ndarray | slice) -> Detections:
+    def __getitem__(self, keep: np.ndarray | slice) -> ArrayDetections:
         """The detections that a mask, an index array or a slice selects."""
-        return Detections(self.boxes[keep], self.scores[keep], self.labels[keep])
+        return ArrayDetections(self.boxes[keep], self.scores[keep], self.labels[keep])
 
 
 class OnnxPredictor:
-    """An exported detector, ready for images of any size.
+    """Detects objects in images of any size with an exported model.
 
     Args:
-        path: a file that ``tools/export.py --format onnx`` wrote.
-        providers: ONNX Runtime's execution providers, the preferred first; None: CUDA where this
-            ONNX Runtime has it, and the CPU.
-        threads: of one operator on the CPU; None: all cores.
-        images_per_batch: most images that go through the network together.
+        path: a file written by ``tools/export.py --format onnx``.
+        providers: ONNX Runtime's execution providers in order of preference; None: CUDA if this
+            ONNX Runtime has it, then the CPU.
+        threads: number of CPU threads per operator; None: all cores.
+        images_per_batch: largest number of images that go through the network together.
 
     Attributes:
-        info: what the file says of its model.
-        class_names: of the labels.
+        info: the file's metadata.
+        class_names: name of each label.
 
     Raises:
         ExportedModelError: no such file, not an exported OneNet, ONNX Runtime is not installed,
-            or it has no such provider.
+            or it lacks a provider.
     """
 
     def __init__(
@@ -143,24 +143,25 @@ class OnnxPredictor:
             raise ExportedModelError(f"{path} is {error}") from None
         self.class_names = self.info.class_names
 
-    def __call__(self, image: np.ndarray) -> Detections:
+    def __call__(self, image: np.ndarray) -> ArrayDetections:
         """Detect objects in one image, (H, W, 3) uint8 RGB; see :meth:`predict_batch`."""
         return self.predict_batch([image])[0]
 
-    def predict_batch(self, images: Sequence[np.ndarray]) -> list[Detections]:
+    def predict_batch(self, images: Sequence[np.ndarray]) -> list[ArrayDetections]:
         """Detect objects in several images.
 
-        Those of like shape go through the network together; what is found in an image does not
-        depend on the others.
+        Images of the same padded shape go through the network together; the detections of an image
+        do not depend on the others.
 
         Args:
             images: (H, W, 3) uint8 RGB each.
 
         Returns:
-            For each image at most ``info.max_detections``, in its px, clipped to it.
+            For each image at most ``info.max_detections`` detections, in px of the image and
+            clipped to it.
 
         Raises:
-            ValueError: an image of another shape or type.
+            ValueError: an image has another shape or dtype.
         """
         info = self.info
         for image in images:
@@ -170,12 +171,12 @@ class OnnxPredictor:
                 )
         scaled = [resize_shortest_edge(image, info.min_size, info.max_size) for image in images]
         shapes = (image.shape[:2] for image in scaled)
-        found: dict[int, Detections] = {}
+        found: dict[int, ArrayDetections] = {}
         for group in group_by_shape(shapes, self.images_per_batch, info.stride):
             batch, sizes = pad_images([scaled[i] for i in group], info.stride)
             outputs = self.session.run(OUTPUTS, {IMAGES: batch, SIZES: sizes})
             for i, size, *values in zip(group, sizes, *outputs, strict=True):
-                found[i] = _to_image(Detections(*values), size, images[i].shape[:2])
+                found[i] = _to_image(ArrayDetections(*values), size, images[i].shape[:2])
         return [found[i] for i in range(len(images))]
 
 
@@ -184,7 +185,10 @@ def open_session(
     providers: Sequence[str] | None = None,
     threads: int | None = None,
 ) -> Any:
-    """An ``onnxruntime.InferenceSession``; see :class:`OnnxPredictor`."""
+    """Open an ``onnxruntime.InferenceSession``; arguments and errors as in :class:`OnnxPredictor`.
+
+    Does not check the file's metadata.
+    """
     try:
         import onnxruntime
     except ImportError as error:
@@ -203,24 +207,24 @@ def open_session(
             f"this ONNX Runtime has no {', '.join(unknown)}; it has {', '.join(available)}"
         )
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors: the default of an input is worth a warning to it
+    options.log_severity_level = 3  # errors only: it warns of every input with a default
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
         return onnxruntime.InferenceSession(path, options, list(providers))
-    except Exception as error:  # its errors have no common base
+    except Exception as error:  # its errors have no common base class
         raise ExportedModelError(f"ONNX Runtime cannot load {path}: {error}") from error
 
 
 def pad_images(images: Sequence[np.ndarray], stride: int) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs of an exported model: images padded to one size, right and below.
+    """Make the inputs of an exported model: pad images on the right and below to one size.
 
     Args:
         images: (H, W, 3) uint8 each.
-        stride: the padded sides are multiples of it.
+        stride: px; padded sides are multiples of it.
 
     Returns:
-        (B, 3, H', W') uint8, and (B, 2) int64, the images' own heights and widths.
+        (B, 3, H', W') uint8, and (B, 2) int64, height and width of each image without padding.
     """
     sizes = np.array([image.shape[:2] for image in images], np.int64)
     height, width = (pad_to(int(side), stride) for side in sizes.max(axis=0))
@@ -230,10 +234,12 @@ def pad_images(images: Sequence[np.ndarray], stride: int) -> tuple[np.ndarray, n
     return batch, sizes
 
 
-def _to_image(found: Detections, from_size: Sequence[int], to_size: Sequence[int]) -> Detections:
-    """:func:`onenet.inference.postprocess.to_image` on arrays."""
+def _to_image(
+    found: ArrayDetections, from_size: Sequence[int], to_size: Sequence[int]
+) -> ArrayDetections:
+    """The same as :func:`onenet.inference.postprocess.to_image`, on arrays."""
     (height, width), (new_height, new_width) = from_size, to_size
     scale = np.array([new_width / width, new_height / height] * 2, np.float32)
     boxes = (found.boxes * scale).clip(0, np.array([new_width, new_height] * 2, np.float32))
     keep = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-    return Detections(boxes, found.scores, found.labels)[keep]
+    return ArrayDetections(boxes, found.scores, found.labels)[keep]

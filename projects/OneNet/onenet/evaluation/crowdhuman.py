@@ -1,4 +1,4 @@
-"""CrowdHuman's metrics (arXiv 1805.00123) of one class: AP, log-average miss rate and recall."""
+"""CrowdHuman's metrics (arXiv 1805.00123) for one class: AP, log-average miss rate and recall."""
 
 from __future__ import annotations
 
@@ -9,25 +9,27 @@ from typing import Any
 
 import numpy as np
 
-# What overlap must exceed: IoU with an object, or the share of a detection in an ignored region.
+# A match needs a larger overlap: the IoU with an object, or the part of a detection that lies in
+# an ignored region.
 OVERLAP = 0.5
-# False positives an image at which miss rates are taken: from 0.01 to 1, evenly spaced in the
-# logarithm, with the digits that the official evaluation gives them.
+# Miss rates are taken at these numbers of false positives per image: 0.01 to 1, evenly spaced on a
+# logarithmic scale and rounded as in the official evaluation.
 FALSE_POSITIVES = (0.01, 0.0178, 0.0316, 0.0562, 0.1, 0.1778, 0.3162, 0.5623, 1.0)
-EPS = 1e-6  # px², in the divisor of every overlap, as in the official evaluation
+EPS = 1e-6  # px², added to the divisor of every overlap, as in the official evaluation
 
 TRUE, FALSE, IGNORED = 1, 0, -1
 
 
 @dataclass(frozen=True)
 class CrowdHumanMetrics:
-    """Shares from 0 to 1; NaN where there is no object to find.
+    """The metrics as fractions in [0, 1]; NaN if there is no object to find.
 
     Attributes:
-        ap: area under precision over recall, in trapezia from the first detection on.
-        mmr: log-average miss rate, MR^-2: the geometric mean at ``FALSE_POSITIVES``; less is
-            better, and it is 0 as soon as nothing is missed at one of them.
-        recall: objects that were found at all.
+        ap: area under the precision-recall curve by the trapezoidal rule, from the first detection
+            on.
+        mmr: log-average miss rate, MR^-2: the geometric mean of the miss rates at
+            ``FALSE_POSITIVES``. Lower is better; it is 0 if nothing is missed at one of them.
+        recall: fraction of objects that are found at all.
     """
 
     ap: float
@@ -35,20 +37,20 @@ class CrowdHumanMetrics:
     recall: float
 
     def percent(self) -> dict[str, float]:
-        """The metrics by their customary names, 0…100."""
+        """The metrics by their usual names, in per cent."""
         return {"AP": 100 * self.ap, "mMR": 100 * self.mmr, "Recall": 100 * self.recall}
 
 
 def evaluate_crowdhuman(
     truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
 ) -> CrowdHumanMetrics:
-    """Score detections as CrowdHuman's official evaluation does, boxes clipped to the image.
+    """Evaluate detections as CrowdHuman's official code does, with boxes clipped to the image.
 
     Args:
-        truth: content of a COCO file of one class
+        truth: content of a COCO file with one class
             (:func:`~onenet.data.coco_json.read_coco_json`); crowd annotations are ignored regions.
-        results: in COCO's results format, of images in ``truth``; however many an image has, all
-            count.
+        results: detections of images in ``truth`` in COCO's results format; all of them count,
+            without a limit per image.
     """
     objects: dict[int, list] = defaultdict(list)
     regions: dict[int, list] = defaultdict(list)
@@ -79,10 +81,10 @@ def evaluate_crowdhuman(
 
 
 def match(boxes: np.ndarray, objects: np.ndarray, regions: np.ndarray) -> np.ndarray:
-    """What each detection of an image is, the best scored choosing first.
+    """Match the detections of an image to its objects, in descending order of scores.
 
-    A detection takes the object of largest IoU among those that are left; without one, it is
-    ignored if it lies in an ignored region, of which any number of detections may be.
+    A detection takes the object of largest IoU among those that are left. If it finds none, it is
+    ignored if it lies in an ignored region; a region can take any number of detections.
 
     Args:
         boxes: (n, 4) xyxy px of the detections, in descending order of scores.
@@ -105,13 +107,13 @@ def match(boxes: np.ndarray, objects: np.ndarray, regions: np.ndarray) -> np.nda
 
 
 def summarize(true: np.ndarray, *, objects: int, images: int) -> CrowdHumanMetrics:
-    """The metrics of a data set's detections.
+    """Compute the metrics from the matched detections of a data set.
 
     Args:
         true: (n,) bool, whether each detection found an object, in descending order of scores
-            over all images; ignored ones left out.
-        objects: to find.
-        images: of the data set, with or without objects.
+            over all images, without ignored detections.
+        objects: number of objects to find.
+        images: number of images in the data set, with or without objects.
     """
     if objects == 0:
         return CrowdHumanMetrics(float("nan"), float("nan"), float("nan"))
@@ -121,15 +123,15 @@ def summarize(true: np.ndarray, *, objects: int, images: int) -> CrowdHumanMetri
     count = np.arange(1, len(true) + 1)
     recall, precision = hits / objects, hits / count
     ap = np.sum(np.diff(recall) * (precision[1:] + precision[:-1]) / 2)
-    # Where there are fewer false positives than asked for, all detections count.
+    # If there are fewer false positives than asked for, all detections count.
     at = np.searchsorted((count - hits) / images, FALSE_POSITIVES).clip(max=len(true) - 1)
-    with np.errstate(divide="ignore"):  # of the logarithm of 0
+    with np.errstate(divide="ignore"):  # the logarithm of 0
         mmr = np.exp(np.log(1 - recall[at]).mean())
     return CrowdHumanMetrics(ap=float(ap), mmr=float(mmr), recall=float(recall[-1]))
 
 
 def _clipped(boxes: np.ndarray, image: Mapping[str, Any]) -> np.ndarray:
-    """xyxy of (n, 4) COCO boxes, the upper left corner within the last pixel at most."""
+    """(n, 4) COCO boxes as xyxy, clipped so that upper left corners lie within the last pixel."""
     size = np.array([image["width"], image["height"]])
     upper_left = boxes[:, :2].clip(0, size - 1)
     lower_right = (boxes[:, :2] + boxes[:, 2:]).clip(0, size)
@@ -141,7 +143,7 @@ def _area(boxes: np.ndarray) -> np.ndarray:
 
 
 def _intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(n, m) px² that each of a and each of b share."""
+    """(n, m) px², the intersection of each of the n boxes ``a`` with each of the m boxes ``b``."""
     ax1, ay1, ax2, ay2 = a.T[:, :, None]
     bx1, by1, bx2, by2 = b.T
     width = np.minimum(ax2, bx2) - np.maximum(ax1, bx1)

@@ -1,6 +1,6 @@
-"""Duplicates: detections of an object that a better detection has found already.
+"""Duplicates: detections of an object that a detection of higher score has found already.
 
-NMS exists to remove them; a detector that needs no NMS makes next to none (arXiv 2012.05780,
+NMS exists to remove them; a detector that needs no NMS makes almost none (arXiv 2012.05780,
 section 3.1 and figure 6).
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert, box_iou
 
-# Overlap from which on a detection is of an object, as in AP50.
+# Lowest IoU at which a detection counts for an object, as in AP50.
 MIN_IOU = 0.5
 
 
@@ -26,17 +26,19 @@ def objects_of(
     target_labels: Tensor,
     min_iou: float = MIN_IOU,
 ) -> Tensor:
-    """The object that each detection of an image is of: of its class, with the largest IoU.
+    """Find the object that each detection of an image belongs to.
+
+    It is the object of the same class with the largest IoU; the first one in case of a tie.
 
     Args:
         boxes: (n, 4) xyxy px of the detections.
-        labels: (n,) their classes.
-        target_boxes: (M, 4) xyxy px of the objects; M = 0 is ordinary.
-        target_labels: (M,) their classes.
-        min_iou: least IoU.
+        labels: (n,) int64, their classes.
+        target_boxes: (M, 4) xyxy px of the objects; M may be 0.
+        target_labels: (M,) int64, their classes.
+        min_iou: lowest IoU that counts.
 
     Returns:
-        (n,) int64 in [0, M), the first of equals; -1 where there is no such object.
+        (n,) int64 index in [0, M) of the object; -1 if there is none.
     """
     if len(target_boxes) == 0:
         return torch.full_like(labels, -1)
@@ -48,10 +50,11 @@ def objects_of(
 
 
 def find_duplicates(objects: Tensor) -> Tensor:
-    """(n,) bool: an earlier detection is of the same object.
+    """(n,) bool: whether an earlier detection belongs to the same object.
 
     Args:
-        objects: (n,) of detections in descending order of scores, see :func:`objects_of`.
+        objects: (n,) int64, the object of each detection in descending order of scores; see
+            :func:`objects_of`.
     """
     same = objects[:, None] == objects
     return same.tril(diagonal=-1).any(dim=1) & (objects >= 0)
@@ -63,17 +66,17 @@ def detections_per_object(
     *,
     min_iou: float = MIN_IOU,
 ) -> float:
-    """Mean number of detections of an object that is detected at all; 1 means no duplicates.
+    """Mean number of detections per detected object; 1 means no duplicates.
 
-    The best detections of the data set count, as many as it has objects: no fixed score would be
-    fair to models that are sure of themselves to different degrees, as those with and without
-    classification cost are. Every detection counts for one object, see :func:`objects_of`.
-    Objects that are not found, and detections of nothing, do not count: AP tells of them.
+    If the data set has T objects, its T detections of highest score count. A fixed score threshold
+    would be unfair, because models differ in confidence, for instance with and without the
+    classification cost. A detection counts for one object; see :func:`objects_of`. Missed objects
+    and detections of no object do not count: AP covers them.
 
     Args:
-        annotations: COCO's, of all images; crowd regions are left out.
-        results: in COCO's results format, of the same images, in any order.
-        min_iou: least IoU with the object.
+        annotations: COCO annotations of all images; crowd regions are left out.
+        results: detections of the same images in COCO's results format, in any order.
+        min_iou: lowest IoU with the object.
 
     Returns:
         At least 1; NaN if no object is found.
@@ -95,9 +98,9 @@ def detections_per_object(
 
 
 def duplicates_line(mean: float) -> str:
-    """How the log tells what :func:`detections_per_object` gives."""
+    """The log line for a result of :func:`detections_per_object`."""
     if math.isnan(mean):
-        return "duplicates: no object is found"
+        return "duplicates: no object was found"
     return f"duplicates: {mean:.2f} detections per matched object"
 
 

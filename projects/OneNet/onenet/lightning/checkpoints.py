@@ -1,8 +1,7 @@
-"""What a run saves, and what it goes on from, with several processes."""
+"""What a run saves and resumes from, with several processes."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,21 +15,20 @@ from onenet.checkpoints.files import (
     read_last_checkpoint,
     save_final,
 )
+from onenet.checkpoints.resume import log_no_checkpoint
 from onenet.errors import CheckpointError
-
-logger = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The checkpoints in a run's folder; the first process writes them, and chooses among them.
+    """The checkpoints in a run's folder; the first process writes them and chooses among them.
 
     Args:
         folder: ``OUTPUT_DIR``.
-        fabric: gives the processes.
+        fabric: of the run's processes.
         keep: ``SOLVER.CHECKPOINT_KEEP``.
 
     Attributes:
-        last: the one that ``--resume`` would go on from, as far as a process knows.
+        last: the one that ``--resume`` would continue from, as far as this process knows.
     """
 
     def __init__(self, folder: Path, fabric: Fabric, keep: int) -> None:
@@ -38,10 +36,10 @@ class Checkpoints:
         self.last: Path | None = None
 
     def read_last(self) -> dict[str, Any] | None:
-        """The content to go on with, the same in all processes; ``None``: there is no checkpoint.
+        """The content to continue from, the same in all processes; ``None`` without a checkpoint.
 
         Raises:
-            CheckpointError: none can be read, or another machine has others.
+            CheckpointError: none can be read, or this machine has others than the first one.
         """
         first = self.fabric.global_rank == 0
         found = read_last_checkpoint(self.folder) if first else None
@@ -55,47 +53,30 @@ class Checkpoints:
                     "on a disk that all machines share"
                 )
         if name is None:
-            logger.info("%s holds no checkpoint: starting anew", self.folder)
+            log_no_checkpoint(self.folder)
             return None
         self.last = self.folder / name
         return found[1] if found else read_checkpoint(self.last)
 
-    def restore(self, parts: Mapping[str, Any], content: Mapping[str, Any]) -> int:
-        """Load what :meth:`read_last` gave, and return how many iterations are done.
-
-        Args:
-            parts: with ``load_state_dict``, by their names in the checkpoint.
-
-        Raises:
-            CheckpointError: it is of another config.
-        """
-        try:
-            for name, part in parts.items():
-                part.load_state_dict(content[name])
-            iterations = content["iteration"] + 1
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise CheckpointError(
-                f"{self.last} cannot be resumed with this config: {error}. Resume with the config "
-                "of its run, or start anew with MODEL.WEIGHTS set to it"
-            ) from error
-        logger.info("Resumed from %s: %d iterations are done", self.last, iterations)
-        return iterations
-
     def save(self, iterations: int, content: Mapping[str, Any]) -> None:
         """Write a checkpoint to resume from, named like Detectron2's by its last iteration.
 
-        What cannot be written is told in the log.
+        Where it cannot be written, the log says why.
         """
         path = self.folder / f"model_{iterations - 1:07d}.pth"
         content = {**content, "iteration": iterations - 1}
         if self.fabric.global_rank == 0 and add_checkpoint(path, content, self.keep):
             self.last = path
 
+    def wait(self) -> None:
+        """Let every process know the last checkpoint, once the first process has written it."""
+        self.last = self.fabric.broadcast(self.last)
+
     def save_final(self, content: Mapping[str, Any]) -> Path:
-        """Write what comes out at the end.
+        """Write ``model_final.pth``, the result of the training.
 
         Raises:
-            WriteError: says what there is.
+            WriteError: it cannot be written; names the last checkpoint.
         """
         path = self.folder / "model_final.pth"
         if self.fabric.global_rank == 0:

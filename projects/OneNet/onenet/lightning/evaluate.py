@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from faster_coco_eval import COCO, COCOeval_faster
 from tabulate import tabulate
 from tqdm import tqdm
@@ -23,13 +22,15 @@ from onenet.data.dataset import CocoDetection
 from onenet.detector import OneNet
 from onenet.evaluation.crowdhuman import evaluate_crowdhuman
 from onenet.evaluation.duplicates import detections_per_object, duplicates_line
+from onenet.evaluation.results import RESULTS_FILE, complete_annotations, to_coco
 from onenet.files import write_whole
 from onenet.inference.postprocess import to_image
 from onenet.structures import Detections
+from onenet.training.distributed import gather, processes, rank
 from onenet.training.oom import memory_errors, testing_advice
 
+from .items import TestItem
 from .loader import build_test_loader
-from .samples import TestSample
 
 logger = logging.getLogger(__name__)
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -40,8 +41,8 @@ def evaluate(
 ) -> dict[str, float] | None:
     """Detect in every image of a data set and score the result.
 
-    Runs on all processes of the group, each with its share of the images; rank 0 writes
-    ``coco_instances_results.json`` and computes.
+    All processes call this, each detects in its share of the images; rank 0 writes
+    ``coco_instances_results.json`` and computes the metrics.
 
     Args:
         model: on its device; its training mode is restored afterwards.
@@ -52,26 +53,23 @@ def evaluate(
 
     Raises:
         OutOfMemoryError: names the settings that need less.
-        WriteError: the results cannot be written; the log has the metrics.
+        WriteError: the results cannot be written; the metrics are in the log.
     """
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    loader = build_test_loader(cfg, dataset, rank=rank, world_size=world_size)
+    first = rank() == 0
+    loader = build_test_loader(cfg, dataset, rank=rank(), world_size=processes())
     results = []
     with memory_errors(model, lambda: testing_advice(cfg)):
-        for sample, detections in detect_all(model, loader, progress=rank == 0):
-            results.extend(to_coco(sample.image_id, detections, dataset.category_ids))
-    if world_size > 1:
-        shares: list[Any] = [None] * world_size
-        dist.all_gather_object(shares, results)
-        results = [result for share in shares for result in share]
-    if rank != 0:
+        for item, detections in detect_all(model, loader, progress=first):
+            results.extend(to_coco(item.image_id, detections, dataset.category_ids))
+    results = [result for share in gather(results) for result in share]
+    if not first:
         return None
     results.sort(key=lambda result: result["image_id"])
-    path = output_dir / "coco_instances_results.json"
+    path = output_dir / RESULTS_FILE
     metrics, tables = score(cfg, dataset, results)
     try:
         write_whole(path, json.dumps(results).encode())
-    finally:  # they took their time
+    finally:  # the metrics took long to compute
         logger.info(
             "%s: %d images, %d detections in %s\n%s",
             dataset.source.name,
@@ -85,50 +83,37 @@ def evaluate(
 
 @torch.inference_mode()
 def detect_all(model: OneNet, loader: Any, *, progress: bool = False) -> Any:
-    """Yield every :class:`TestSample` of a loader with its detections, in the original's px."""
+    """Yield every :class:`TestItem` of a loader with detections in px of the original image."""
     training = model.training
     model.eval()
     try:
         batches = tqdm(
             loader, desc="evaluating", unit="batch", leave=False, disable=None if progress else True
         )
-        for samples in batches:
-            found = model([sample.image for sample in samples])
-            for sample, detections in zip(samples, found, strict=True):
-                yield sample, to_original(sample, detections)
+        for items in batches:
+            found = model([item.image for item in items])
+            for item, detections in zip(items, found, strict=True):
+                yield item, to_original(item, detections)
     finally:
         model.train(training)
 
 
-def to_original(sample: TestSample, detections: Detections) -> Detections:
-    """Detections in the px of the image as it lies on the disk, on the CPU."""
-    size = tuple(sample.image.shape[-2:])
-    return to_image(detections.to("cpu"), size, (sample.height, sample.width))
-
-
-def to_coco(
-    image_id: int, detections: Detections, category_ids: Sequence[int]
-) -> list[dict[str, Any]]:
-    """Detections of one image as entries of COCO's results format (boxes x, y, width, height)."""
-    boxes = detections.boxes.clone()
-    boxes[:, 2:] -= boxes[:, :2]
-    rows = zip(boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True)
-    return [
-        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
-        for box, score, label in rows
-    ]
+def to_original(item: TestItem, detections: Detections) -> Detections:
+    """Detections on the CPU, in px of the original image."""
+    size = tuple(item.image.shape[-2:])
+    return to_image(detections.to("cpu"), size, (item.height, item.width))
 
 
 def score(
     cfg: Any, dataset: CocoDetection, results: Sequence[dict[str, Any]]
 ) -> tuple[dict[str, float], str]:
-    """What ``TEST.EVALUATOR`` says of detections in the results format (:func:`to_coco`).
+    """Score detections in the results format (:func:`to_coco`) as ``TEST.EVALUATOR`` says.
 
     Returns:
-        The metrics, 0…100, NaN where there is no ground truth: ``bbox/AP``, ``bbox/AP50`` … and
-        ``bbox/AP-CLASS``; or ``crowdhuman/AP``, ``crowdhuman/mMR`` and ``crowdhuman/Recall``.
-        With them ``bbox/duplicates`` or ``crowdhuman/duplicates``, from 1 on, see
-        :func:`~onenet.evaluation.duplicates.detections_per_object`. And the tables that show them.
+        The metrics, and tables of them. Metrics are 0…100, NaN without ground truth: ``bbox/AP``,
+        ``bbox/AP50`` … and ``bbox/AP-CLASS``; or ``crowdhuman/AP``, ``crowdhuman/mMR`` and
+        ``crowdhuman/Recall``. ``bbox/duplicates`` or ``crowdhuman/duplicates`` is at least 1, see
+        :func:`~onenet.evaluation.duplicates.detections_per_object`.
     """
     truth = read_coco_json(dataset.source.json_file)
     if cfg.TEST.EVALUATOR == "crowdhuman":
@@ -152,7 +137,7 @@ def average_precision(
 
     Args:
         results: see :func:`to_coco`.
-        max_detections: the best so many of an image count, at least COCO's 100.
+        max_detections: how many detections of an image count, the best ones; at least COCO's 100.
 
     Returns:
         The metrics of COCO, see :func:`score`.
@@ -161,7 +146,7 @@ def average_precision(
     names = [f"bbox/AP-{name}" for name in dataset.class_names]
     if results:
         found = truth.loadRes([dict(r) for r in results])
-    else:  # which loadRes refuses
+    else:  # loadRes refuses an empty list
         logger.warning("%s: not a single detection, so AP is 0", dataset.source.name)
         found = COCO({**truth.dataset, "annotations": []}, print_function=_quiet)
     evaluation = COCOeval_faster(truth, found, "bbox", print_function=_quiet)
@@ -188,12 +173,7 @@ def average_precision(
 
 def _ground_truth(dataset: CocoDetection) -> COCO:
     content = json.loads(dataset.source.json_file.read_bytes())
-    for number, annotation in enumerate(content["annotations"], start=1):
-        # COCO's evaluation takes a match with id 0 for none.
-        annotation["id"] = number
-        # Files for detection alone often leave these out.
-        annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
-        annotation.setdefault("iscrowd", 0)
+    complete_annotations(content["annotations"])
     return COCO(content, print_function=_quiet)
 
 
@@ -203,7 +183,7 @@ def _mean(precision: np.ndarray) -> float:
 
 
 def _quiet(*_: Any) -> None:
-    """Swallows what the evaluation prints on its way."""
+    """Drops what the evaluation prints."""
 
 
 def ap_tables(metrics: dict[str, float]) -> str:
@@ -222,5 +202,5 @@ def ap_tables(metrics: dict[str, float]) -> str:
 
 def _table(rows: list[Any], headers: Sequence[str]) -> str:
     align = ["left" if name == "class" else "right" for name in headers]
-    # Text as it is: a class may be named "007" or "1e3".
+    # Cells stay text: a class may be named "007" or "1e3".
     return tabulate(rows, headers, tablefmt="pipe", colalign=align, disable_numparse=True)

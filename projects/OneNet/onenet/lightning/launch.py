@@ -1,4 +1,4 @@
-"""Processes that work together: started here, or by ``torchrun``; when one fails, all end."""
+"""Processes that work together, started here or by ``torchrun``; when one fails, all end."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ from onenet.checkpoints.files import find_checkpoints
 from onenet.config.device import choose_device, device_of
 from onenet.config.rules import check_shares
 from onenet.errors import ConfigError
+from onenet.training.setup import check_gpus, check_meeting_place
 from onenet.training.signals import hand_on
 
-_TOLD = (1, 2, 130, 143)  # statuses of a process that has said why it ends
+_EXPLAINED = (1, 2, 130, 143)  # statuses of a process that has said why it ends
 
 
 def check_processes(cfg: Any, args: argparse.Namespace) -> None:
@@ -45,9 +46,8 @@ def check_processes(cfg: Any, args: argparse.Namespace) -> None:
         ConfigError: more GPUs than there are, or what :func:`check_shares` finds.
     """
     devices, nodes = _devices_and_nodes(args)
-    available = torch.cuda.device_count()
-    if device_of(cfg).type == "cuda" and devices > available:
-        raise ConfigError(f"--num-gpus {devices}: this machine has {available} CUDA device(s)")
+    if device_of(cfg).type == "cuda":
+        check_gpus(devices)
     if not args.eval_only:
         check_shares(cfg, devices * nodes)
 
@@ -70,14 +70,14 @@ def must_start(args: argparse.Namespace) -> bool:
 
 
 def start(args: argparse.Namespace, run: Callable[..., Any], *words: Any) -> None:
-    """Call ``run(args, *words)`` in ``--num-gpus`` processes, and wait.
+    """Call ``run(args, *words)`` in ``--num-gpus`` processes, and wait for them.
 
-    When one of them fails, the others get SIGTERM, and after 30 s SIGKILL. Where this process is
+    When one of them fails, the others get SIGTERM and, 30 s later, SIGKILL. If this process is
     killed, they stop as after SIGTERM.
 
     Raises:
-        SystemExit: the status of the process that failed first, 128 + the signal's number where
-            one killed it; stderr has its traceback.
+        SystemExit: the status of the process that failed first, or 128 + the number of the signal
+            that killed it; stderr has its traceback.
     """
     _set_rendezvous(args)
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
@@ -94,14 +94,15 @@ def start(args: argparse.Namespace, run: Callable[..., Any], *words: Any) -> Non
 def _work(local_rank: int, run: Callable[..., Any], *words: Any) -> None:
     os.environ["LOCAL_RANK"] = str(local_rank)
     threading.Thread(target=_stop_with_parent, daemon=True).start()
-    tqdm.set_lock(threading.RLock())  # its own stays behind when a process is killed, and is told
+    # tqdm's own lock outlives a killed process, and Python warns of it.
+    tqdm.set_lock(threading.RLock())
     run(*words)
 
 
 def _stop_with_parent() -> None:
     multiprocessing.parent_process().join()
     # torch has SIGINT sent, which jobs in the background ignore. If it came after SIGTERM, others
-    # would stop at once, without saving.
+    # would stop at once and not save.
     time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)
 
@@ -111,8 +112,8 @@ def _exit_like(error: ProcessExitedException) -> NoReturn:
     if status < 0:
         status, how = 128 - status, f"was ended by {error.signal_name}"
         if status == 128 + signal.SIGKILL:
-            how += ", which is also what happens where memory runs out"
-    if status not in _TOLD:
+            how += ", which also happens when memory runs out"
+    if status not in _EXPLAINED:
         line = f"error: the process of local rank {error.error_index} {how}"
         print(line, file=sys.stderr, flush=True)
     raise SystemExit(status) from error
@@ -124,7 +125,7 @@ def join(cfg: Any, args: argparse.Namespace) -> Fabric:
     several = devices * nodes > 1
     device = choose_device(cfg)
     if several:
-        faulthandler.enable()  # a traceback where native code crashes, too
+        faulthandler.enable()  # a traceback when native code crashes, too
     if device.type == "cpu" and several:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -141,7 +142,7 @@ def join(cfg: Any, args: argparse.Namespace) -> Fabric:
         # Batch norms keep their own statistics on each process, as under Detectron2.
         strategy=DDPStrategy(broadcast_buffers=False) if several or torchrun else "auto",
         precision="bf16-mixed" if cfg.SOLVER.AMP.ENABLED else "32-true",
-        # Or else it would wait for SLURM to start processes.
+        # Otherwise Fabric would wait for SLURM to start processes.
         plugins=None if torchrun else [LightningEnvironment()],
     )
     fabric.launch()
@@ -157,10 +158,10 @@ def _agent_has_the_store() -> bool:
 
 
 def _meet_again(device: torch.device) -> None:
-    """Join a group that ``torchrun`` has started again, before Lightning would.
+    """Join a group that ``torchrun`` has restarted, before Lightning does.
 
-    ``torchrun --standalone`` keeps one store for all of its restarts. Without a prefix, processes
-    would find the addresses of those that have ended (pytorch/pytorch#135712).
+    ``torchrun --standalone`` keeps one store for all restarts. Without a prefix, processes would
+    find the addresses of those that have ended (pytorch/pytorch#135712).
     """
     env = os.environ
     store = dist.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=False)
@@ -174,15 +175,16 @@ def _meet_again(device: torch.device) -> None:
 
 
 def started_again(fabric: Fabric) -> bool:
-    """Whether ``torchrun --max-restarts`` has started the group in place of one that failed."""
-    # Every machine counts its own failures only.
+    """Whether ``torchrun --max-restarts`` has restarted the group after a failure."""
+    # Every machine counts only its own failures.
     return bool(fabric.all_reduce(torch.tensor(_restarts()), reduce_op="max"))
 
 
 def leave(status: int) -> None:
-    """End this process at once, if it is one of several, so that the others end soon.
+    """End this process at once if it is one of several, so that the others end soon.
 
-    Taking down what they share takes seconds, and may wait for those that have gone.
+    A regular exit closes what they share, which takes seconds and may wait for processes that have
+    ended.
     """
     if "LOCAL_RANK" in os.environ:
         logging.shutdown()
@@ -192,15 +194,15 @@ def leave(status: int) -> None:
 
 
 def is_lost_process(error: Exception) -> bool:
-    """Whether an error of a collective operation says that another process has gone."""
+    """Whether an error of a collective operation says that another process has ended."""
     # gloo's own are RuntimeErrors that name its source file.
     return dist.is_initialized() and (isinstance(error, dist.DistError) or "gloo" in str(error))
 
 
 def has_own_checkpoint(folder: Path) -> bool:
-    """Whether the next checkpoint to go on from was written since ``config.yaml`` was.
+    """Whether the newest checkpoint belongs to this run, not to an earlier one in the same folder.
 
-    That is, by this run, and not by one before it in the same folder.
+    It does if it is not older than ``config.yaml``.
     """
     started, checkpoints = folder / "config.yaml", find_checkpoints(folder)
     if not checkpoints or not started.exists():
@@ -215,12 +217,8 @@ def _set_rendezvous(args: argparse.Namespace) -> None:
             f"--machine-rank must be from 0 to {args.num_machines - 1}, as --num-machines is "
             f"{args.num_machines}, got {args.machine_rank}"
         )
+    check_meeting_place(args)
     if args.dist_url == "auto":
-        if args.num_machines > 1:
-            raise ConfigError(
-                "--dist-url auto works on one machine; for several give tcp://HOST:PORT of the "
-                "first one on each"
-            )
         host, port = "127.0.0.1", os.environ.get("MASTER_PORT") or str(_free_port())
     else:
         scheme, _, address = args.dist_url.partition("://")

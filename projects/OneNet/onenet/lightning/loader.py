@@ -1,4 +1,4 @@
-"""Loaders: an endless, resumable stream of training batches, and the images to test on."""
+"""Loaders: an endless, resumable stream of training batches, and the images of a test set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from onenet.data.batching import group_by_shape, resized_shape
 from onenet.data.dataset import CocoDetection, ImageRecord
 from onenet.data.images import check_image_size, read_image
-from onenet.data.sources import find_dataset
+from onenet.data.sources import check_same_classes, find_dataset
 from onenet.data.transforms import TestTransform, TrainTransform
 from onenet.data.unreadable import read_next
 from onenet.errors import DatasetError
@@ -21,26 +21,26 @@ from onenet.inference.batch_size import images_per_batch
 from onenet.structures import Targets
 from onenet.training.signals import leave_signals_to_the_first
 
+from .items import TestItem, TrainItem
 from .sampler import InfiniteBatchSampler
-from .samples import TestSample, TrainSample
 
 
-class TrainDataset(Dataset[TrainSample]):
-    """The images of several data sets, one after the other, with random transforms.
+class TrainDataset(Dataset[TrainItem]):
+    """The images of all training sets in a row, with random transforms.
 
-    An item is asked for by its position in the training stream and the image's index: what
-    chance does to the image depends on the seed and the position alone, not on the worker or
-    the process that loads it.
+    The key of an item is its position in the training stream and the index of its image. The random
+    transforms depend on the seed and the position alone, not on the worker or process that loads
+    it.
 
     Args:
         datasets: at least one; their class names must agree.
         transform: applied to every image.
         image_format: "RGB" or "BGR".
         seed: at least 0.
-        skip_unreadable: in place of an image that cannot be read, give the next that can.
+        skip_unreadable: replace an image that cannot be read by the next one that can.
 
     Raises:
-        DatasetError: no data set, or different classes.
+        DatasetError: there is no data set, or their classes differ.
     """
 
     def __init__(
@@ -54,13 +54,7 @@ class TrainDataset(Dataset[TrainSample]):
     ) -> None:
         if not datasets:
             raise DatasetError("DATASETS.TRAIN is empty; name at least one data set.")
-        for other in datasets[1:]:
-            if other.class_names != datasets[0].class_names:
-                raise DatasetError(
-                    f"The data sets of DATASETS.TRAIN must have the same classes: "
-                    f"{datasets[0].source.json_file} has {datasets[0].class_names}, "
-                    f"{other.source.json_file} has {other.class_names}."
-                )
+        check_same_classes((d.source.json_file, d.class_names) for d in datasets)
         self.datasets = list(datasets)
         self.transform = transform
         self.image_format = image_format
@@ -77,7 +71,7 @@ class TrainDataset(Dataset[TrainSample]):
         sizes = np.concatenate([d.sizes for d in self.datasets])
         return sizes[:, 1] > sizes[:, 0]
 
-    def __getitem__(self, key: tuple[int, int]) -> TrainSample:
+    def __getitem__(self, key: tuple[int, int]) -> TrainItem:
         position, index = key
         if self.skip_unreadable:
             (record, image), skipped = read_next(self._read, index, len(self))
@@ -86,7 +80,7 @@ class TrainDataset(Dataset[TrainSample]):
         rng = np.random.default_rng((self.seed, position))
         image, boxes, labels = self.transform(image, record.boxes, record.labels, rng)
         targets = Targets(torch.from_numpy(boxes), torch.from_numpy(labels), image.shape[:2])
-        return TrainSample(_to_tensor(image), targets, record.image_id, record.file_name, skipped)
+        return TrainItem(_to_tensor(image), targets, record.image_id, record.file_name, skipped)
 
     def _read(self, index: int) -> tuple[ImageRecord, np.ndarray]:
         part = int(np.searchsorted(self._ends, index, side="right"))
@@ -96,10 +90,10 @@ class TrainDataset(Dataset[TrainSample]):
         return record, _read(record, dataset, self.image_format)
 
 
-class TestDataset(Dataset[TestSample]):
+class TestDataset(Dataset[TestItem]):
     """The images of one data set, resized for testing."""
 
-    __test__ = False  # no test case, whatever pytest makes of the name
+    __test__ = False  # not a test case; pytest goes by the name
 
     def __init__(
         self, dataset: CocoDetection, transform: TestTransform, *, image_format: str
@@ -116,10 +110,10 @@ class TestDataset(Dataset[TestSample]):
         height, width = self.dataset.sizes[index].tolist()
         return resized_shape(height, width, self.transform.min_size, self.transform.max_size)
 
-    def __getitem__(self, index: int) -> TestSample:
+    def __getitem__(self, index: int) -> TestItem:
         r = self.dataset.record(index)
         image = self.transform(_read(r, self.dataset, self.image_format))
-        return TestSample(_to_tensor(image), r.image_id, r.file_name, r.height, r.width)
+        return TestItem(_to_tensor(image), r.image_id, r.file_name, r.height, r.width)
 
 
 def _read(r: ImageRecord, dataset: CocoDetection, image_format: str) -> np.ndarray:
@@ -129,7 +123,7 @@ def _read(r: ImageRecord, dataset: CocoDetection, image_format: str) -> np.ndarr
 
 
 def _to_tensor(image: np.ndarray) -> Tensor:
-    # A copy even where none is needed for the order: Pillow's pixels are read-only.
+    # Always a copy: Pillow's pixels are read-only.
     return torch.from_numpy(image.transpose(2, 0, 1).copy())
 
 
@@ -140,8 +134,8 @@ def build_train_loader(
     rank: int = 0,
     world_size: int = 1,
     start_iteration: int = 0,
-) -> DataLoader[list[TrainSample]]:
-    """An endless loader of this process' share of every batch, as ``list[TrainSample]``.
+) -> DataLoader[list[TrainItem]]:
+    """An endless loader of this process' share of every batch, as ``list[TrainItem]``.
 
     Args:
         cfg: reads DATASETS.TRAIN, DATALOADER, SOLVER.IMS_PER_BATCH (images of all processes
@@ -151,8 +145,8 @@ def build_train_loader(
         start_iteration: iterations that an interrupted run has finished.
 
     Raises:
-        DatasetError: of the data, here or, for single images, while iterating.
-        ValueError: a batch that the processes cannot share evenly, or a bad INPUT value.
+        DatasetError: the data is wrong; for single images, raised while iterating.
+        ValueError: the processes cannot share a batch evenly, or an INPUT value is wrong.
     """
     if datasets is None:
         keep_empty = not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
@@ -202,17 +196,16 @@ def _on_cuda(cfg: Any) -> bool:
 
 
 def build_test_transform(cfg: Any) -> TestTransform:
-    """The resizing that INPUT asks for in testing."""
+    """The resizing that INPUT sets for testing."""
     return TestTransform(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
 
 
 def build_test_loader(
     cfg: Any, dataset: CocoDetection, *, rank: int = 0, world_size: int = 1
-) -> DataLoader[list[TestSample]]:
-    """A loader of this process' images of ``dataset``, as ``list[TestSample]``.
+) -> DataLoader[list[TestItem]]:
+    """A loader of this process' images of ``dataset``, as ``list[TestItem]``.
 
-    Images come together whose sizes, padded for the network, are the same; in the order of the
-    data set but for that.
+    Images of one padded size share batches; otherwise the order is that of the data set.
 
     Args:
         cfg: reads INPUT, DATALOADER.NUM_WORKERS, TEST.IMS_PER_BATCH, the most images of a batch,
@@ -221,7 +214,7 @@ def build_test_loader(
         rank, world_size: this process takes the images rank, rank + world_size, …
 
     Raises:
-        DatasetError: wrong number of classes; an unreadable image, while iterating.
+        DatasetError: the number of classes is wrong; while iterating, an image is unreadable.
     """
     dataset.check_num_classes(cfg.MODEL.OneNet.NUM_CLASSES)
     data = TestDataset(dataset, build_test_transform(cfg), image_format=cfg.INPUT.FORMAT)

@@ -1,4 +1,4 @@
-"""The embedded engine's program: set up, then train or evaluate."""
+"""The embedded engine as a program: set up, then train or evaluate."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import Any, NoReturn
 import torch
 from lightning.fabric import Fabric
 
-from onenet.checkpoints.files import find_checkpoints
 from onenet.checkpoints.weights import load_weights, locate_weights
 from onenet.cli import end_with, import_files
 from onenet.config.build import prepare_inference
 from onenet.config.device import make_deterministic
 from onenet.data.dataset import CocoDetection
 from onenet.data.sources import compare_classes, find_dataset
-from onenet.errors import ConfigError, LostProcessError, OneNetError, WriteError
+from onenet.errors import LostProcessError, OneNetError
 from onenet.files import remove_partial_files, write_whole
+from onenet.training.setup import data_sets, load_to_evaluate, needs_weights, output_errors
 from onenet.training.signals import end_stopped, stop_at_once
 
 from .build import build_detector
@@ -41,23 +41,23 @@ from .test_sets import evaluate_all
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
-PATIENCE = 5.0  # seconds in which another process may be the one that tells what failed
+PATIENCE = 5.0  # seconds for another process to say what failed
 
 
 def run(args: argparse.Namespace, why: str) -> dict[str, float] | None:
     """Train or evaluate as the command line says (:func:`onenet.cli.training_parser`).
 
     Args:
-        why: this engine was chosen; for the log.
+        why: the reason for this engine, for the log.
 
     Returns:
-        On rank 0 the metrics of the last evaluation, if there was one; ``None`` where processes
-        were started for it.
+        On rank 0 the metrics of the last evaluation, if there was one; ``None`` if this process
+        has started others for the work.
 
     Raises:
-        SystemExit: 2, after one line that says what to mend, where the user's files, values or
-            weights are at fault; 1 where training diverged or its result cannot be written; 130
-            after Ctrl-C, 143 after SIGTERM.
+        SystemExit: 2 if the user's files, values or weights are wrong, after one line that says
+            what to do; 1 if training diverged or its result cannot be written; 130 after Ctrl-C,
+            143 after SIGTERM.
     """
     try:
         with stop_at_once():
@@ -72,9 +72,9 @@ def run(args: argparse.Namespace, why: str) -> dict[str, float] | None:
     except Exception as error:
         if not is_lost_process(error):
             raise
-        # Who started the processes tells which one it was, and ends this one.
+        # The process that started this one says which one it was, and ends this one.
         time.sleep(PATIENCE)
-        lost = LostProcessError("cannot go on: another of the processes has ended")
+        lost = LostProcessError("cannot go on: another process has ended")
         lost.__cause__ = error
         _exit(lost, args.traceback)
 
@@ -83,7 +83,7 @@ def _exit(error: OneNetError, show_traceback: bool) -> NoReturn:
     # A DataLoader puts the traceback of its worker before the message.
     message = str(error).rpartition(f"{type(error).__name__}: ")[2].strip()
     if int(os.environ.get("LOCAL_RANK", 0)) > 0:
-        # Where all fail alike, the first process says so, and its end is that of this one.
+        # If all fail alike, the first process says so and ends this one.
         time.sleep(PATIENCE)
     logger.error("error: %s", message, extra={"on_bar": True})  # for log.txt
     try:
@@ -102,12 +102,9 @@ def _run(args: argparse.Namespace, why: str) -> dict[str, float] | None:
     if must_start(args):
         start(args, run, why)
         return None
-    test_sources = [find_dataset(name) for name in cfg.DATASETS.TEST]
-    train_sources = [] if args.eval_only else [find_dataset(name) for name in cfg.DATASETS.TRAIN]
-    if args.eval_only and not test_sources:
-        raise ConfigError("DATASETS.TEST is empty: name what to evaluate on")
-    if not args.eval_only and not train_sources:
-        raise ConfigError("DATASETS.TRAIN is empty: name what to train on")
+    train_names, test_names = data_sets(cfg, eval_only=args.eval_only)
+    test_sources = [find_dataset(name) for name in test_names]
+    train_sources = [find_dataset(name) for name in train_names]
     keep_empty = not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     train_sets = [CocoDetection(source, keep_empty=keep_empty) for source in train_sources]
     test_sets = [CocoDetection(source) for source in test_sources]
@@ -118,12 +115,11 @@ def _run(args: argparse.Namespace, why: str) -> dict[str, float] | None:
     for dataset in test_sets:
         dataset.check_images()
     for test_set in test_sets if train_sets else ():
-        _compare_classes(train_sets[0].source.json_file, train_sets[0].class_names, test_set)
+        compare_classes(*_classes(train_sets[0]), *_classes(test_set))
 
-    if local_rank == 0 and cfg.MODEL.WEIGHTS:
-        if not args.resume or not find_checkpoints(Path(cfg.OUTPUT_DIR)):
-            # What must be fetched is fetched once a machine: other processes wait in join().
-            locate_weights(cfg.MODEL.WEIGHTS)
+    if local_rank == 0 and needs_weights(cfg, args):
+        # Fetched once a machine: other processes wait in join().
+        locate_weights(cfg.MODEL.WEIGHTS)
     return _work(cfg, args, why, join(cfg, args), train_sets, test_sets)
 
 
@@ -135,17 +131,15 @@ def _work(
     train_sets: list[CocoDetection],
     test_sets: list[CocoDetection],
 ) -> dict[str, float] | None:
-    """What every process does once they have met."""
+    """Train or evaluate; every process runs this once all have met."""
     folder, again = Path(cfg.OUTPUT_DIR), started_again(fabric)
-    try:
+    with output_errors(cfg):
         setup_logging(folder, fabric.global_rank)
         if fabric.global_rank == 0:
             if not args.eval_only:
                 remove_partial_files(folder)
             if not again:
                 write_whole(folder / "config.yaml", dump(cfg).encode())
-    except (OSError, WriteError) as error:
-        raise ConfigError(f"OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be written: {error}") from error
     logger.info(
         "Embedded engine (%s): %d process%s on %s, torch %s",
         why,
@@ -165,17 +159,12 @@ def _work(
         trainer = Trainer(cfg, fabric, train_sets=train_sets, test_sets=test_sets, resume=resume)
         return trainer.train()
     model = build_detector(cfg)
-    if cfg.MODEL.WEIGHTS:
-        extras = load_weights(model, cfg.MODEL.WEIGHTS, detector=True)
-        for test_set in test_sets:
-            _compare_classes(cfg.MODEL.WEIGHTS, extras.get("class_names", []), test_set)
-    else:
-        logger.warning("MODEL.WEIGHTS is empty: evaluating a model with random weights")
+    load_to_evaluate(cfg, model, map(_classes, test_sets), load_weights)
     return evaluate_all(cfg, prepare_inference(cfg, model.to(fabric.device)), test_sets)
 
 
-def _compare_classes(trained: object, names: list[str], test_set: CocoDetection) -> None:
-    compare_classes(trained, names, test_set.source.json_file, test_set.class_names)
+def _classes(dataset: CocoDetection) -> tuple[Path, list[str]]:
+    return dataset.source.json_file, dataset.class_names
 
 
 def _silence() -> None:

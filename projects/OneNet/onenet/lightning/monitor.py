@@ -1,4 +1,4 @@
-"""What a run tells: the terminal, ``log.txt``, ``metrics.json`` and TensorBoard."""
+"""What a run reports: terminal, ``log.txt``, ``metrics.json`` and TensorBoard."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _TqdmHandler(logging.StreamHandler):
 
 
 class _FileHandler(logging.FileHandler):
-    """Tells once, in one line, that the file cannot be written."""
+    """Reports only once, in one line, that the file cannot be written."""
 
     failed = False
 
@@ -43,10 +43,10 @@ class _FileHandler(logging.FileHandler):
 
 
 def setup_logging(output_dir: Path | None, rank: int = 0) -> None:
-    """Send the log of rank 0 to the terminal and to ``log.txt``; other ranks tell warnings only.
+    """Send the log of rank 0 to the terminal and ``log.txt``; other ranks log warnings only.
 
     Args:
-        output_dir: where ``log.txt`` is appended to; ``None``: the terminal alone.
+        output_dir: folder of ``log.txt``, which grows; ``None``: the terminal alone.
     """
     handlers: list[logging.Handler] = [_TqdmHandler()]
     if output_dir is not None and rank == 0:
@@ -60,22 +60,22 @@ def setup_logging(output_dir: Path | None, rank: int = 0) -> None:
     for handler in handlers:
         handler.setFormatter(_FORMAT)
         logger.addHandler(handler)
-    # Lightning's banners name no fault and ask for nothing.
+    # Lightning's banners report no problem and ask for nothing.
     for name in ("lightning", "lightning.fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _open_lines(path: Path) -> TextIO:
-    """Open a file to add lines to, without half a line that a killed run may have left."""
+    """Open a file to add lines to; half a line that a killed run left is removed."""
     if path.is_file():
         os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
     return path.open("a")
 
 
 class Monitor:
-    """Curves and progress of a training run; written by rank 0.
+    """Curves and progress of a training run; rank 0 writes them.
 
-    Files that cannot be written are told in the log, and training goes on.
+    If a file cannot be written, the log says so and training continues.
 
     Args:
         output_dir: gets ``metrics.json`` and TensorBoard's event file.
@@ -103,17 +103,17 @@ class Monitor:
         self._failing: set[str] = set()
 
     def step(self) -> None:
-        """Move the progress bar on by an iteration."""
+        """Advance the progress bar by one iteration."""
         self.bar.update()
 
     def log(self, iteration: int, losses: Mapping[str, float], lr: float, data_time: float) -> None:
-        """Write down the mean losses since the last call.
+        """Write the mean losses since the last call to the log and the curves.
 
         Args:
             iteration: iterations done.
             losses: weighted, by name; their sum is added as ``total_loss``.
             lr: of the head.
-            data_time: seconds an iteration that were spent waiting for data.
+            data_time: seconds per iteration spent waiting for data.
         """
         now = time.perf_counter()
         seconds = (now - self._since) / max(1, iteration - self._last)
@@ -164,7 +164,7 @@ class Monitor:
             self._failing.add(file)
 
     def pause(self, seconds: float) -> None:
-        """Leave time that was not spent on training out of the speed."""
+        """Leave these seconds out of the speed: they were not spent on training."""
         self._since += seconds
 
     def close(self) -> None:

@@ -13,21 +13,21 @@ from torch.utils.data import Sampler
 class InfiniteBatchSampler(Sampler[list[tuple[int, int]]]):
     """Endless batches of (position in the stream, image index), for one of several processes.
 
-    The stream numbers positions 0, 1, 2, … over one random order of all images after the other.
+    The stream is an endless row of random orders of all images; its positions are 0, 1, 2, …
     Every process cuts the same stream into the same global batches and takes its stride of each,
-    so a batch's images do not depend on the number of processes. Where images are grouped by
-    aspect ratio, positions wait in one of two buckets until it holds a batch.
+    so a batch's images do not depend on the number of processes. If images are grouped by aspect
+    ratio, positions wait in one of two buckets until it holds a batch.
 
     Args:
         size: number of images.
         batch_size: images of a global batch.
-        seed: at least 0; of the order of images.
+        seed: of the random orders, at least 0.
         wide: (size,) bool to group images by, or None for consecutive batches.
-        rank, world_size: this process and how many there are.
-        start_iteration: global batches to skip; the rest is that of an uninterrupted run.
+        rank, world_size: number of this process, and how many there are.
+        start_iteration: global batches to skip; the others are those of an uninterrupted run.
 
     Raises:
-        ValueError: no images, or a batch that the processes cannot share evenly.
+        ValueError: there are no images, or the processes cannot share a batch evenly.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class InfiniteBatchSampler(Sampler[list[tuple[int, int]]]):
         start_iteration: int = 0,
     ) -> None:
         if size < 1:
-            raise ValueError(f"cannot sample from {size} images")
+            raise ValueError(f"there are {size} images to draw from; expected at least 1")
         if batch_size < 1 or batch_size % world_size:
             raise ValueError(
                 f"SOLVER.IMS_PER_BATCH must be a multiple of the number of processes, "

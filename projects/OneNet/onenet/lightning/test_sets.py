@@ -1,21 +1,17 @@
-"""All test sets of a config; more than one put their names before what is told of them."""
+"""All test sets of a config. With several, metric names start with the set's name."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from onenet.data.dataset import CocoDetection
+from onenet.evaluation.results import results_folder, set_prefix
 
 from .evaluate import evaluate
 from .pictures import validation_pictures
-
-
-def _prefix(dataset: CocoDetection, test_sets: list[CocoDetection]) -> str:
-    return dataset.source.name.replace("/", "_") + "/" if len(test_sets) > 1 else ""
 
 
 def evaluate_all(
@@ -27,18 +23,19 @@ def evaluate_all(
         See :func:`~onenet.lightning.evaluate.evaluate`; ``None`` without test sets, too.
     """
     metrics: dict[str, float] = {}
-    for dataset in test_sets:
-        prefix = _prefix(dataset, test_sets)
-        folder = Path(cfg.OUTPUT_DIR) / "inference" / prefix
-        found = evaluate(cfg, model, dataset, folder)
-        metrics.update({prefix + name: value for name, value in (found or {}).items()})
+    names = [dataset.source.name for dataset in test_sets]
+    for dataset, name in zip(test_sets, names, strict=True):
+        prefix = set_prefix(name, names)
+        found = evaluate(cfg, model, dataset, results_folder(cfg.OUTPUT_DIR, name, names))
+        metrics |= {prefix + title: value for title, value in (found or {}).items()}
     return metrics or None
 
 
 def draw_all(cfg: Any, model: nn.Module, test_sets: list[CocoDetection]) -> dict[str, np.ndarray]:
     """:func:`~onenet.lightning.pictures.validation_pictures` of every test set."""
+    names = [dataset.source.name for dataset in test_sets]
     return {
-        _prefix(dataset, test_sets) + name: picture
+        set_prefix(dataset.source.name, names) + title: picture
         for dataset in test_sets
-        for name, picture in validation_pictures(cfg, model, dataset).items()
+        for title, picture in validation_pictures(cfg, model, dataset).items()
     }

@@ -1,11 +1,11 @@
-"""The training loop, iteration by iteration."""
+"""The training loop, iteration by iteration; :mod:`.hooks` has what happens around it."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,42 +14,55 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
+from onenet.checkpoints.resume import restore
 from onenet.checkpoints.weights import AVERAGED, load_weights
 from onenet.data.dataset import CocoDetection
 from onenet.data.unreadable import SkippedImages
 from onenet.detector import memory_format
-from onenet.errors import WriteError
-from onenet.training.accumulation import forward_backward, split
-from onenet.training.ema import ModelEMA, check_same
+from onenet.training.dump import dump_batch
+from onenet.training.ema import ModelEMA
 from onenet.training.guard import Guard
-from onenet.training.history import GRADIENT, History, check_finite
-from onenet.training.oom import memory_errors, training_advice
-from onenet.training.optim import build_optimizer, build_scheduler, lr_factor
-from onenet.training.signals import Stopped, StopRequests, stop_at_once
+from onenet.training.history import History, check_finite
+from onenet.training.hooks import Average, Hook, HookStates, build_hooks
+from onenet.training.optim import build_optimizer, build_scheduler
+from onenet.training.step import train_step
 
 from .build import build_detector
 from .checkpoints import Checkpoints
+from .config import dump
+from .hooks import Evaluate, Log, ReportSkipped, Save, Stop
+from .items import TrainItem
 from .loader import build_train_loader
 from .monitor import Monitor
-from .replay import dump_batch
-from .samples import TrainSample
-from .test_sets import draw_all, evaluate_all
 
 logger = logging.getLogger(__name__)
-LOG_PERIOD = 20
 
 
 class Trainer:
     """Trains a config's model on the processes of a launched Fabric.
 
-    The weights after an iteration depend on the config and the seed alone: an interrupted run
-    that is resumed ends where an uninterrupted one does.
+    The weights after an iteration depend on the config and the seed alone: a run that is
+    interrupted and resumed ends exactly where an uninterrupted one does.
 
     Args:
         cfg: frozen.
         fabric: launched; gives device, processes and precision.
         train_sets, test_sets: see :mod:`onenet.data.dataset`.
-        resume: go on from the last checkpoint in ``OUTPUT_DIR`` where there is one.
+        resume: continue from the last checkpoint in ``OUTPUT_DIR`` if there is one.
+
+    Attributes:
+        hooks: called around every step, in this order.
+        cleanup: closes what hooks open for the time of the training, however it ends.
+        iteration: how many are done.
+        values: losses and gradient norm of the last step, see :func:`train_step`.
+        losses: values that were read since the last line of the log.
+        data_time: seconds spent waiting for data since then.
+        monitor: of the first process, while it trains.
+        metrics: of the last evaluation, on the first process.
+
+    Raises:
+        CheckpointError: the checkpoint or the weights do not fit the config.
+        ConfigError: values that do not fit each other, or an unknown hook.
     """
 
     def __init__(
@@ -63,7 +76,7 @@ class Trainer:
     ) -> None:
         self.cfg, self.fabric = cfg, fabric
         self.train_sets, self.test_sets = train_sets, test_sets
-        self.skipped = SkippedImages()
+        self.is_first = fabric.global_rank == 0
         self.output_dir = Path(cfg.OUTPUT_DIR)
         self.checkpoints = Checkpoints(self.output_dir, fabric, cfg.SOLVER.CHECKPOINT_KEEP)
         checkpoint = self.checkpoints.read_last() if resume else None
@@ -75,19 +88,44 @@ class Trainer:
             load_weights(self.model, cfg.MODEL.WEIGHTS, new_classes=True)
         with fabric.autocast():
             self.model.to(fabric.device, memory_format=memory_format(fabric.device))
-        average = cfg.MODEL_EMA
-        self.ema = ModelEMA(self.model, average.DECAY) if average.ENABLED else None
         self.optimizer = build_optimizer(cfg, self.model, fused=True)
         self.guard = Guard(self.optimizer, self.model, cfg.SOLVER.SKIP_NONFINITE)
         self.scheduler = build_scheduler(cfg, self.optimizer)
-        parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
-        self.parts = parts if self.ema is None else {**parts, "ema": self.ema}
+        self.ema = ModelEMA(self.model, cfg.MODEL_EMA.DECAY) if cfg.MODEL_EMA.ENABLED else None
+        own = build_hooks(cfg)
+        self.hooks: list[Hook] = [
+            *([Average(cfg, self.ema)] if self.ema is not None else []),
+            *own.values(),
+            Log(cfg),
+            Stop(cfg),
+            Save(cfg),
+            ReportSkipped(cfg),
+            Evaluate(cfg),
+        ]
+        self.parts: dict[str, Any] = {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "scheduler": self.scheduler,
+            **({"ema": self.ema} if self.ema is not None else {}),
+        }
+        self.hook_states = HookStates(own)
         self.iteration = 0
         if checkpoint is not None:
-            check_same(self.ema, checkpoint, self.checkpoints.last)
-            self.iteration = self.checkpoints.restore(self.parts, checkpoint)
+            self.iteration = restore(self.parts, checkpoint, self.checkpoints.last)
+            self.hook_states.load_state_dict(checkpoint.get("hooks", {}))
         # The plain strategy, not Fabric's wrapper, whose conversions refuse frozen dataclasses.
         self.parallel = fabric.strategy.setup_module(self.model)
+
+        self.skipped = SkippedImages()
+        self.history = History(
+            fabric.device, self.iteration, tolerated=cfg.SOLVER.SKIP_NONFINITE, dump=self._dump
+        )
+        self.values: dict[str, Tensor] = {}
+        self.losses: list[dict[str, float]] = []
+        self.data_time = 0.0
+        self.monitor: Monitor | None = None
+        self.metrics: dict[str, float] | None = None
+        self._saved_at: int | None = None
 
     def _choose_seed(self, checkpoint: dict[str, Any] | None) -> int:
         seed = (checkpoint or {}).get("seed", self.cfg.SEED)
@@ -96,128 +134,73 @@ class Trainer:
             logger.info("SEED %d (drawn)", seed)
         return seed
 
+    @property
+    def done(self) -> bool:
+        """Whether the last iteration is done."""
+        return self.iteration >= self.cfg.SOLVER.MAX_ITER
+
+    @property
+    def result(self) -> nn.Module:
+        """What is evaluated and saved at the end: the average, if there is one."""
+        return self.model if self.ema is None else self.ema.model
+
     def train(self) -> dict[str, float] | None:
         """Run to ``SOLVER.MAX_ITER``, evaluate and save.
 
         Returns:
-            On rank 0 the metrics of the last evaluation, if there was one.
+            On the first process the metrics of the last evaluation, if there was one.
 
         Raises:
-            NonFiniteError: a loss or gradient is NaN or infinite, in more iterations in a row than
-                ``SOLVER.SKIP_NONFINITE``; neither the weights nor what was saved before has
-                changed by it.
+            NonFiniteError: a loss or gradient is NaN or infinite in more iterations in a row than
+                ``SOLVER.SKIP_NONFINITE``. Weights and earlier checkpoints are unchanged.
             OutOfMemoryError: names the settings that need less.
             Stopped: by SIGTERM or Ctrl-C, after an iteration that has been saved.
-            WriteError: the weights that come out cannot be written.
+            WriteError: ``model_final.pth`` cannot be written.
         """
-        monitor = self._monitor()
-        try:
-            with StopRequests() as requests:
-                self._loop(monitor, requests)
-            self._save_final()
-            self.skipped.report()
-            # After the loop, so that a run that was interrupted here is evaluated when resumed.
-            return self.evaluate(monitor)
-        finally:
-            if monitor is not None:
-                monitor.close()
+        with ExitStack() as self.cleanup:
+            for hook in self.hooks:
+                hook.trainer = self
+                hook.before_train()
+            batches = iter(self._batches())
+            self.model.train()
+            while not self.done:
+                for hook in self.hooks:
+                    hook.before_step()
+                start = time.perf_counter()
+                batch = next(batches)
+                self.data_time += time.perf_counter() - start
+                self.values = self.step(batch)
+                self.history.add(self.values, [item.file_name for item in batch])
+                self.iteration += 1
+                for hook in self.hooks:
+                    hook.after_step()
+            for hook in self.hooks:
+                hook.at_end()
+        return self.metrics
 
-    def _loop(self, monitor: Monitor | None, requests: StopRequests) -> None:
-        cfg = self.cfg
-        samples = self._batches()
-        self.model.train()
-        history = History(
-            self.fabric.device,
-            self.iteration,
-            tolerated=cfg.SOLVER.SKIP_NONFINITE,
-            dump=self._dump,
+    def step(self, batch: list[TrainItem]) -> dict[str, Tensor]:
+        """One iteration on this process' share of the batch; see :func:`train_step`."""
+        values = train_step(
+            self.cfg,
+            self.parallel,
+            self.guard,
+            batch,
+            count=lambda item: len(item.targets),
+            forward=self._forward,
+            backward=self.fabric.backward,
         )
-        losses: list[dict[str, float]] = []
-        data_time = 0.0
-        while self.iteration < cfg.SOLVER.MAX_ITER:
-            start = time.perf_counter()
-            batch = next(samples)
-            data_time += time.perf_counter() - start
-            history.add(self.step(batch), [sample.file_name for sample in batch])
-            self.iteration += 1
-            stop = requests.agreed()
-            done = self.iteration >= cfg.SOLVER.MAX_ITER
-            log = done or self.iteration % LOG_PERIOD == 0
-            save = done or stop or self.iteration % cfg.SOLVER.CHECKPOINT_PERIOD == 0
-            test = not (done or stop) and _is_due(self.iteration, cfg.TEST.EVAL_PERIOD)
-            if history.immediate or log or save or test:
-                losses += history.read()
-            if monitor is not None:
-                monitor.step()
-                if log and losses:
-                    self._log(monitor, losses, data_time / len(losses))
-            if log:
-                losses, data_time = [], 0.0
-            start = time.perf_counter()
-            if save:
-                self.save()
-            if stop:
-                # Which all wait for: no process ends before the first one has saved.
-                self.checkpoints.last = self.fabric.broadcast(self.checkpoints.last)
-                raise self._stopped(stop)
-            if test:
-                self._evaluate_meanwhile(monitor, saved=bool(save))
-            if monitor is not None:
-                monitor.pause(time.perf_counter() - start)
-        history.report()
+        self.scheduler.step()
+        return values
 
-    def _stopped(self, number: int) -> Stopped:
-        last = self.checkpoints.last
-        then = f"--resume goes on from {last}" if last else "there is no checkpoint to resume from"
-        return Stopped(number, f"stopped after iteration {self.iteration}; {then}")
-
-    def step(self, batch: list[TrainSample]) -> dict[str, Tensor]:
-        """One iteration on this process' share of the batch.
-
-        Returns:
-            Its detached losses and the ``GRADIENT``, all on the device: nothing here waits for it.
-        """
-        parts = split(batch, self.cfg.SOLVER.ACCUMULATE)
-        with memory_errors(self.model, lambda: training_advice(self.cfg)):
-            self.guard.keep()
-            self.optimizer.zero_grad(set_to_none=True)
-            losses = forward_backward(
-                self.parallel,
-                parts,
-                [sum(len(sample.targets) for sample in part) for part in parts],
-                forward=self._forward,
-                backward=self.fabric.backward,
-            )
-            losses[GRADIENT] = self.guard.step()
-            self.scheduler.step()
-            if self.ema is not None:
-                self.ema.update(self.model, self.guard.good)
-        return losses
-
-    def _forward(self, samples: list[TrainSample]) -> dict[str, Tensor]:
+    def _forward(self, items: Sequence[TrainItem]) -> dict[str, Tensor]:
         with self.fabric.autocast():
-            return self.parallel([s.image for s in samples], [s.targets for s in samples])
+            return self.parallel([i.image for i in items], [i.targets for i in items])
 
-    def _dump(self, iteration: int, what: str) -> Path:
-        # The stream of batches is the same every time.
-        (batch,) = islice(self._loader(iteration - 1, workers=0), 1)
-        return dump_batch(self.cfg, self.fabric, self.model, self.seed, batch, iteration, what)
-
-    def _monitor(self) -> Monitor | None:
-        if self.fabric.global_rank != 0:
-            return None
-        return Monitor(
-            self.output_dir,
-            start_iteration=self.iteration,
-            max_iter=self.cfg.SOLVER.MAX_ITER,
-            images_per_batch=self.cfg.SOLVER.IMS_PER_BATCH,
-        )
-
-    def _batches(self) -> Iterator[list[TrainSample]]:
+    def _batches(self) -> Iterable[list[TrainItem]]:
         loader = self._loader(self.iteration, self.cfg.DATALOADER.NUM_WORKERS)
-        return self.skipped.watch(loader, lambda sample: sample.skipped)
+        return self.skipped.watch(loader, lambda item: item.skipped)
 
-    def _loader(self, start_iteration: int, workers: int) -> Iterable[list[TrainSample]]:
+    def _loader(self, start_iteration: int, workers: int) -> Iterable[list[TrainItem]]:
         cfg = self.cfg.clone()
         cfg.defrost()
         cfg.SEED, cfg.DATALOADER.NUM_WORKERS = self.seed, workers
@@ -229,27 +212,50 @@ class Trainer:
             start_iteration=start_iteration,
         )
 
-    def _log(self, monitor: Monitor, losses: list[dict[str, float]], data_time: float) -> None:
-        names = [name for name in losses[0] if name != GRADIENT]
-        means = {name: sum(one[name] for one in losses) / len(losses) for name in names}
-        # Not the optimiser's rate, which is that of the next iteration already.
-        lr = self.scheduler.base_lrs[-1] * lr_factor(self.cfg, self.iteration - 1)
-        monitor.log(self.iteration, means, lr, data_time)
+    def _dump(self, iteration: int, what: str) -> Path:
+        # The stream of batches is the same every time.
+        (batch,) = islice(self._loader(iteration - 1, workers=0), 1)
+        return dump_batch(
+            self.output_dir,
+            self.model,
+            [(item.image, item.targets, item.file_name) for item in batch],
+            iteration=iteration,
+            what=what,
+            engine="lightning",
+            config=dump(self.cfg),
+            seed=self.seed,
+            precision="bfloat16" if self.cfg.SOLVER.AMP.ENABLED else "float32",
+        )
 
-    def save(self) -> None:
-        """Write a checkpoint to resume from.
+    def read_losses(self) -> None:
+        """Wait for the device and add the values of every iteration since to ``losses``.
+
+        All processes call this in the same iterations.
 
         Raises:
-            NonFiniteError: a weight or statistic is NaN or infinite.
+            NonFiniteError: see :meth:`train`.
         """
-        if self.fabric.global_rank != 0:
+        self.losses += self.history.read()
+
+    def save(self) -> None:
+        """Write a checkpoint to resume from, at most once an iteration; all processes call this.
+
+        Raises:
+            NonFiniteError: a loss, weight or statistic is NaN or infinite.
+        """
+        self.read_losses()
+        if not self.is_first or self._saved_at == self.iteration:
             return
+        self._saved_at = self.iteration
         check_finite(self.model.state_dict(), self.iteration)
         content = {name: part.state_dict() for name, part in self.parts.items()}
         content |= {"seed": self.seed, "class_names": self.train_sets[0].class_names}
+        if states := self.hook_states.state_dict():
+            content["hooks"] = states
         self.checkpoints.save(self.iteration, content)
 
-    def _save_final(self) -> None:
+    def save_final(self) -> None:
+        """Write the result, without what only resuming needs."""
         content: dict[str, Any] = {
             "model": self.result.state_dict(),
             "class_names": self.train_sets[0].class_names,
@@ -259,37 +265,3 @@ class Trainer:
         path = self.checkpoints.save_final(content)
         kind = "averaged " * (self.ema is not None)
         logger.info("Trained %d iterations; the %sweights are in %s", self.iteration, kind, path)
-
-    @property
-    def result(self) -> nn.Module:
-        """What is evaluated and comes out at the end: the average, if there is one."""
-        return self.model if self.ema is None else self.ema.model
-
-    def evaluate(self, monitor: Monitor | None) -> dict[str, float] | None:
-        """Score the model on every test set; curves and pictures go to the monitor."""
-        if self.ema is not None and self.test_sets:
-            logger.info("Evaluating the averaged weights (MODEL_EMA)")
-        metrics = evaluate_all(self.cfg, self.result, self.test_sets)
-        if monitor is not None and metrics is not None:
-            monitor.write(self.iteration, metrics)
-            pictures = draw_all(self.cfg, self.result, self.test_sets)
-            monitor.pictures(self.iteration, pictures)
-        self.fabric.barrier()
-        return metrics
-
-    def _evaluate_meanwhile(self, monitor: Monitor | None, *, saved: bool) -> None:
-        """Evaluate between iterations: a signal to the first process stops it at once."""
-        try:
-            with stop_at_once() if self.fabric.global_rank == 0 else nullcontext():
-                self.evaluate(monitor)
-        except Stopped as stopped:
-            if not saved:
-                self.save()
-            raise self._stopped(stopped.number) from stopped
-        except WriteError as error:
-            logger.error("%s. Training goes on", error)
-            self.fabric.barrier()
-
-
-def _is_due(iteration: int, period: int) -> bool:
-    return period > 0 and iteration % period == 0

@@ -1,4 +1,4 @@
-"""A batch computed in parts, for memory; losses and gradients add up to those of the whole."""
+"""A batch in parts, to save memory; losses and gradients add up to those of the whole batch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from .distributed import processes
 
 T = TypeVar("T")
 
@@ -27,23 +29,23 @@ def split(batch: Sequence[T], parts: int) -> list[Sequence[T]]:
 
 
 def shares(counts: Sequence[int], device: torch.device) -> Tensor:
-    """What the losses of each part must be multiplied by, to add up to those of the whole batch.
+    """Factors with which the losses of the parts add up to those of the whole batch.
 
-    For losses over the mean number of targets, see
-    :func:`onenet.assignment.criterion.mean_targets`. All processes must call this together.
+    For losses divided by the mean number of targets
+    (:func:`onenet.assignment.criterion.mean_targets`). All processes must call this together.
 
     Args:
-        counts: targets of this process in each part.
+        counts: this process' number of targets in each part.
 
     Returns:
-        (parts,) float32; equal on all processes.
+        (parts,) float32, equal on all processes.
     """
     mean = torch.tensor(counts, dtype=torch.float32)
-    # From pinned memory the host need not wait for the copy.
+    # From pinned memory the host does not wait for the copy.
     mean = (mean.pin_memory() if device.type == "cuda" else mean).to(device, non_blocking=True)
-    if dist.is_available() and dist.is_initialized():
+    if processes() > 1:
         dist.all_reduce(mean)
-        mean /= dist.get_world_size()
+        mean /= processes()
     return mean.clamp(min=1) / mean.sum().clamp(min=1)
 
 
@@ -56,19 +58,19 @@ def forward_backward(
 ) -> dict[str, Tensor]:
     """Add the gradients of all parts to those that ``model`` has.
 
-    Equal to a single pass but for rounding where the network treats each image for itself: batch
-    norms in training see a part at a time, and images are padded to the largest of their part.
-    Where a loss is NaN or infinite, every gradient becomes NaN, on all processes.
+    Equal to a single pass up to rounding if the network treats each image on its own. Batch norms
+    in training see one part at a time, and images are padded to the largest of their part. If a
+    loss is NaN or infinite, every gradient becomes NaN, on all processes.
 
     Args:
-        model: what ``forward`` runs; wrapped for several processes, its gradients are exchanged
-            after the last part only.
+        model: what ``forward`` runs; several processes exchange its gradients only after the last
+            part.
         counts: targets in each part.
         forward: from a part to its losses.
         backward: called with the sum of a part's losses.
 
     Returns:
-        The losses of the whole, detached.
+        The losses of the whole batch, detached.
     """
     device = next(model.parameters()).device
     weights = shares(counts, device) if len(parts) > 1 else None

@@ -5,29 +5,27 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from onenet.errors import CheckpointError
-
 
 class ModelEMA:
     """Exponential moving average of a model's weights and of its batch norms' statistics.
 
-    With n updates done, the next one keeps min(decay, (1 + n) / (10 + n)) of the average, as
+    After n updates, the next one keeps min(decay, (1 + n) / (10 + n)) of the average, as
     TensorFlow's ``ExponentialMovingAverage`` does: a short training is averaged over its last
     ninth, a long one over 1 / (1 - decay) iterations. 0.9998 is EfficientDet's decay (arXiv
-    1911.09070, section 5.1).
+    1911.09070, section 5.1). torch's ``AveragedModel`` has no such warm-up, and it makes the host
+    wait for the device.
 
     Args:
         model: on its device; the average starts from its weights.
         decay: from 0 to below 1.
 
     Attributes:
-        model: another of its kind with the averaged weights, in evaluation mode.
+        model: a copy with the averaged weights, in evaluation mode.
         updates: done so far.
     """
 
@@ -40,10 +38,10 @@ class ModelEMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module, good: Tensor | None = None) -> None:
-        """Take in the weights of another iteration; counters of batch norms are copied.
+        """Average in the weights after another iteration; counters of batch norms are copied.
 
         Args:
-            good: scalar bool; False leaves the average as it is, see :mod:`onenet.training.guard`.
+            good: scalar bool; False leaves the average unchanged, see :mod:`onenet.training.guard`.
         """
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         averages, currents = [], []
@@ -59,29 +57,19 @@ class ModelEMA:
         self.updates += 1
 
     def restart(self, model: nn.Module) -> None:
-        """Start anew from the weights of ``model``."""
+        """Forget the average and start from the weights of ``model``."""
         self.model.load_state_dict(model.state_dict())
         self.updates = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The averaged weights as ``model``, and ``updates``."""
+        """The averaged weights, as ``model``, and ``updates``."""
         return {"model": self.model.state_dict(), "updates": self.updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` gave."""
+        """Continue from what :meth:`state_dict` gave."""
         self.model.load_state_dict(state["model"])
         self.updates = state["updates"]
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:
     return itertools.chain(model.parameters(), model.buffers())
-
-
-def check_same(ema: ModelEMA | None, checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Raise ``CheckpointError`` if a run shall go on with an average that it did not have, or
-    without one that it had."""
-    if (ema is not None) != ("ema" in checkpoint):
-        raise CheckpointError(
-            f"{path} cannot be resumed with MODEL_EMA.ENABLED {ema is not None}; its run had "
-            f"{ema is None}. Set it so, or start anew with MODEL.WEIGHTS set to it"
-        )

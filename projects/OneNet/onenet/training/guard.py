@@ -1,4 +1,4 @@
-"""Steps that leave a model alone where its gradients are NaN or infinite."""
+"""Optimiser steps that leave the model unchanged if a gradient is NaN or infinite."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from .optim import gradient_norm
 
 
 class Guard:
-    """Steps of a fused optimiser that a NaN or infinite gradient keeps from happening.
+    """Steps of a fused optimiser, skipped if a gradient is NaN or infinite.
 
-    Then the weights and the optimiser's state stay as they are, and batch norms get their
-    statistics back. :func:`~onenet.training.accumulation.forward_backward` turns such losses into
-    such gradients, which all processes share, so all do the same. The device decides; the host does
-    not wait for it: once more than ``tolerated`` iterations in a row went wrong nothing changes any
-    more, and when the host looks, the model is still the one that the last of them met.
+    A skipped step leaves the weights and the optimiser's state unchanged and restores the
+    statistics of batch norms. :func:`~onenet.training.accumulation.forward_backward` turns losses
+    that are not finite into such gradients, which all processes share, so all skip the same steps.
+
+    The device decides, and the host does not wait for it. After more than ``tolerated`` bad
+    iterations in a row all further steps are skipped, so when the host reads the losses, the model
+    is still what the last of these iterations started from.
 
     Args:
         optimizer: fused.
         model: the optimiser's, on its device.
-        tolerated: iterations in a row that may go wrong.
+        tolerated: how many iterations in a row may go wrong.
 
     Attributes:
-        good: scalar bool on the device, whether the last step took place.
+        good: scalar bool on the device, whether the last step changed the weights.
     """
 
     def __init__(self, optimizer: Optimizer, model: nn.Module, tolerated: int = 0) -> None:
@@ -44,11 +46,11 @@ class Guard:
 
     @torch.no_grad()
     def keep(self) -> None:
-        """Note the batch norms' statistics, before the forward pass."""
+        """Keep a copy of the batch norms' statistics; call this before the forward pass."""
         self._kept = [_flat(alike) for alike in self._statistics]
 
     def step(self) -> Tensor:
-        """The step after a backward pass, if it may take place.
+        """Update the weights after a backward pass, unless a gradient is not finite.
 
         Returns:
             Scalar float32: the norm of all gradients before clipping.
@@ -56,7 +58,7 @@ class Guard:
         norm = gradient_norm(self.model)
         self.good = norm.isfinite() & (self._in_a_row <= self.tolerated)
         self._in_a_row = torch.where(self.good, 0, self._in_a_row + 1)
-        # What a gradient scaler tells fused optimisers, too.
+        # The attribute through which a gradient scaler makes fused optimisers skip a step.
         self.optimizer.found_inf = (~self.good).float()
         self.optimizer.step()
         self._put_back()
@@ -75,13 +77,13 @@ def _flat(tensors: Iterable[Tensor]) -> Tensor:
 
 
 class ScaledGuard(Guard):
-    """The same with a gradient scaler, which waits for the device.
+    """The same with a gradient scaler, which makes the host wait for the device.
 
-    A scaler looks for its scale by making gradients overflow. As long as it has one to step back
-    from, above 1, that is no fault.
+    A scaler finds its scale by letting gradients overflow, so an overflow is not an error while the
+    scale is above 1.
 
     Args:
-        scaler: of the optimiser, which is not fused.
+        scaler: of an optimiser that is not fused.
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class ScaledGuard(Guard):
         self.scaler = scaler
 
     def step(self) -> Tensor:
-        """As of :class:`Guard`; 0 where the scaler stepped back."""
+        """See :class:`Guard`; returns 0 if the scaler has lowered its scale."""
         self.scaler.unscale_(self.optimizer)
         norm = gradient_norm(self.model)
         self.good = norm.isfinite()

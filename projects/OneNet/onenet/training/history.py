@@ -1,4 +1,4 @@
-"""The losses of an iteration, left on the device until they are needed."""
+"""The losses of the iterations, left on the device until they are needed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,28 +13,29 @@ from torch import Tensor
 
 from onenet.errors import NonFiniteError, OneNetError
 
+from .distributed import gather, processes, rank
+
 logger = logging.getLogger(__name__)
 COST, GRADIENT = "cost", "gradient norm"  # among the values of an iteration
-_TOLD = 10  # skipped iterations with a line each; then one of as many has one
+_LOGGED = 10  # so many skipped iterations get a line each in the log; then every 10th does
 
 
 class History:
-    """Losses of the iterations that were not read yet, and what each was computed on.
+    """Losses of the iterations that have not been read yet, and the images of each.
 
-    Reading makes the host wait for the device. On the CPU, where that costs nothing, every
-    iteration is read; elsewhere when losses are logged, and before anything is saved or evaluated.
+    Reading makes the host wait for the device. On the CPU this costs nothing, so every iteration is
+    read; on other devices, losses are read for the log, and before anything is saved or evaluated.
 
     Args:
         device: of the losses.
-        iteration: how many were done before.
-        tolerated: iterations in a row that may go wrong, ``SOLVER.SKIP_NONFINITE``.
-        dump: called with an iteration and what was wrong with it when training shall stop, by every
-            process whose losses were not finite, or by all where the gradient alone was not; writes
-            a file.
+        iteration: how many iterations were done before.
+        tolerated: how many iterations in a row may go wrong, ``SOLVER.SKIP_NONFINITE``.
+        dump: called before training stops, with the iteration and what was wrong; writes a file.
+            Every process whose losses are not finite calls it, or all if only the gradient is not.
 
     Attributes:
-        immediate: every iteration should be read.
-        skipped: iterations that went wrong and were tolerated.
+        immediate: whether every iteration should be read.
+        skipped: number of iterations that went wrong and were tolerated.
     """
 
     def __init__(
@@ -61,9 +61,9 @@ class History:
         """Append an iteration.
 
         Args:
-            values: scalars by name, the same names every time; a ``cost`` is there only where it
-                is not finite, and the losses then are not, either.
-            files: images of this process' share of the batch.
+            values: scalars by name, the same names every time. Only a ``cost`` may come and go: it
+                is there if it is not finite, and then the losses are not finite either.
+            files: image files of this process' share of the batch.
         """
         self._names = [name for name in values if not name.startswith(COST)]
         self._rows.append(torch.stack([values[name] for name in self._names]))
@@ -71,21 +71,21 @@ class History:
         self._origins.append((list(files), costs))
 
     def read(self) -> list[dict[str, float]]:
-        """The values of every new iteration but those that went wrong and were tolerated.
+        """The values of every new iteration, without those that went wrong and were tolerated.
 
-        Means over the processes, which all call this.
+        They are means over the processes, which all call this together.
 
         Raises:
             NonFiniteError: more iterations in a row than tolerated have a value that is NaN or
-                infinite; names it, the iteration and its images.
+                infinite; names the value, the iteration and its images.
         """
         if not self._rows:
             return []
         rows = own = torch.stack(self._rows)
-        if _processes() > 1:
+        if processes() > 1:
             rows = own.clone()
             dist.all_reduce(rows)
-            rows /= _processes()
+            rows /= processes()
         good = []
         for i, row in enumerate(rows.tolist()):
             self.iteration += 1
@@ -106,34 +106,34 @@ class History:
         self._in_a_row += 1
         stop = self._in_a_row > self.tolerated
         self.skipped += not stop
-        if not stop and self.skipped > _TOLD and self.skipped % _TOLD:
+        if not stop and self.skipped > _LOGGED and self.skipped % _LOGGED:
             return
         losses = [i for i, name in enumerate(self._names) if name != GRADIENT]
         guilty = not own[losses].isfinite().all().item()
-        shares = _of_all_processes((files, costs, guilty))
+        shares = gather((files, costs, guilty))
         files = [file for share in shares for file in share[0]]
         costs = sorted({cost for share in shares for cost in share[1]})
         what = ", ".join([*costs, *wrong])
         if stop:
             dumps = self._dumps(what, guilty or not any(share[2] for share in shares))
             raise diverged(self.iteration, what, files, dumps)
-        if _rank() == 0:
+        if rank() == 0:
             text = "iteration %d is skipped, number %d since the start: %s, on %s"
             logger.warning(text, self.iteration, self.skipped, what, ", ".join(files))
 
     def _dumps(self, what: str, is_mine: bool) -> list[str]:
-        """The dumps of all processes; nobody ends, and ends the others, while one still writes."""
+        """The dumps of all processes; waits for all, as the first to end would end the others."""
         path = None
         if self.dump is not None and is_mine:
             try:
                 path = str(self.dump(self.iteration, what))
             except (OneNetError, OSError, RuntimeError) as error:
                 logger.warning("iteration %d could not be dumped: %s", self.iteration, error)
-        return [path for path in _of_all_processes(path) if path is not None]
+        return [path for path in gather(path) if path is not None]
 
     def report(self) -> None:
-        """Tell in the log of the first process how many iterations were skipped, if any."""
-        if self.skipped and _rank() == 0:
+        """Log on the first process how many iterations were skipped, if any."""
+        if self.skipped and rank() == 0:
             logger.warning(
                 "SOLVER.SKIP_NONFINITE: %d of %d iterations since this start were skipped",
                 self.skipped,
@@ -141,23 +141,8 @@ class History:
             )
 
 
-def _processes() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _rank() -> int:
-    return dist.get_rank() if _processes() > 1 else 0
-
-
-def _of_all_processes(value: Any) -> list[Any]:
-    values = [value] * _processes()
-    if len(values) > 1:
-        dist.all_gather_object(values, value)
-    return values
-
-
 def check_finite(state: Mapping[str, Tensor], iteration: int) -> None:
-    """Raise ``NonFiniteError`` if weights or statistics to be saved are NaN or infinite."""
+    """Raise ``NonFiniteError`` if weights or statistics of a model are NaN or infinite."""
     floating = {name: value for name, value in state.items() if value.is_floating_point()}
     good = torch.stack([value.isfinite().all() for value in floating.values()]).tolist()
     wrong = [name for name, fine in zip(floating, good, strict=True) if not fine]
@@ -172,9 +157,9 @@ def diverged(
 
     Args:
         iteration: counted from 1; ``None`` outside of a training.
-        what: was not finite.
-        files: the images that it was computed on.
-        dumps: see :mod:`onenet.training.replay`.
+        what: the values that are not finite.
+        files: the images they were computed on.
+        dumps: paths of the files that :mod:`onenet.training.replay` reads.
     """
     place = f"iteration {iteration}: " if iteration is not None else ""
     images = f", on {', '.join(files)}" if files else ""

@@ -1,4 +1,4 @@
-"""Out of memory, said with the settings that need less of it."""
+"""Errors for lack of memory, with the settings that need less of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onenet.data.batching import DIVISIBILITY, pad_to
 from onenet.errors import OneNetError, OutOfMemoryError
 from onenet.inference.batch_size import images_per_batch
 
-# What torch says besides raising its own class: the CPU's allocator; CUDA's runtime and libraries.
+# How torch's CPU allocator, and CUDA's runtime and libraries say it in other errors.
 _SIGNS = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
 
 
@@ -40,12 +40,12 @@ def testing_advice(cfg: Any) -> str:
 
 @contextmanager
 def memory_errors(model: nn.Module, advice: Callable[[], str]) -> Iterator[None]:
-    """Turn every way to say that memory is short into an ``OutOfMemoryError``.
+    """Turn every error that means lack of memory into an ``OutOfMemoryError``.
 
     Args:
-        model: the images that it was called with last are counted and measured; they come as
-            tensors (3, H, W), or in dicts as ``image``.
-        advice: the end of the message.
+        model: its last images are counted and measured for the message; they are tensors
+            (3, H, W), or dicts with one as ``image``.
+        advice: returns the end of the message.
     """
     shapes: list[Sequence[int]] = []
 

@@ -1,12 +1,18 @@
-"""Optimiser with gradient clipping, and learning-rate schedule, of ``SOLVER``."""
+"""The optimiser with gradient clipping, and the learning-rate schedule, of ``SOLVER``."""
 
 from __future__ import annotations
 
-import bisect
-import math
 from typing import Any
 
 import torch
+from fvcore.common.param_scheduler import (
+    CompositeParamScheduler,
+    ConstantParamScheduler,
+    CosineParamScheduler,
+    LinearParamScheduler,
+    MultiStepParamScheduler,
+    ParamScheduler,
+)
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -20,8 +26,8 @@ def build_optimizer(cfg: Any, model: nn.Module, *, fused: bool = False) -> Optim
 
     Args:
         fused: one kernel for the whole step, see :mod:`onenet.training.guard`. Not with a gradient
-            scaler, which leaves its scale in the gradients of a fused optimiser, where clipping
-            would see it.
+            scaler: it leaves its scale in the gradients of a fused optimiser, and clipping would
+            see it.
     """
     backbone, rest = [], []
     for name, parameter in model.named_parameters():
@@ -42,7 +48,7 @@ def build_optimizer(cfg: Any, model: nn.Module, *, fused: bool = False) -> Optim
     else:
         raise ValueError(f"SOLVER.OPTIMIZER must be ADAMW or SGD, got {s.OPTIMIZER!r}")
     if fused and s.OPTIMIZER == "SGD" and s.MOMENTUM:
-        # It would leave them uninitialised in a first step that is skipped.
+        # The optimiser would leave them uninitialised if the first step is skipped.
         for group in groups:
             for parameter in group["params"]:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -53,7 +59,7 @@ def build_optimizer(cfg: Any, model: nn.Module, *, fused: bool = False) -> Optim
 
 
 def _match_layout(optimizer: Optimizer) -> None:
-    """Lay loaded state out in memory as the parameters are: a fused optimiser does not look."""
+    """Give loaded state the parameters' memory layout, which a fused optimiser does not check."""
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if torch.is_tensor(value) and value.shape == parameter.shape:
@@ -62,37 +68,43 @@ def _match_layout(optimizer: Optimizer) -> None:
 
 def gradient_norm(model: nn.Module) -> Tensor:
     """Scalar 2-norm of all gradients together."""
+    # torch.nn.utils.get_total_norm needs torch 2.6.
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
 
-def lr_factor(cfg: Any, iteration: int) -> float:
-    """What the base rates are multiplied by at an iteration, counted from 0 (Detectron2's curves).
+def lr_schedule(cfg: Any) -> ParamScheduler:
+    """What the base rates are multiplied by, from the share of the training that is done.
 
-    Warm-up rises to the value that the schedule has at its end; it lasts ``MAX_ITER`` iterations
-    at most.
+    The curves of Detectron2's ``build_lr_scheduler``: warm-up rises to the value that the schedule
+    has at its end; it lasts ``MAX_ITER`` iterations at most.
     """
     s = cfg.SOLVER
-    warmup = min(s.WARMUP_ITERS, s.MAX_ITER)
-    if iteration >= warmup:
-        return _scheduled(s, iteration)
-    start, end = s.WARMUP_FACTOR * _scheduled(s, 0), _scheduled(s, warmup)
-    if s.WARMUP_METHOD == "constant":
-        return start
-    return start + (end - start) * iteration / warmup
-
-
-def _scheduled(s: Any, iteration: int) -> float:
     if s.LR_SCHEDULER_NAME == "WarmupCosineLR":
-        end = s.BASE_LR_END / s.BASE_LR
-        progress = min(iteration / s.MAX_ITER, 1.0)
-        return end + (1 - end) * (1 + math.cos(math.pi * progress)) / 2
-    return s.GAMMA ** bisect.bisect_right(sorted(s.STEPS), iteration)
+        schedule: ParamScheduler = CosineParamScheduler(1, s.BASE_LR_END / s.BASE_LR)
+    else:
+        steps = sorted(step for step in s.STEPS if step < s.MAX_ITER)
+        values = [s.GAMMA**k for k in range(len(steps) + 1)]
+        schedule = MultiStepParamScheduler(values, s.MAX_ITER, steps)
+    length = min(s.WARMUP_ITERS / s.MAX_ITER, 1.0)
+    start = s.WARMUP_FACTOR * schedule(0)
+    warmup = LinearParamScheduler(start, schedule(length))
+    if s.WARMUP_METHOD == "constant":
+        warmup = ConstantParamScheduler(start)
+    return CompositeParamScheduler(
+        [warmup, schedule], [length, 1 - length], interval_scaling=["rescaled", "fixed"]
+    )
+
+
+def lr_factor(cfg: Any, iteration: int) -> float:
+    """What the base rates are multiplied by at an iteration, counted from 0."""
+    return lr_schedule(cfg)(min(iteration / cfg.SOLVER.MAX_ITER, 1.0))
 
 
 def build_scheduler(cfg: Any, optimizer: Optimizer) -> LambdaLR:
     """The schedule as a torch scheduler, stepped once an iteration."""
-    return LambdaLR(optimizer, lambda iteration: lr_factor(cfg, iteration))
+    schedule, last = lr_schedule(cfg), cfg.SOLVER.MAX_ITER
+    return LambdaLR(optimizer, lambda iteration: schedule(min(iteration / last, 1.0)))
 
 
 def clip_gradients(c: Any, model: nn.Module) -> None:

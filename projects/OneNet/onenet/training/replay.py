@@ -1,4 +1,4 @@
-"""Batches that training stopped on, and a second look at them: ``train_net.py --replay``."""
+"""``train_net.py --replay``: a second look at a batch that training stopped on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -15,110 +15,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onenet.checkpoints.files import read_checkpoint, save_checkpoint
 from onenet.cli import choose_engine
-from onenet.data.sources import is_line
 from onenet.detector import memory_format
 from onenet.errors import CheckpointError
 from onenet.structures import Predictions, Targets
 
 from .accumulation import forward_backward, split
+from .dump import Dump
 from .history import GRADIENT
 from .optim import gradient_norm
 
 _NAMED = 5  # of many
 
 
-@dataclass(frozen=True)
-class Dump:
-    """What an iteration was computed from, on one process.
-
-    Attributes:
-        iteration: counted from 1.
-        what: was not finite.
-        engine: that wrote it, a value of ``--engine``.
-        config: of the run, as YAML.
-        seed: of the run.
-        precision: of the network, such as "bfloat16".
-        torch: its version.
-        model: weights and buffers as they were before the iteration.
-        images: (3, H, W) uint8 each, as they came out of the augmentations.
-        boxes, labels: targets of each image, see :class:`~onenet.structures.Targets`.
-        files: the images' paths.
-    """
-
-    iteration: int
-    what: str
-    engine: str
-    config: str
-    seed: int
-    precision: str
-    torch: str
-    model: dict[str, Tensor]
-    images: list[Tensor]
-    boxes: list[Tensor]
-    labels: list[Tensor]
-    files: list[str]
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            kind = {"int": int, "str": str, "dict[str, Tensor]": dict}.get(field.type, list)
-            if not isinstance(getattr(self, field.name), kind):
-                raise ValueError(f"{field.name} is no {field.type}")
-        if not all(map(is_line, (self.what, self.precision, self.torch, *self.files))):
-            raise ValueError("a name in it is none")
-        if not len(self.images) == len(self.boxes) == len(self.labels) == len(self.files) > 0:
-            raise ValueError("images, boxes, labels and files are not of equal number")
-        if not all(isinstance(t, Tensor) for t in (*self.images, *self.boxes, *self.labels)):
-            raise ValueError("images, boxes and labels are no tensors")
-        if not all(image.ndim == 3 for image in self.images):
-            raise ValueError("an image is none")
-
-    @property
-    def targets(self) -> list[Targets]:
-        """The targets of each image."""
-        sizes = [tuple(image.shape[-2:]) for image in self.images]
-        return list(map(Targets, self.boxes, self.labels, sizes))
-
-    def save(self, folder: Path, rank: int | None = None) -> Path:
-        """Write ``nonfinite_NNNNNNN.pt``, named by the iteration, and return its path.
-
-        Args:
-            rank: of the process, where there are several; it comes into the name.
-        """
-        process = "" if rank is None else f"_rank{rank}"
-        path = folder / f"nonfinite_{self.iteration:07d}{process}.pt"
-        save_checkpoint(path, {field.name: getattr(self, field.name) for field in _FIELDS})
-        return path
-
-    @classmethod
-    def read(cls, path: Path) -> Dump:
-        """A dump, nothing in which is executed.
-
-        Raises:
-            CheckpointError: the file is missing, broken, or no dump.
-        """
-        content = read_checkpoint(path)
-        try:
-            return cls(**{field.name: content[field.name] for field in _FIELDS})
-        except (KeyError, ValueError) as error:
-            raise CheckpointError(f"{path} is no dump of a batch: {error}") from error
-
-
-_FIELDS = fields(Dump)
-Sample = tuple[Tensor, Targets, str]
+Item = tuple[Tensor, Targets, str]
 Losses = Callable[[nn.Module, Sequence[Tensor], Sequence[Targets]], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """What an engine's ``replay.rebuild(config_file, opts)`` makes of a dump's config.
+    """What an engine's ``replay.rebuild(config_file, opts)`` builds from a dump's config.
 
     Attributes:
         model: on its device, untrained.
-        losses: of a batch.
-        parts: that the batch is computed in.
-        precision: of autocast; ``None``: float32.
+        losses: from the model, images and targets to the losses.
+        parts: number of parts in which the batch is computed.
+        precision: of autocast; ``None`` for float32.
     """
 
     model: nn.Module
@@ -138,7 +60,7 @@ def replay(path: str, opts: Sequence[str] = ()) -> bool:
         Whether a loss or gradient is NaN or infinite again.
 
     Raises:
-        OneNetError: no dump; no such engine; values that do not fit.
+        OneNetError: the file is no dump, its engine is missing, or values do not fit.
     """
     dump = Dump.read(Path(path))
     package, _ = choose_engine(dump.engine)
@@ -166,8 +88,8 @@ def replay(path: str, opts: Sequence[str] = ()) -> bool:
     return again
 
 
-def _compute(rebuilt: Rebuilt, batch: Sequence[Sequence[Sample]]) -> dict[str, float]:
-    """The losses and the norm of the gradient; they are printed, as is what was found of them."""
+def _compute(rebuilt: Rebuilt, batch: Sequence[Sequence[Item]]) -> dict[str, float]:
+    """The losses and the gradient's norm; prints them, and where values stop being finite."""
     model, dtype = rebuilt.model, rebuilt.precision
     device = next(model.parameters()).device
     autocast = torch.autocast(device.type, dtype, enabled=dtype is not None)
@@ -176,21 +98,21 @@ def _compute(rebuilt: Rebuilt, batch: Sequence[Sequence[Sample]]) -> dict[str, f
     found: list[str] = []
     for name, module in model.named_modules():
         module.register_forward_hook(partial(_note_first, name, found))
-    part: list[Sample] = []
+    part: list[Item] = []
     heads: Iterator[int] = count(1)
     if hasattr(model, "criterion"):
         model.criterion.register_forward_hook(
             lambda criterion, inputs, _: _print_images(part, next(heads), criterion, inputs)
         )
 
-    def forward(samples: Sequence[Sample]) -> dict[str, Tensor]:
+    def forward(items: Sequence[Item]) -> dict[str, Tensor]:
         nonlocal heads
-        part[:], heads = samples, count(1)
-        images, targets, _ = zip(*samples, strict=True)
+        part[:], heads = items, count(1)
+        images, targets, _ = zip(*items, strict=True)
         with autocast:
             return rebuilt.losses(model, images, targets)
 
-    counts = [sum(len(targets) for _, targets, _ in samples) for samples in batch]
+    counts = [sum(len(targets) for _, targets, _ in items) for items in batch]
     losses = forward_backward(model, batch, counts, forward, Tensor.backward)
     values = {name: loss.item() for name, loss in losses.items()}
     values[GRADIENT] = gradient_norm(model).item()
@@ -200,15 +122,15 @@ def _compute(rebuilt: Rebuilt, batch: Sequence[Sequence[Sample]]) -> dict[str, f
         print(f"first output that is not finite: {line}")
     gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     wrong = [name for name, gradient in gradients.items() if _count(gradient)]
-    if wrong and not found:  # or else they all are
-        # Backward passes meet the last ones first.
+    if wrong and not found:  # after an output that is not finite, all gradients are not
+        # A backward pass starts at the last ones.
         names = ", ".join(wrong[: -_NAMED - 1 : -1]) + ", …" * (len(wrong) > _NAMED)
         print(f"gradients of {len(wrong)} of {len(gradients)} parameters are not finite: {names}")
     return values
 
 
 def _note_first(name: str, found: list[str], module: nn.Module, inputs: Any, output: Any) -> None:
-    """Forward hook: what comes out of a module, unless one before it was noted already."""
+    """Forward hook: note a module whose output is not finite, if it is the first one."""
     wrong = 0 if found else sum(map(_count, _tensors(output)))
     if wrong:
         total = sum(tensor.numel() for tensor in _tensors(output))
@@ -219,12 +141,13 @@ def _note_first(name: str, found: list[str], module: nn.Module, inputs: Any, out
 
 @torch.no_grad()
 def _print_images(
-    part: Sequence[Sample], head: int, criterion: nn.Module, inputs: tuple[Any, ...]
+    part: Sequence[Item], head: int, criterion: nn.Module, inputs: tuple[Any, ...]
 ) -> None:
-    """The images whose predictions or losses are not finite, of what a criterion was given.
+    """Print the images whose predictions or losses are not finite.
 
     Args:
-        head: whose predictions, counted from 1.
+        head: which head made the predictions, counted from 1.
+        inputs: what the criterion was called with.
     """
     predictions = inputs[0]
     if not isinstance(predictions, Predictions):
@@ -244,7 +167,7 @@ def _print_images(
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors of floating point within containers and dataclasses."""
+    """The floating-point tensors in containers and dataclasses."""
     if isinstance(value, Tensor):
         if value.is_floating_point():
             yield value

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: training ends after an iteration, the same one in all of its processes."""
+"""SIGTERM and Ctrl-C: training stops after an iteration, the same one in all processes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
+
+from .distributed import processes
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
@@ -24,7 +27,7 @@ class Stopped(KeyboardInterrupt):
 
     Args:
         number: of the signal.
-        done: what has become of the work.
+        done: what happened to the work.
     """
 
     def __init__(self, number: int, done: str = _INTERRUPTED) -> None:
@@ -32,11 +35,23 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
-def end_stopped(error: KeyboardInterrupt, log: Callable[[str], None] | None) -> NoReturn:
-    """End the program as the signal does, with status 130 or 143, after a line on stderr.
+def stopped_after(iteration: int, number: int, last: Path | None) -> Stopped:
+    """What ends a training between two iterations.
 
     Args:
-        log: gets the same line; ``None``: another process tells it.
+        iteration: how many are done.
+        number: of the signal.
+        last: the checkpoint that ``--resume`` continues from, if there is one.
+    """
+    then = f"--resume goes on from {last}" if last else "there is no checkpoint to resume from"
+    return Stopped(number, f"stopped after iteration {iteration}; {then}")
+
+
+def end_stopped(error: KeyboardInterrupt, log: Callable[[str], None] | None) -> NoReturn:
+    """End the program with status 130 or 143, as the signal would, after a line on stderr.
+
+    Args:
+        log: gets the same line; ``None``: another process prints it.
     """
     if log is not None:
         line = str(error) or _INTERRUPTED
@@ -48,10 +63,10 @@ def end_stopped(error: KeyboardInterrupt, log: Callable[[str], None] | None) -> 
 @contextmanager
 def _handled_by(handle: Callable[[int, Any], None]) -> Iterator[None]:
     before = {}
-    # Python has the handlers set, and called, by its first thread.
+    # Only Python's main thread can set handlers.
     if threading.current_thread() is threading.main_thread():
         for number in _SIGNALS:
-            # A job in the background may have been told to ignore Ctrl-C.
+            # A job in the background may ignore Ctrl-C.
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 before[number] = signal.signal(number, handle)
     try:
@@ -71,7 +86,7 @@ def stop_at_once() -> AbstractContextManager[None]:
 
 
 def hand_on() -> AbstractContextManager[None]:
-    """A context for a process that waits for its children: they stop, and it sees how.
+    """A context for a process that waits for its children: passes SIGTERM on to them.
 
     Ctrl-C reaches them anyway.
     """
@@ -85,19 +100,18 @@ def hand_on() -> AbstractContextManager[None]:
 
 
 class StopRequests:
-    """Notes SIGTERM and Ctrl-C, so that the loop can finish its iteration; a context.
+    """A context that notes SIGTERM and Ctrl-C, so that the loop can finish its iteration.
 
-    A second Ctrl-C raises :class:`Stopped` at once. Where the loop fails, a signal that was noted
-    is raised anew: it may have come because the same has befallen another process.
+    A second Ctrl-C raises :class:`Stopped` at once. If the loop fails, a noted signal is raised
+    again: another process may have failed for the same reason, and sent it.
     """
 
     def __init__(self) -> None:
         self._noted = 0
         self._context = _handled_by(self._note)
-        # The host must not wait for a device, as it does with NCCL.
-        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        self._several = several
-        own = several and dist.get_backend() != "gloo"
+        self._several = processes() > 1
+        # With NCCL the host would wait for the device.
+        own = self._several and dist.get_backend() != "gloo"
         self._group = dist.new_group(backend="gloo") if own else None
 
     def __enter__(self) -> StopRequests:
@@ -114,11 +128,11 @@ class StopRequests:
             raise Stopped(number)
         self._noted = self._noted or number
         if number == signal.SIGINT and os.environ.get("LOCAL_RANK", "0") == "0":
-            # Whatever is being printed, print() might not be entered again.
+            # Not print(), which the signal may have interrupted.
             os.write(2, b"\nstopping after this iteration; Ctrl-C again stops at once\n")
 
     def agreed(self) -> int:
-        """The signal that any process got, else 0; all of them call this in every iteration."""
+        """The signal that any process got, else 0; all processes call this in every iteration."""
         if not self._several:
             return self._noted
         noted = torch.tensor(self._noted)
@@ -127,9 +141,10 @@ class StopRequests:
 
 
 def leave_signals_to_the_first(_: int = 0) -> None:
-    """In a process that loads data: what is sent to all is for the first, which ends this one.
+    """Make a process that loads data ignore signals, and end when its parent ends or says so.
 
-    However the first one ends, ``kill -9`` included. A ``worker_init_fn`` of ``DataLoader``.
+    A signal to the whole group is for the parent alone. The parent may end in any way, ``kill -9``
+    included. A ``worker_init_fn`` of ``DataLoader``.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
@@ -146,6 +161,6 @@ def _end_when_told() -> None:
 
 
 def _end_with_the_first() -> None:
-    # DataLoader looks for its parent, which may be a fork server: that lives as long as this does.
+    # DataLoader's own check watches the fork server, if there is one, which does not end.
     multiprocessing.parent_process().join()
     os._exit(1)

@@ -1,1 +1,1 @@
-"""Pictures."""
+"""Pictures of detections and the paper's figures."""

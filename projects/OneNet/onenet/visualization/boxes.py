@@ -1,7 +1,6 @@
 """Pictures of detections: boxes with names and scores, comparisons, contact sheets.
 
-Images are (H, W, 3) uint8 RGB arrays. Needs supervision and OpenCV, which the rest of the core
-does without.
+Images are (H, W, 3) uint8 RGB arrays. Needs supervision and OpenCV; the rest of the core does not.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ import supervision as sv
 if TYPE_CHECKING:
     from onenet.structures import Detections, Targets
 
-_FONT = cv2.FONT_HERSHEY_SIMPLEX  # supervision's
-_FINE_SIDE = 512  # px, a picture of this size has room for names
+_FONT = cv2.FONT_HERSHEY_SIMPLEX  # the font that supervision uses
+_FINE_SIDE = 512  # px; a picture of this size has room for names
 _PADDING = 8  # px between the tiles of a sheet
 _TITLE_HEIGHT = 26  # px
 _PAPER = 255
@@ -35,26 +34,25 @@ def draw_boxes(
     *,
     scale: float = 1.0,
 ) -> np.ndarray:
-    """A copy of an image with its boxes, class names and scores drawn on it.
+    """Draw boxes, class names and scores on a copy of an image.
 
-    Lines and text grow with the picture, a class has the same colour everywhere, and labels are
-    kept inside the picture and apart from one another.
+    Lines and text grow with the picture. A class has the same colour in every picture. Labels stay
+    inside the picture and avoid each other.
 
     Args:
         image: (H, W, 3) uint8 RGB; not modified.
-        boxes: (n, 4) xyxy px of ``image``, tensor or array; n = 0 is ordinary.
+        boxes: (n, 4) xyxy px of ``image``, tensor or array; n may be 0.
         labels: (n,) integers that index ``class_names``.
-        class_names: what to write.
+        class_names: name of each label.
         scores: (n,) in [0, 1], written in per cent; the best is drawn on top. None: names only.
-        scale: enlarges the picture before drawing, so that the lines and the text on a small
-            image stay fine.
+        scale: enlarges the picture before drawing, so that lines and text on a small image stay
+            fine.
 
     Returns:
         (H', W', 3) uint8 RGB, H' = round(scale * H) and W' = round(scale * W).
 
     Raises:
-        ValueError: an image that is not (H, W, 3) uint8, lengths that do not belong together, or
-            a label without a name.
+        ValueError: the image is not (H, W, 3) uint8, lengths differ, or a label has no name.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"expected a (H, W, 3) uint8 image, got {image.dtype} {image.shape}")
@@ -74,7 +72,7 @@ def draw_boxes(
     if len(boxes) == 0:
         return picture.copy()
     height, width = picture.shape[:2]
-    # On the last row and column a line can still be seen.
+    # Keep lines visible at the right and bottom border.
     boxes = (boxes * scale).clip(0, [width - 1, height - 1] * 2)
     names = [class_names[k] for k in labels]
     if scores is not None:
@@ -91,7 +89,7 @@ def draw_boxes(
 
     colors, inks = class_palette(len(class_names))
     found = sv.Detections(xyxy=boxes, class_id=labels)
-    scene = picture[..., ::-1].copy()  # supervision draws on BGR, and in place
+    scene = picture[..., ::-1].copy()  # supervision draws in place on BGR
     scene = sv.BoxAnnotator(color=colors, thickness=max(1, round(0.5 + side / 320))).annotate(
         scene, found
     )
@@ -107,7 +105,7 @@ def draw_boxes(
 
 
 def enlargement(image: np.ndarray) -> int:
-    """The whole number by which a small (H, W, 3) image is enlarged to leave room for names."""
+    """The whole-number scale, at least 1, that gives a small (H, W, 3) image room for names."""
     return max(1, _FINE_SIDE // max(image.shape[:2]))
 
 
@@ -119,15 +117,15 @@ def draw_comparison(
     *,
     scale: float | None = None,
 ) -> np.ndarray:
-    """The ground truth and the detections of an image side by side, each under its title.
+    """Draw an image's ground truth and its detections side by side, each under a title.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        detections: boxes in pixels of ``image``; all are drawn.
-        targets: boxes in pixels of ``image``.
-        class_names: what to write.
-        scale: enlarges the pictures before drawing, as in :func:`draw_boxes`; None: as much as
-            :func:`enlargement` says.
+        detections: boxes in px of ``image``; all are drawn.
+        targets: boxes in px of ``image``.
+        class_names: name of each label.
+        scale: enlarges the pictures before drawing, as in :func:`draw_boxes`; None: by
+            :func:`enlargement`.
 
     Returns:
         (H', W', 3) uint8 RGB.
@@ -148,20 +146,20 @@ def contact_sheet(
     tile: int = 320,
     titles: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """Images in a grid of equal tiles on white.
+    """Arrange images in a grid of equal tiles on white.
 
     Args:
-        images: (H, W, 3) uint8 RGB each, of any sizes. One whose longer side is ``tile`` is shown
-            as it is: draw on small images with ``scale=tile / max(H, W)`` for crisp lines.
+        images: (H, W, 3) uint8 RGB each, of any size. An image whose longer side is ``tile`` px is
+            not resized: for crisp lines, draw on small images with ``scale=tile / max(H, W)``.
         columns: tiles in a row; fewer if there are fewer images.
-        tile: px, the longer side that every image is brought to.
-        titles: a line above each image.
+        tile: px; every image is resized so that its longer side has this length.
+        titles: a line of text above each image.
 
     Returns:
         (H', W', 3) uint8 RGB.
 
     Raises:
-        ValueError: no images, or not as many titles as images.
+        ValueError: no images, or another number of titles than images.
     """
     if len(images) == 0:
         raise ValueError("a contact sheet needs at least one image")
@@ -200,7 +198,7 @@ def contact_sheet(
 
 
 def _title(text: str, height: int, width: int) -> np.ndarray:
-    """A line of text, made smaller if it is too long, in a white band."""
+    """A white (height, width, 3) uint8 band with a line of text, shrunk to fit."""
     band = np.full((height, width, 3), _PAPER, np.uint8)
     needed = cv2.getTextSize(text, _FONT, 0.5, 1)[0][0]
     scale = 0.5 * min(1.0, (width - 4) / max(1, needed))
@@ -216,23 +214,23 @@ def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _to_numpy(values: Any) -> np.ndarray:
-    # Without importing torch, which pictures of onenet.deploy.runtime's detections do without.
+    # Does not import torch: detections of onenet.deploy.runtime are drawn without it.
     return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
 
 
 @lru_cache
 def class_palette(classes: int) -> tuple[sv.ColorPalette, sv.ColorPalette]:
-    """The colour of every class, which does not depend on their number, and of text on it."""
+    """The colour of each class and of text on it; a class keeps its colour if others are added."""
     colors, inks = [], []
     for k in range(classes):
-        # Steps of the golden ratio keep the hues of neighbours apart; later rounds get paler and
-        # darker ones.
+        # Steps of the golden ratio keep the hues of neighbouring classes apart. Every 8 classes,
+        # saturation and brightness change.
         hue = (0.58 + k * 0.618034) % 1.0
         saturation, value = ((0.85, 0.95), (0.55, 1.0), (0.9, 0.65))[k // 8 % 3]
         rgb = [round(255 * c) for c in colorsys.hsv_to_rgb(hue, saturation, value)]
         colors.append(sv.Color(*rgb))
-        # Relative luminance, roughly. Black has the higher contrast from 0.18 on, but white is
-        # pleasanter for a while.
+        # Approximate relative luminance. Above 0.18 black has the higher contrast, but white looks
+        # better up to 0.25.
         luminance = np.dot((0.2126, 0.7152, 0.0722), (np.array(rgb) / 255) ** 2.2)
         inks.append(sv.Color(0, 0, 0) if luminance > 0.25 else sv.Color(255, 255, 255))
     return sv.ColorPalette(colors), sv.ColorPalette(inks)

@@ -1,7 +1,6 @@
-"""Figures of the paper (arXiv 2012.05780): assignments and their costs (5), duplicates (6).
+"""Figures 5 (assignments and their costs) and 6 (duplicates) of the paper, arXiv 2012.05780.
 
-Images are (H, W, 3) uint8 RGB arrays, and so are the figures. Needs matplotlib, which the rest of
-the core does without.
+Images and figures are (H, W, 3) uint8 RGB arrays. Needs matplotlib; the rest of the core does not.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ from onenet.structures import Detections, Targets
 from .boxes import class_palette
 
 _DPI = 100
-_HEAT = "inferno_r"  # bright: low
-_MARGIN = 0.6  # of an object's sides, shown around it
-_RULED_OUT = 1000.0  # more than the cheapest
+_HEAT = "inferno_r"  # low costs are bright
+_MARGIN = 0.6  # shown around an object, as a fraction of its sides
+_RULED_OUT = 1000.0  # costs that exceed the lowest by more than this are not drawn
 _SAMPLE = {"linestyle": "none", "markeredgecolor": "black", "markeredgewidth": 0.8}
 _POSITIVE = {**_SAMPLE, "marker": "*", "color": "#ffe600", "markersize": 14}
-_WAY = {"color": _POSITIVE["color"], "linewidth": 1.5}
+_PATH = {"color": _POSITIVE["color"], "linewidth": 1.5}
 _BY_LOCATION = {**_SAMPLE, "marker": "X", "color": "#00e5ff", "markersize": 8}
-# Kinds of detections.
+# How each kind of detection is drawn.
 _BEST = {"edgecolor": "#00d05a", "linestyle": "-"}
 _DUPLICATE = {"edgecolor": "#ff2a2a", "linestyle": "--"}
 _NOTHING = {"edgecolor": "#ffb000", "linestyle": ":"}
@@ -45,16 +44,16 @@ def draw_assignments(
     class_names: Sequence[str],
     chosen: Sequence[int],
 ) -> np.ndarray:
-    """Objects with their positive samples, and the cost map of one object of every image.
+    """Draw the objects of images with their positive samples, and a cost map of one object each.
 
     Args:
-        images: (H, W, 3) uint8 RGB, of any resolution.
-        assignments: of the images, each with at least one object.
-        class_names: by label.
-        chosen: the object of each image whose costs are shown.
+        images: (H, W, 3) uint8 RGB each, of any resolution.
+        assignments: the assignment of each image, with at least one object.
+        class_names: name of each label.
+        chosen: for each image, the index of the object whose costs are shown.
 
     Returns:
-        (H', W', 3) uint8 RGB, a row for every image.
+        (H', W', 3) uint8 RGB, one row per image.
     """
     figure, rows = _figure(len(images), width=16, height=6)
     for row, image, assignment, number in zip(rows, images, assignments, chosen, strict=True):
@@ -68,7 +67,7 @@ def draw_assignments(
             heat = _draw_cost(axis, image, assignment, number, term)
             right.colorbar(heat, ax=axis)
             axis.set_title(name)
-        right.suptitle(_what_is_shown(assignment, number, class_names))
+        right.suptitle(_cost_title(assignment, number, class_names))
     _add_legend(figure, assignments, class_names)
     return _render(figure)
 
@@ -80,18 +79,18 @@ def draw_training(
     chosen: Sequence[int],
     title: str,
 ) -> np.ndarray:
-    """One moment of a training: where the positives are by now, and how they came there.
+    """Draw one moment of training: where the positives are now, and the paths they took.
 
     Args:
-        images: (H, W, 3) uint8 RGB, of any resolution.
-        history: the assignments of all images at each moment until now, each with at least one
+        images: (H, W, 3) uint8 RGB each, of any resolution.
+        history: for each moment up to now, the assignments of all images, each with at least one
             object.
-        class_names: by label.
-        chosen: the object of each image whose cost is shown.
-        title: what moment it is.
+        class_names: name of each label.
+        chosen: for each image, the index of the object whose cost is shown.
+        title: names the moment.
 
     Returns:
-        (H', W', 3) uint8 RGB, a row for every image; of one size for all moments.
+        (H', W', 3) uint8 RGB, one row per image; the size is the same at every moment.
     """
     figure, rows = _figure(len(images), width=12, height=4.6)
     for i, (row, image, number) in enumerate(zip(rows, images, chosen, strict=True)):
@@ -99,10 +98,10 @@ def draw_training(
         past = [assignments[i] for assignments in history]
         _draw_objects(left, image, past[-1], class_names, past)
         _draw_cost(right, image, past[-1], number, past[-1].cost)
-        right.set_title(_what_is_shown(past[-1], number, class_names))
+        right.set_title(_cost_title(past[-1], number, class_names))
     figure.suptitle(plain_text(title), fontweight="bold")
-    way = Line2D([], [], label="its way until now", **_WAY)
-    _add_legend(figure, history[-1], class_names, way)
+    path = Line2D([], [], label="its path until now", **_PATH)
+    _add_legend(figure, history[-1], class_names, path)
     return _render(figure)
 
 
@@ -113,17 +112,17 @@ def draw_duplicates(
     class_names: Sequence[str],
     names: Sequence[str],
 ) -> np.ndarray:
-    """Detections of one or more models side by side, told apart by what they are of.
+    """Draw the detections of one or more models side by side, with duplicates marked.
 
     Args:
-        images: (H, W, 3) uint8 RGB.
-        detections: of every model, for every image, in px of the images; all are drawn.
-        targets: the objects of the images, in px of the images.
-        class_names: by label.
-        names: of the models.
+        images: (H, W, 3) uint8 RGB each.
+        detections: for each model, the detections of each image in its px; all are drawn.
+        targets: the objects of each image, in its px.
+        class_names: name of each label.
+        names: the models' names.
 
     Returns:
-        (H', W', 3) uint8 RGB, a row for every image, a column for every model.
+        (H', W', 3) uint8 RGB, one row per image and one column per model.
     """
     figure, rows = _figure(len(images), width=7.5 * len(names), height=5.8)
     for i, (row, image, truth) in enumerate(zip(rows, images, targets, strict=True)):
@@ -141,13 +140,13 @@ def draw_duplicates(
 
 
 def plain_text(text: str) -> str:
-    """What matplotlib shows as ``text``: no formula, and no label that a legend leaves out."""
+    """Escape ``text`` so that matplotlib shows it as it is, not as a formula, in legends too."""
     text = text.replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 
 
 def _figure(count: int, width: float, height: float) -> tuple[Figure, Sequence[Any]]:
-    """A figure of so many rows, whose sizes are in inches."""
+    """A figure and its ``count`` rows; width of the figure and height of a row in inches."""
     figure = Figure(figsize=(width, height * count + 0.4), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subfigures(count, 1, squeeze=False)[:, 0]
@@ -159,7 +158,7 @@ def _render(figure: Figure) -> np.ndarray:
 
 
 def _show(axis: Axes, image: np.ndarray, size: tuple[int, int]) -> None:
-    """An image in the coordinates of its ``size`` (H, W) px, whatever its resolution."""
+    """Show an image of any resolution so that coordinates are px of ``size`` (H, W)."""
     height, width = size
     axis.imshow(image, extent=(0, width, height, 0), interpolation="lanczos")
     axis.set(xticks=[], yticks=[])
@@ -173,7 +172,7 @@ def _add_box(axis: Axes, box: Tensor, **style: Any) -> None:
 
 
 def _add_label(axis: Axes, box: Tensor, text: str, color: str, background: str) -> None:
-    """Text in the upper left corner of a box."""
+    """Write text in the upper left corner of a box."""
     axis.annotate(
         plain_text(text),
         box[:2].tolist(),
@@ -187,7 +186,7 @@ def _add_label(axis: Axes, box: Tensor, text: str, color: str, background: str) 
 
 
 def _class_colors(count: int) -> list[tuple[str, str]]:
-    """Of every class, and of text on it."""
+    """The colour of each class and of text on it, as hex codes."""
     colors, inks = class_palette(count)
     return [(c.as_hex(), i.as_hex()) for c, i in zip(colors.colors, inks.colors, strict=True)]
 
@@ -199,7 +198,7 @@ def _draw_objects(
     class_names: Sequence[str],
     past: Sequence[Assignment] = (),
 ) -> None:
-    """Numbered objects and both kinds of positives; the ways of the positives, if any."""
+    """Draw numbered objects, both kinds of positives, and the positives' paths through ``past``."""
     targets, points = assignment.targets, assignment.points
     _show(axis, image, targets.image_size)
     colors = _class_colors(len(class_names))
@@ -209,22 +208,22 @@ def _draw_objects(
         _add_label(axis, box, str(i + 1), ink, color)
         both = [int(s) for s in (assignment.positives[i], assignment.by_location[i]) if s >= 0]
         axis.plot(*points[both].T, color="white", linewidth=1)
-        way = [a.points[a.positives[i]] for a in past if a.positives[i] >= 0]
-        if len(way) > 1:
-            axis.plot(*torch.stack(way).T, **_WAY)
+        path = [a.points[a.positives[i]] for a in past if a.positives[i] >= 0]
+        if len(path) > 1:
+            axis.plot(*torch.stack(path).T, **_PATH)
     for chosen, style in _kinds(assignment):
         axis.plot(*points[chosen[chosen >= 0]].T, **style)
 
 
 def _kinds(assignment: Assignment) -> list[tuple[Tensor, dict[str, Any]]]:
-    """The samples of the objects and how they are marked, the smaller mark last."""
+    """Both kinds of positives and their markers, the smaller marker last."""
     return [(assignment.positives, _POSITIVE), (assignment.by_location, _BY_LOCATION)]
 
 
 def _draw_cost(
     axis: Axes, image: np.ndarray, assignment: Assignment, number: int, term: Tensor
 ) -> Any:
-    """A term of the cost of one object around it, with its box and positives; returns the map."""
+    """Draw one term of an object's cost around it, with box and positives; returns the heat map."""
     targets, points = assignment.targets, assignment.points
     grey = image.mean(axis=2).astype(np.uint8)
     _show(axis, np.repeat(grey[..., None], 3, axis=2), targets.image_size)
@@ -233,7 +232,7 @@ def _draw_cost(
     costs = assignment.cost[level, number].numpy()
     grid, (left, top, right, bottom) = cost_grid(points[level].numpy(), costs, window)
     values = term[level, number].numpy()[grid]
-    # Samples that a predefined cost rules out, which would leave no colours to the others.
+    # Samples that a predefined cost rules out would take up the whole range of colours.
     values = np.where(values > values.min() + _RULED_OUT, np.nan, values)
     heat = axis.imshow(
         values,
@@ -250,7 +249,7 @@ def _draw_cost(
     return heat
 
 
-def _what_is_shown(assignment: Assignment, number: int, class_names: Sequence[str]) -> str:
+def _cost_title(assignment: Assignment, number: int, class_names: Sequence[str]) -> str:
     label = int(assignment.targets.labels[number])
     name = plain_text(class_names[label])
     text = f"cost for object {number + 1}, {name} (bright: low)"

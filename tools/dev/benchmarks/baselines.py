@@ -1,4 +1,4 @@
-"""Whole detectors side by side: images in, detections out, NMS included where there is one."""
+"""OneNet against baselines: whole detectors from images to detections, including any NMS."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 from _shared.timing import Comparison, Run
 
+from benchmarks.baseline_detectors import Detector, detectron2_detectors, torchvision_detectors
 from benchmarks.detectors import PLAIN, make_images, onenet_settings
 from benchmarks.options import ONNX, Options
-from benchmarks.stock import Detector, detectron2_detectors, torchvision_detectors
 
-CANDIDATES = 1000
+CANDIDATES = 1000  # boxes per image that NMS has to process, about as many as after training
 
 
 def settings_of(detector: Detector, options: Options) -> dict[str, Detector]:
-    """A detector in the settings that OneNet is tried in, too."""
+    """A baseline in each of the settings that OneNet is timed in, except ONNX."""
     fused = detector.fused()
     makers: dict[str, Callable[[], Detector]] = {
         "eager": lambda: detector,
@@ -30,15 +30,12 @@ def settings_of(detector: Detector, options: Options) -> dict[str, Detector]:
 
 
 def run(options: Options) -> list[Comparison]:
-    """All in every setting, then each in its fastest, with as much work for NMS as after training.
-
-    Batch 1.
-    """
+    """Time all detectors in every setting, then each in its fastest with work for NMS; batch 1."""
     images = make_images(1, options.size, options.device)
     detectors = {**torchvision_detectors(options), **detectron2_detectors(options)}
     if options.quick:
         detectors = dict(list(detectors.items())[:1])
-    # Nobody's detector through ONNX Runtime, and no reference that is slow on purpose.
+    # Without ONNX Runtime, which the baselines do not use, and without torchvision's slower DCN.
     shared = replace(options, settings=tuple(s for s in options.settings if s != ONNX))
     ours: dict[str, dict[str, Run]] = {}
     for config in options.configs:
@@ -58,10 +55,10 @@ def run(options: Options) -> list[Comparison]:
     height, width = options.size
     title = f"1×3×{height}×{width}, 80 classes, best 100"
     everything = Comparison(
-        title=f"peers in every setting, without a candidate for NMS: {title}",
-        samples=options.time(runs),
+        title=f"baselines in every setting, without candidates for NMS: {title}",
+        timings=options.time(runs),
         images=1,
-        notes=["fused: batch norms in the convolutions, channels_last; compiled: that, too."],
+        notes=["fused and compiled: batch norms folded into convolutions, channels_last."],
     )
 
     def fastest(name: str, settings: Iterable[str]) -> str:
@@ -76,13 +73,13 @@ def run(options: Options) -> list[Comparison]:
         best[f"{name}, {setting}, no candidates"] = bind(name, setting, empty[name])
         best[f"{name}, {setting}, {CANDIDATES}"] = bind(name, setting, full[name])
     found = Comparison(
-        title=f"peers, each in its fastest setting: {title}",
-        samples=options.time(best),
+        title=f"baselines, each in its fastest setting: {title}",
+        timings=options.time(best),
         images=1,
         notes=[
-            "Weights are random, so the peers' class scores are exchanged for made-up ones: none "
-            f"above the threshold, their least work, or {CANDIDATES} an image. OneNet's top-k does "
-            "not depend on scores.",
+            "Weights are random, so made-up class scores replace those of the baselines: none "
+            f"above the threshold, which is their least work, or {CANDIDATES} per image. OneNet's "
+            "top-k does not depend on scores.",
         ],
     )
     first = next(iter(best))

@@ -1,4 +1,4 @@
-"""Other libraries' detectors, as they build them, with random weights."""
+"""The benchmark's baselines: detectors of torchvision and Detectron2 with random weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmarks.networks import fold_torchvision, settle_norms, weights_to_bfloa
 from benchmarks.options import Options
 
 CLASSES, DETECTIONS = 80, 100
-# Far from every score threshold: certainly nothing, certainly background.
+# Logits far from every score threshold: certainly no object, certainly background.
 _LOW, _BACKGROUND = -20.0, 20.0
 
 
@@ -26,17 +26,17 @@ _LOW, _BACKGROUND = -20.0, 20.0
 class Detector:
     """A detector whose stages can be timed.
 
-    What it finds in noise with random weights says nothing of the work that NMS has after training,
-    so the head's outputs, once computed, are exchanged for made-up ones of as many candidates as
-    one likes: the network's time is that of the network, the post-process' that of the candidates.
+    With random weights and noise, NMS has other work than after training. So, once the head has
+    computed its output, a made-up one with a chosen number of candidates replaces it: the network
+    takes its real time, and post-processing the time for these candidates.
 
     Attributes:
-        model: the whole.
-        prepare: uint8 images (3, H, W) to the model's argument.
-        backbone: module of the model, ends the stages "preprocess" and "backbone".
-        head: likewise, ends the stage "head"; what comes after it is post-process.
-        exchange: the head's output to one of this many candidates an image.
-        amp: whether it runs under autocast to bfloat16.
+        model: the whole detector.
+        prepare: turns uint8 images (3, H, W) into the model's argument.
+        backbone: module of the model; the stage "preprocess" ends before it, "backbone" after it.
+        head: module of the model; the stage "head" ends after it, and post-processing follows.
+        exchange: turns the head's output into one with this many candidates per image.
+        amp: whether the detector runs under autocast to bfloat16.
     """
 
     model: nn.Module
@@ -48,7 +48,7 @@ class Detector:
 
     @torch.inference_mode()
     def run(self, images: Sequence[Tensor], made_up: Any, watch: Stopwatch) -> Any:
-        """Detect; ``made_up`` (:meth:`make_up`) is what the head's output is exchanged for."""
+        """Detect objects; ``made_up``, from :meth:`make_up`, replaces the head's output."""
         with ExitStack() as stack:
             ends = {"backbone": self.backbone, "head": self.head}
             stack.enter_context(stages_of(watch, before={"preprocess": self.backbone}, after=ends))
@@ -62,7 +62,7 @@ class Detector:
 
     @torch.inference_mode()
     def make_up(self, images: Sequence[Tensor], candidates: int) -> Any:
-        """A head's output for these images with so many candidates in each."""
+        """An output of the head for these images, with this many candidates in each."""
         outputs = []
         hook = self.head.register_forward_hook(lambda _, __, output: outputs.append(output))
         self.model(self.prepare(images))
@@ -70,20 +70,20 @@ class Detector:
         return self.exchange(outputs[0], candidates)
 
     def fused(self) -> Detector:
-        """A copy for inference: batch norms in the convolutions, ``channels_last``."""
+        """A copy for inference: batch norms folded into convolutions, ``channels_last``."""
         twin = self._copy()
         fold_torchvision(twin.model)
         twin.model.to(memory_format=torch.channels_last)
         return twin
 
     def in_bfloat16(self) -> Detector:
-        """A copy in bfloat16 where autocast thinks that fit, its weights converted once."""
+        """A copy that runs under autocast to bfloat16, with weights converted once."""
         twin = replace(self._copy(), amp=True)
         weights_to_bfloat16(twin.model)
         return twin
 
     def compiled(self) -> Detector:
-        """A copy with backbone and head compiled for one size of input, as CUDA graphs on CUDA."""
+        """A copy with backbone and head compiled for one input size; on CUDA, as CUDA graphs."""
         twin = self._copy()
         on_cuda = next(twin.model.parameters()).is_cuda
         mode = "reduce-overhead" if on_cuda else None
@@ -92,7 +92,7 @@ class Detector:
         return twin
 
     def _copy(self) -> Detector:
-        # One memo, so that backbone and head are those of the copied model.
+        # One memo, so that the copies of backbone and head are parts of the copied model.
         memo: dict[int, Any] = {}
         parts = {n: copy.deepcopy(getattr(self, n), memo) for n in ("model", "backbone", "head")}
         return replace(self, **parts)
@@ -101,7 +101,7 @@ class Detector:
 def torchvision_detectors(options: Options) -> dict[str, Detector]:
     """RetinaNet, FCOS and Faster R-CNN on ResNet-50-FPN, and SSD300 on VGG-16.
 
-    They take the images in the size they come in, but for SSD300, which makes 300×300 of them.
+    They keep the size of the images, except SSD300, which resizes them to 300×300 px.
     """
     random = {"weights": None, "weights_backbone": None}
     most = {"detections_per_img": DETECTIONS}
@@ -130,7 +130,7 @@ def torchvision_detectors(options: Options) -> dict[str, Detector]:
 
 
 def detectron2_detectors(options: Options) -> dict[str, Detector]:
-    """RetinaNet and FCOS on ResNet-50-FPN, or nothing where Detectron2 is not installed."""
+    """RetinaNet and FCOS on ResNet-50-FPN; none if Detectron2 is not installed."""
     try:
         from detectron2.config import instantiate
         from detectron2.model_zoo import get_config
@@ -147,7 +147,7 @@ def detectron2_detectors(options: Options) -> dict[str, Detector]:
 
 
 def _fit(made_up: Any, output: Any) -> Any:
-    """As many rows as the head has made: Faster R-CNN's proposals depend on rounding."""
+    """Cut ``made_up`` to the head's number of rows: Faster R-CNN's proposals depend on rounding."""
     if isinstance(output, tuple):
         return tuple(made[: len(real)] for made, real in zip(made_up, output, strict=True))
     return made_up
@@ -166,10 +166,11 @@ def _to_detectron2(images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
 
 
 def with_candidates(logits: Sequence[Tensor], count: int) -> list[Tensor]:
-    """Logits under every threshold but for ``count`` entries of each image, at random over all.
+    """Logits below every threshold, except for ``count`` random entries of each image.
 
     Args:
-        logits: of each level (B, …); gives shapes and devices.
+        logits: for each level (B, …); gives shapes and devices.
+        count: number of candidates per image.
     """
     generator = torch.Generator().manual_seed(0)
     sizes = [level[0].numel() for level in logits]
@@ -184,17 +185,17 @@ def with_candidates(logits: Sequence[Tensor], count: int) -> list[Tensor]:
 
 
 def with_background(logits: Tensor, count: int) -> Tensor:
-    """The same for logits (B, N, 1 + K) of a softmax with the background in front."""
+    """The same for logits (B, N, 1 + K) of a softmax whose first class is the background."""
     classes = with_candidates([logits[..., 1:]], count)[0]
     chosen = classes > _LOW
-    # Certain background but where a class is sure of itself.
+    # Certainly background, except at the chosen entries.
     classes = torch.where(chosen, classes + _BACKGROUND, classes)
     background = torch.where(chosen.any(dim=-1, keepdim=True), _LOW, _BACKGROUND)
     return torch.cat((background, classes), dim=-1)
 
 
 def _dict_of(boxes: float, background: bool = False) -> Callable[[dict[str, Tensor], int], Any]:
-    """Exchanges what torchvision's dense heads return; ``boxes`` are all their regressions."""
+    """Replaces the output of torchvision's dense heads; all box regressions become ``boxes``."""
 
     def exchange(output: dict[str, Tensor], count: int) -> dict[str, Tensor]:
         logits = output["cls_logits"].float()
@@ -211,13 +212,13 @@ def _dict_of(boxes: float, background: bool = False) -> Callable[[dict[str, Tens
 
 def _faster_rcnn(output: tuple[Tensor, Tensor], count: int) -> tuple[Tensor, Tensor]:
     logits, deltas = output
-    # All proposals as if they were of one image, and some to spare, of nothing but background.
+    # Treats all proposals as one image's, and adds as many that are certainly background.
     made = torch.cat((with_background(logits[None], count), with_background(logits[None], 0)), 1)
     return made[0], deltas.new_zeros(2 * len(deltas), deltas.shape[1], dtype=torch.float32)
 
 
 def _levels_of(boxes: float) -> Callable[[Sequence[Any], int], Any]:
-    """Exchanges what Detectron2's heads return: lists over levels."""
+    """Replaces the output of Detectron2's heads, lists over levels, in the same way."""
 
     def exchange(output: Sequence[list[Tensor]], count: int) -> list[list[Tensor]]:
         logits, deltas, *centerness = output

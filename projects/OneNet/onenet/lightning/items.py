@@ -1,4 +1,4 @@
-"""What the loaders give: one image each, and what is known of it."""
+"""What the loaders yield: an image, its targets, and where it comes from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onenet.structures import Targets
 
 
 @dataclass(frozen=True)
-class TrainSample:
+class TrainItem:
     """One transformed training image.
 
     Attributes:
@@ -21,7 +21,7 @@ class TrainSample:
         targets: its boxes and labels, in px of ``image``.
         image_id: the JSON's id.
         file_name: full path of the image.
-        skipped: what is wrong with the images that this one stands in for.
+        skipped: an error message for each unreadable image that this one replaces.
     """
 
     image: Tensor
@@ -30,14 +30,14 @@ class TrainSample:
     file_name: str
     skipped: tuple[str, ...] = ()
 
-    def pin_memory(self) -> TrainSample:
-        """The same sample in page-locked memory; a DataLoader looks for this method."""
+    def pin_memory(self) -> TrainItem:
+        """The same item in page-locked memory; a DataLoader looks for this method."""
         t = self.targets
         pinned = replace(t, boxes=t.boxes.pin_memory(), labels=t.labels.pin_memory())
         return replace(self, image=self.image.pin_memory(), targets=pinned)
 
     def __reduce__(self) -> tuple[Any, tuple]:
-        # Every tensor that a worker sends holds a file descriptor, of which a process has some
+        # Every tensor that a worker sends takes a file descriptor, and a process has about a
         # thousand: only the image is worth one.
         t = self.targets
         small = (t.boxes.numpy(), t.labels.numpy(), t.image_size)
@@ -52,23 +52,23 @@ def _rebuild(
     image_id: int,
     file_name: str,
     skipped: tuple[str, ...],
-) -> TrainSample:
+) -> TrainItem:
     targets = Targets(torch.from_numpy(boxes), torch.from_numpy(labels), image_size)
-    return TrainSample(image, targets, image_id, file_name, skipped)
+    return TrainItem(image, targets, image_id, file_name, skipped)
 
 
 @dataclass(frozen=True)
-class TestSample:
+class TestItem:
     """One image to test on.
 
     Attributes:
         image: (3, h, w) uint8, resized.
         image_id: the JSON's id.
         file_name: full path of the image.
-        height, width: px of the original, which detections are scaled back to.
+        height, width: px of the original image, to which detections are scaled back.
     """
 
-    __test__ = False  # no test case, whatever pytest makes of the name
+    __test__ = False  # not a test case; pytest goes by the name
 
     image: Tensor
     image_id: int
@@ -76,6 +76,6 @@ class TestSample:
     height: int
     width: int
 
-    def pin_memory(self) -> TestSample:
-        """The same sample in page-locked memory; a DataLoader looks for this method."""
+    def pin_memory(self) -> TestItem:
+        """The same item in page-locked memory; a DataLoader looks for this method."""
         return replace(self, image=self.image.pin_memory())
