@@ -31,8 +31,8 @@ from _shared.timing import TOTAL
 from _shared.training_runs import RunError, add_training_flags, dataset_opts, engine_name
 
 from onenet.cli import add_engine_flag, add_opts_flag, natural, positive, run_program
+from onenet.config.device import choose_device
 from onenet.errors import OneNetError
-from onenet.lightning.build import choose_device
 from onenet.lightning.config import load_cfg
 
 REPEATS, IMAGES = 40, 8  # to measure images/s: runs of each row, and different images

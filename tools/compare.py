@@ -28,8 +28,8 @@ from _shared.timing import TOTAL, Timings
 from _shared.training_runs import add_training_flags, dataset_opts, flat, run_once
 
 from onenet.cli import add_opts_flag, positive, run_program
+from onenet.config.device import choose_device
 from onenet.errors import ConfigError
-from onenet.lightning.build import choose_device
 from onenet.lightning.config import load_cfg
 
 NMS_ON, NMS_OFF = ("MODEL.OneNet.NMS", "True"), ("MODEL.OneNet.NMS", "False")

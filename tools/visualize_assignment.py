@@ -26,16 +26,17 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from onenet.assignment.criterion import Criterion
 from onenet.assignment.explain import Assignment, assign
+from onenet.assignment.registry import PREDEFINED_COSTS
 from onenet.checkpoints.files import read_checkpoint
 from onenet.checkpoints.weights import load_weights, locate_weights
 from onenet.cli import add_import_flag, add_opts_flag, run_program
-from onenet.config.registries import PREDEFINED_COSTS
+from onenet.config.device import choose_device
 from onenet.data.images import read_image
 from onenet.data.sources import compare_classes, shortened
 from onenet.data.transforms import TrainTransform
 from onenet.detector import OneNet
 from onenet.errors import CheckpointError, ConfigError, DatasetError
-from onenet.lightning.build import build_detector, choose_device
+from onenet.lightning.build import build_detector
 from onenet.lightning.config import load_cfg
 from onenet.structures import Targets
 from onenet.visualization.paper_figures import draw_assignments, draw_training
@@ -168,7 +169,7 @@ def build_onenet(cfg: Any) -> OneNet:
     if cfg.MODEL.OneNet.HEAD not in PREDEFINED_COSTS:
         raise ConfigError(
             f"MODEL.OneNet.HEAD {cfg.MODEL.OneNet.HEAD!r} has no predefined location cost; add one "
-            f"to onenet.config.registries.PREDEFINED_COSTS, which has {', '.join(PREDEFINED_COSTS)}"
+            f"to onenet.PREDEFINED_COSTS, which has {', '.join(PREDEFINED_COSTS)}"
         )
     return model.to(choose_device(cfg)).eval()
 

@@ -12,11 +12,10 @@ import yaml
 from helpers.project import ROOT, load_script
 from helpers.runs import metrics, train, trained, unchanged_process, write_config
 
-from onenet import Predictions, Targets
-from onenet.assignment.costs import PredictedLocation
+from onenet import MATCHER_REGISTRY, Predictions, Targets
 from onenet.cli import import_files
-from onenet.config.registries import MATCHER_REGISTRY
 from onenet.errors import ConfigError
+from onenet.lightning.config import get_cfg
 from onenet.lightning.trainer import Trainer
 from onenet.ops.boxes import point_grid
 
@@ -36,7 +35,7 @@ def rule(tmp_path, monkeypatch):
     file.write_text(block("python"), encoding="utf-8")
     yield file
     sys.modules.pop("inside_box", None)
-    MATCHER_REGISTRY._obj_map.pop("InsideBox", None)
+    MATCHER_REGISTRY._obj_map.pop("inside_box", None)
 
 
 def as_the_doc_says(folder: Path, shapes: Path) -> Path:
@@ -52,7 +51,7 @@ def as_the_doc_says(folder: Path, shapes: Path) -> Path:
 def test_the_rule_takes_samples_within_the_box_if_there_are_any(rule):
     assert len(block("python").splitlines()) <= 30
     import_files([rule])
-    matcher = MATCHER_REGISTRY.get("InsideBox")(location=PredictedLocation())
+    matcher = MATCHER_REGISTRY.get("inside_box")(get_cfg())
     points = point_grid(8, 8, 4, torch.device("cpu"))  # 2, 6 … 30 px in either direction
     boxes = torch.tensor([[9.0, 9, 19, 19], [3, 3, 5, 5]])
     # The best predictions for both objects are those of the first sample, at (2, 2).
@@ -73,7 +72,7 @@ def test_the_embedded_engine_trains_with_it(rule, shapes, tmp_path, monkeypatch)
     start = Trainer.train
     monkeypatch.setattr(Trainer, "train", lambda self: seen.append(self) or start(self))
     train(as_the_doc_says(tmp_path, shapes), "--import", rule)
-    assert type(seen[0].model.criterion.matcher) is MATCHER_REGISTRY.get("InsideBox")
+    assert type(seen[0].model.criterion.matcher) is sys.modules["inside_box"].InsideBox
     assert any("loss_ce" in line for line in metrics(tmp_path / "run"))
 
 
@@ -87,7 +86,7 @@ def test_detectron2_trains_with_it(rule, shapes, tmp_path, monkeypatch):
     start = Trainer.train
     monkeypatch.setattr(Trainer, "train", lambda self: seen.append(self) or start(self))
     train_d2(as_the_doc_says(tmp_path, shapes), "--import", rule)
-    assert type(seen[0].bare_model.criterion.matcher) is MATCHER_REGISTRY.get("InsideBox")
+    assert type(seen[0].bare_model.criterion.matcher) is sys.modules["inside_box"].InsideBox
     assert any("loss_ce" in line for line in metrics(tmp_path / "run"))
 
 

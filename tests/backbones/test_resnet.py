@@ -12,7 +12,9 @@ from helpers.configs import CONFIGS
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from onenet.backbones.resnet import FPN, ConvNorm, ResNet, Shape, build_backbone, freeze
+from onenet.backbones.fpn import FPN
+from onenet.backbones.registry import BACKBONE_REGISTRY, build_backbone
+from onenet.backbones.resnet import ConvNorm, ResNet, Shape, freeze
 from onenet.checkpoints.weights import to_detectron2_name
 from onenet.lightning.build import build_detector
 from onenet.lightning.config import load_cfg
@@ -244,3 +246,20 @@ def test_an_unknown_backbone_is_named():
     cfg.MODEL.BACKBONE.NAME = "build_swin"
     with pytest.raises(ValueError, match="BACKBONE.NAME must be one of.*got 'build_swin'"):
         build_backbone(cfg)
+
+
+def test_a_users_backbone_is_found_by_its_name():
+    class Halves(nn.Module):
+        shapes = {f"res{i + 2}": Shape(8, 4 * 2**i) for i in range(4)}
+
+    @BACKBONE_REGISTRY.register()
+    def TestBackbone(cfg):
+        return Halves()
+
+    opts = ["MODEL.BACKBONE.NAME", "TestBackbone", "MODEL.OneNet.DECONV_CHANNEL", "[8, 8, 8, 8]"]
+    try:
+        model = build_detector(load_cfg(CONFIGS / "onenet.res18.nodcn.yaml", opts))
+    finally:
+        del BACKBONE_REGISTRY._obj_map["TestBackbone"]
+    assert type(model.backbone) is Halves
+    assert model.head.deconv.lateral_conv1.in_channels == 8

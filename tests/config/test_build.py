@@ -15,11 +15,17 @@ from onenet import (
     build_matcher,
 )
 from onenet.assignment.costs import PredefinedAnchor, PredefinedPoint, PredictedLocation
+from onenet.assignment.registry import (
+    CRITERION_REGISTRY,
+    LOCATION_COST_REGISTRY,
+    MATCHER_REGISTRY,
+    matcher_options,
+)
 from onenet.backbones.resnet import Shape
 from onenet.config.build import model_options
-from onenet.config.registries import HEAD_REGISTRY, MATCHER_REGISTRY
 from onenet.heads.deconv import DeconvHead
 from onenet.heads.fcos import FCOSHead
+from onenet.heads.registry import HEAD_REGISTRY
 from onenet.heads.retinanet import RetinaNetHead
 from onenet.lightning.build import build_detector
 from onenet.lightning.config import load_cfg
@@ -110,7 +116,13 @@ def test_predefined_cost_of_fcos_needs_a_range_for_every_level():
         (("HEAD", "DETR"), "OneNet.HEAD must be one of CenterNet, FCOS, RetinaNet, got 'DETR'"),
         (("HEAD", "centernet"), "got 'centernet'"),
         (("MATCHER", "greedy"), "OneNet.MATCHER must be one of minimum, hungarian, got 'greedy'"),
-        (("LOCATION_COST", "centre"), "COST must be 'predicted' or 'predefined', got 'centre'"),
+        (("LOCATION_COST", "centre"), "COST must be one of predicted, predefined, got 'centre'"),
+        (("LOCATION_COST", "fixed"), "predefined, got 'fixed'"),
+        (("LOCATION_COST", "predefine"), "did you mean 'predefined'"),
+        (
+            ("CRITERION", "onenet"),
+            "must be one of OneNet, got 'onenet'; did you mean 'OneNet'",
+        ),
         (("CLASS_COST", 0.0, "L1_COST", 0.0, "GIOU_COST", 0.0), "CLASS_COST, L1_COST and GIOU"),
         (("IN_FEATURES", ["res3", "p4", "p5"]), r"IN_FEATURES names p4, p5.*makes res2, res3"),
         (("DECONV_CHANNEL", [99, 8, 8, 8]), "DECONV_CHANNEL.* is 99"),
@@ -120,7 +132,7 @@ def test_wrong_values_are_named_with_their_key(changes, message):
     cfg = changed(R18, *changes)
     with pytest.raises(ValueError, match=message):
         build_head(cfg, PLAIN)
-        build_matcher(cfg)
+        build_criterion(cfg)
 
 
 def test_shared_towers_need_maps_of_equal_channels():
@@ -185,17 +197,40 @@ def test_a_users_head_is_found_by_its_name(registered):
 
 
 def test_a_users_matcher_is_found_by_its_name(registered):
-    def test_matcher(**keywords):
-        return HungarianMatcher(**keywords)
+    def test_matcher(cfg):
+        return HungarianMatcher(**matcher_options(cfg))
 
     registered(MATCHER_REGISTRY, test_matcher)
     matcher = build_matcher(changed(R18, "MATCHER", "test_matcher", "CLASS_COST", 1.0))
     assert isinstance(matcher, HungarianMatcher) and matcher.class_weight == 1.0
 
 
+def test_a_users_location_cost_is_found_by_its_name(registered):
+    def test_cost(cfg):
+        return PredictedLocation(l1_weight=cfg.MODEL.OneNet.L1_COST, giou_weight=0.0)
+
+    registered(LOCATION_COST_REGISTRY, test_cost)
+    cfg = changed(R18, "LOCATION_COST", "test_cost", "L1_COST", 7.0)
+    location = build_matcher(cfg).location
+    assert (location.l1_weight, location.giou_weight) == (7.0, 0.0)
+
+
+def test_a_users_criterion_is_found_by_its_name(registered):
+    class OneLoss(torch.nn.Module):
+        pass
+
+    def test_criterion(cfg):
+        return OneLoss()
+
+    registered(CRITERION_REGISTRY, test_criterion)
+    assert isinstance(build_criterion(changed(R18, "CRITERION", "test_criterion")), OneLoss)
+
+
 def test_the_registries_are_clean_again():
     assert [name for name, _ in HEAD_REGISTRY] == ["CenterNet", "FCOS", "RetinaNet"]
     assert [name for name, _ in MATCHER_REGISTRY] == ["minimum", "hungarian"]
+    assert [name for name, _ in LOCATION_COST_REGISTRY] == ["predicted", "predefined"]
+    assert [name for name, _ in CRITERION_REGISTRY] == ["OneNet"]
 
 
 def test_maps_are_contiguous_on_the_cpu_where_batch_norm_is_exact_so_only():

@@ -8,7 +8,7 @@ import pytest
 import yacs.config
 from helpers.configs import CONFIGS, R50, refused, write
 
-from onenet.config.rules import check_cfg
+from onenet.config.rules import check_embedded
 from onenet.errors import ConfigError
 from onenet.lightning.config import CfgNode, get_cfg, load_cfg
 
@@ -242,5 +242,5 @@ def test_merging_in_detectron2s_way_gives_the_same():
     cfg = get_cfg()
     cfg.merge_from_file(str(R50))
     cfg.merge_from_list(["SEED", 5])
-    check_cfg(cfg)
+    check_embedded(cfg)
     assert cfg == load_cfg(R50, ["SEED", "5"])

@@ -8,16 +8,17 @@ from helpers.configs import CONFIGS, R50, refused
 from helpers.runs import train, trained
 from torch import nn
 
-from onenet.config.inference import images_per_batch, prepare_inference
+from onenet.config.build import prepare_inference
 from onenet.errors import ConfigError
+from onenet.inference.batch_size import images_per_batch
 from onenet.lightning.config import load_cfg
 
 
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("PRECISION", "half", "must be one of float32, bfloat16, float16, got 'half'"),
-        ("IMS_PER_BATCH", "-1", "must be 0 or more, got -1"),
+        ("PRECISION", "half", "is 'half'; expected one of 'float32', 'bfloat16', 'float16'"),
+        ("IMS_PER_BATCH", "-1", "is -1; expected a whole number from 0 on"),
         ("FUSE", "1", "expected True or False"),
         ("COMPILE", "reduce-overhead", "expected True or False"),
     ],
@@ -45,11 +46,11 @@ def test_images_of_a_batch(monkeypatch, given, device, cuda, count):
 
 @pytest.mark.parametrize("opts", [["TEST.PRECISION", "bfloat16"], ["TEST.COMPILE", "True"]])
 def test_models_of_others_have_no_such_settings(opts):
-    peer = nn.Linear(1, 1)
-    assert prepare_inference(load_cfg(R50), peer) is peer and not peer.training
+    other = nn.Linear(1, 1)
+    assert prepare_inference(load_cfg(R50), other) is other and not other.training
     baseline = CONFIGS.parents[2] / "configs" / "baselines" / "fcos.res50.yaml"
     with pytest.raises(ConfigError, match=r"OneNet's.*META_ARCHITECTURE torchvision\.FCOS"):
-        prepare_inference(load_cfg(baseline, opts), peer)
+        prepare_inference(load_cfg(baseline, opts), other)
 
 
 def test_evaluation_alone_prepares_the_model(shapes, tmp_path):

@@ -103,7 +103,6 @@ def test_a_wrong_type_in_a_file_names_the_file(tmp_path, line):
         ("MODEL.OneNet.DECONV_KERNEL", "[4, 4, 2.0]", "2, 3 or 4"),
         ("MODEL.OneNet.DECONV_CHANNEL", "[]", "above 0"),
         ("MODEL.OneNet.OBJECT_SIZES_OF_INTEREST", "[[64, 32]]", "low < high"),
-        ("MODEL.OneNet.LOCATION_COST", "fixed", "'predefined'"),
         ("MODEL.OneNet.CLASS_COST", "-1", "from 0 on"),
         ("MODEL.OneNet.L1_WEIGHT", "1e999", "from 0 on"),
         ("MODEL.OneNet.PRIOR_PROB", "1", "between 0 and 1"),
@@ -166,6 +165,7 @@ def test_a_pyramid_makes_the_levels_of_its_stages(name, above):
         ["MODEL.RESNETS.OUT_FEATURES", "['res5', 'res4', 'res3', 'res2']"],
         ["SOLVER.CLIP_GRADIENTS.NORM_TYPE", "1e999"],
         ["MODEL.OneNet.HEAD", "MyHead", "MODEL.OneNet.MATCHER", "mine"],
+        ["MODEL.OneNet.LOCATION_COST", "mine", "MODEL.OneNet.CRITERION", "mine"],
     ],
 )
 def test_values_at_the_edge_are_accepted(opts):

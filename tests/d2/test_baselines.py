@@ -24,7 +24,7 @@ from helpers.detectron2_runs import (
 )
 from helpers.runs import load, train, write_config
 
-from onenet.backbones.resnet import build_backbone as build_embedded_backbone
+from onenet.backbones.registry import build_backbone as build_embedded_backbone
 from onenet.baselines import centernet as core
 from onenet.d2 import CenterNet, add_onenet_config
 from onenet.d2.config import load_cfg

@@ -29,6 +29,7 @@ from helpers.detectron2_runs import (
 from helpers.golden import FOLDER
 
 from onenet.assignment.matchers import MinCostMatcher
+from onenet.assignment.registry import matcher_options
 from onenet.checkpoints.files import save_checkpoint
 from onenet.checkpoints.weights import load_weights
 from onenet.d2 import HEAD_REGISTRY, MATCHER_REGISTRY, OneNet, OneNetDatasetMapper
@@ -306,7 +307,7 @@ def test_a_head_and_a_matcher_of_the_users_own(shapes):
             return torch.zeros_like(targets), targets
 
     HEAD_REGISTRY._do_register("Mine", lambda cfg, maps: head(cfg, maps))
-    MATCHER_REGISTRY._do_register("first", FirstMatcher)
+    MATCHER_REGISTRY._do_register("first", lambda cfg: FirstMatcher(**matcher_options(cfg)))
     try:
         opts = ["MODEL.OneNet.HEAD", "Mine", "MODEL.OneNet.MATCHER", "first"]
         model = build_model(small_cfg("plain", *opts))

@@ -8,8 +8,12 @@ pytest.importorskip("detectron2")
 
 import torch
 import torchvision
+from helpers.configs import R50, refused
 from helpers.detectron2_runs import name_of, train_d2, trained
 from helpers.runs import edit_json, load, write_config
+
+from onenet.d2.config import load_cfg
+from onenet.errors import ConfigError
 
 REFUSED = [
     ((), ["NO.SUCH", "KEY"], "NO.SUCH"),
@@ -22,11 +26,49 @@ REFUSED = [
     ((), ["MODEL.META_ARCHITECTURE", "None"], "OneNet"),
     ((), ["MODEL.WEIGHTS", "none.pth"], "there is no such file"),
     ((), ["MODEL.WEIGHTS", "nobody://none.pth"], "unknown address"),
-    ((), ["SOLVER.OPTIMIZER", "LION"], "ADAMW or SGD"),
+    ((), ["SOLVER.OPTIMIZER", "LION"], "'ADAMW', 'SGD'"),
     ((), ["SOLVER.AMP.ENABLED", "True"], "on CUDA only"),
     (("--num-gpus", "2"), [], "on CUDA only"),
     ((), ["OUTPUT_DIR", "/dev/null/run"], "cannot be written"),
 ]
+
+
+# Values that both engines refuse, in the same words.
+WRONG = [
+    ("MODEL.DEVICE", "gpu"),
+    ("MODEL.PIXEL_STD", "[1.0, 0.0, 1.0]"),
+    ("MODEL.ANCHOR_GENERATOR.SIZES", "[[32, -1]]"),
+    ("MODEL.OneNet.NUM_CLASSES", "0"),
+    ("MODEL.OneNet.ACTIVATION", "ReLU"),
+    ("MODEL.OneNet.DECONV_KERNEL", "[4, 4, 5]"),
+    ("MODEL.OneNet.CLASS_COST", "-1.0"),
+    ("MODEL_EMA.DECAY", "1.0"),
+    ("INPUT.MIN_SIZE_TRAIN", "()"),
+    ("INPUT.CROP.SIZE", "[0.5, 0.5]"),
+    ("INPUT.FORMAT", "rgb"),
+    ("DATASETS.TRAIN", "(1,)"),
+    ("DATALOADER.NUM_WORKERS", "-1"),
+    ("SOLVER.OPTIMIZER", "LION"),
+    ("SOLVER.STEPS", "(200, 100)"),
+    ("SOLVER.ACCUMULATE", "5"),
+    ("SOLVER.CHECKPOINT_KEEP", "-1"),
+    ("TEST.PRECISION", "half"),
+    ("TEST.EVAL_PERIOD", "-1"),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), WRONG)
+def test_a_wrong_value_is_refused_by_both_engines_in_the_same_words(key, value):
+    told = refused(R50, key, value)
+    with pytest.raises(ConfigError) as error:
+        load_cfg(R50, [key, value])
+    assert str(error.value) == told
+    assert told.startswith(f"{key} is ") and "; expected " in told and "\n" not in told
+
+
+def test_a_value_of_no_type_is_refused_too():
+    with pytest.raises(ConfigError, match="^SOLVER.BASE_LR is None; expected a number above 0$"):
+        load_cfg(R50, ["SOLVER.BASE_LR", "None"])
 
 
 @pytest.mark.parametrize(("flags", "opts", "told"), REFUSED, ids=lambda value: str(value)[:40])

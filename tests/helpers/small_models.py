@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from onenet.backbones.resnet import FPN, ResNet
+from onenet.backbones.fpn import FPN
+from onenet.backbones.resnet import ResNet
 from onenet.checkpoints.weights import load_weights
 from onenet.errors import CheckpointError
 from onenet.heads.retinanet import RetinaNetHead

@@ -10,7 +10,7 @@ import torch
 from helpers.configs import CONFIGS, refused
 from torch import nn
 
-from onenet.config.training import check_training
+from onenet.config.rules import check_shares
 from onenet.errors import ConfigError
 from onenet.lightning.build import build_detector
 from onenet.lightning.config import get_cfg, load_cfg
@@ -116,7 +116,7 @@ def test_parts_that_do_not_fit_are_refused(parts, images, processes):
     cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE = images, parts
     expected = f"SOLVER.ACCUMULATE is {parts}; expected a divisor of {images // processes},"
     with pytest.raises(ConfigError, match=expected):
-        check_training(cfg, processes)
+        check_shares(cfg, processes)
 
 
 def test_torchvisions_detectors_have_no_parts():

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from _shared.timing import Stopwatch, Timings, alternate, stages_of
 from onenet.checkpoints.weights import load_weights
-from onenet.config.inference import prepare_inference
+from onenet.config.build import prepare_inference
+from onenet.config.device import choose_device
 from onenet.data.dataset import CocoDetection, spread_evenly
 from onenet.data.sources import find_dataset
-from onenet.lightning.build import build_detector, choose_device
+from onenet.lightning.build import build_detector
 from onenet.lightning.config import load_cfg
 from onenet.lightning.loader import TestDataset, build_test_transform
 

@@ -12,16 +12,30 @@ if TYPE_CHECKING:
     from .assignment.costs import PredefinedAnchor, PredefinedPoint, PredictedLocation
     from .assignment.criterion import Criterion
     from .assignment.matchers import HungarianMatcher, Matcher, MinCostMatcher
-    from .backbones.resnet import FPN, ResNet
-    from .config.build import add_onenet_config, build_criterion, build_head, build_matcher
-    from .config.registries import HEAD_REGISTRY, MATCHER_REGISTRY
+    from .assignment.registry import (
+        CRITERION_REGISTRY,
+        LOCATION_COST_REGISTRY,
+        MATCHER_REGISTRY,
+        PREDEFINED_COSTS,
+        build_criterion,
+        build_matcher,
+        matcher_options,
+    )
+    from .backbones.fpn import FPN
+    from .backbones.registry import BACKBONE_REGISTRY
+    from .backbones.resnet import ResNet
+    from .baselines.registry import BASELINE_REGISTRY
+    from .config.build import build_head
+    from .config.keys import add_onenet_config
     from .data.images import read_image
     from .deploy.runtime import OnnxPredictor
     from .detector import OneNet
     from .errors import OneNetError
+    from .evaluation.registry import EVALUATOR_REGISTRY, Evaluator
     from .heads.base import Head
     from .heads.deconv import DeconvHead
     from .heads.fcos import FCOSHead
+    from .heads.registry import HEAD_REGISTRY
     from .heads.retinanet import RetinaNetHead
     from .structures import Detections, Matches, Predictions, TargetBatch, Targets
     from .training.hooks import HOOK_REGISTRY, Hook
@@ -29,9 +43,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BACKBONE_REGISTRY",
+    "BASELINE_REGISTRY",
+    "CRITERION_REGISTRY",
     "Criterion",
     "DeconvHead",
     "Detections",
+    "EVALUATOR_REGISTRY",
+    "Evaluator",
     "FCOSHead",
     "FPN",
     "HEAD_REGISTRY",
@@ -39,6 +58,7 @@ __all__ = [
     "Head",
     "Hook",
     "HungarianMatcher",
+    "LOCATION_COST_REGISTRY",
     "MATCHER_REGISTRY",
     "Matcher",
     "Matches",
@@ -46,6 +66,7 @@ __all__ = [
     "OneNet",
     "OneNetError",
     "OnnxPredictor",
+    "PREDEFINED_COSTS",
     "PredefinedAnchor",
     "PredefinedPoint",
     "PredictedLocation",
@@ -58,28 +79,36 @@ __all__ = [
     "build_criterion",
     "build_head",
     "build_matcher",
+    "matcher_options",
     "read_image",
 ]
 
 # Imported on first use, since OnnxPredictor and read_image work without torch.
 _MODULES = {
+    "BACKBONE_REGISTRY": "backbones.registry",
+    "BASELINE_REGISTRY": "baselines.registry",
+    "CRITERION_REGISTRY": "assignment.registry",
     "Criterion": "assignment.criterion",
     "DeconvHead": "heads.deconv",
     "Detections": "structures",
+    "EVALUATOR_REGISTRY": "evaluation.registry",
+    "Evaluator": "evaluation.registry",
     "FCOSHead": "heads.fcos",
-    "FPN": "backbones.resnet",
-    "HEAD_REGISTRY": "config.registries",
+    "FPN": "backbones.fpn",
+    "HEAD_REGISTRY": "heads.registry",
     "HOOK_REGISTRY": "training.hooks",
     "Head": "heads.base",
     "Hook": "training.hooks",
     "HungarianMatcher": "assignment.matchers",
-    "MATCHER_REGISTRY": "config.registries",
+    "LOCATION_COST_REGISTRY": "assignment.registry",
+    "MATCHER_REGISTRY": "assignment.registry",
     "Matcher": "assignment.matchers",
     "Matches": "structures",
     "MinCostMatcher": "assignment.matchers",
     "OneNet": "detector",
     "OneNetError": "errors",
     "OnnxPredictor": "deploy.runtime",
+    "PREDEFINED_COSTS": "assignment.registry",
     "PredefinedAnchor": "assignment.costs",
     "PredefinedPoint": "assignment.costs",
     "PredictedLocation": "assignment.costs",
@@ -88,10 +117,11 @@ _MODULES = {
     "RetinaNetHead": "heads.retinanet",
     "TargetBatch": "structures",
     "Targets": "structures",
-    "add_onenet_config": "config.build",
-    "build_criterion": "config.build",
+    "add_onenet_config": "config.keys",
+    "build_criterion": "assignment.registry",
     "build_head": "config.build",
-    "build_matcher": "config.build",
+    "build_matcher": "assignment.registry",
+    "matcher_options": "assignment.registry",
     "read_image": "data.images",
 }
 

@@ -18,7 +18,7 @@ from _shared.training_runs import (
     flat,
     run_once,
 )
-from onenet.config.training import check_training
+from onenet.config.rules import check_shares
 from onenet.errors import ConfigError
 
 WEIGHTS = "model_final.pth"
@@ -118,7 +118,7 @@ class Plan:
     def load(self, opts: Sequence[str]) -> Any:
         """The config with overrides; raises ``ConfigError`` for a key or value that is wrong."""
         cfg = config_loader(self.engine)(self.config, opts)
-        check_training(cfg, self.gpus)
+        check_shares(cfg, self.gpus)
         return cfg
 
     def _training(

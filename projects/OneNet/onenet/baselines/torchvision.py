@@ -1,8 +1,8 @@
 """torchvision's detectors as meta-architectures, for comparison under the same conditions.
 
-RetinaNet, FCOS and Faster R-CNN stand on this engine's ResNet pyramids, which OneNet's FCOS and
-RetinaNet heads use, too; SSD300 and SSDlite320 have backbones of their own. Heads, assignment,
-losses and post-processing are torchvision's. Losses are normalised by each process for itself.
+RetinaNet, FCOS and Faster R-CNN use the ResNet pyramids of OneNet's FCOS and RetinaNet heads;
+SSD300 and SSDlite320 have backbones of their own. Heads, assignment, losses and post-processing are
+torchvision's. Each process normalises its losses separately.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ from torchvision.models.detection.ssd import SSD as TorchvisionSSD
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
-from onenet.backbones.resnet import FPN, build_backbone
+from onenet.backbones.fpn import FPN
+from onenet.backbones.registry import build_backbone
 from onenet.inference.fuse import fold_batch_norms
 from onenet.structures import Detections, Targets
+
+from .registry import register
 
 
 class Unresized(GeneralizedRCNNTransform):
@@ -37,12 +40,12 @@ class Unresized(GeneralizedRCNNTransform):
         return image, target
 
 
-class Peer(nn.Module):
-    """Mixed into a detector of torchvision, gives it the inputs and outputs of OneNet.
+class Baseline(nn.Module):
+    """Mixed into a detector of torchvision, it gives the detector OneNet's inputs and outputs.
 
     Attributes:
-        first_label: of the first class; 1 where 0 is the background.
-        class_layers: prefixes of what depends on the number of classes.
+        first_label: label of the first class; 1 where 0 is the background.
+        class_layers: prefixes of the parameters that depend on the number of classes.
     """
 
     first_label = 0
@@ -75,7 +78,7 @@ class Peer(nn.Module):
 
     def prepare_inference(
         self, *, fuse: bool = True, precision: str = "float32", compile: bool = False
-    ) -> Peer:
+    ) -> Baseline:
         """For inference only: fold batch norms and lay weights out as ``channels_last``.
 
         Raises:
@@ -97,31 +100,32 @@ class Peer(nn.Module):
         }
 
 
-class RetinaNet(Peer, tv.RetinaNet):
+class RetinaNet(Baseline, tv.RetinaNet):
     """RetinaNet (arXiv 1708.02002)."""
 
     class_layers = ("head.classification_head.cls_logits.",)
 
 
-class FCOS(Peer, tv.FCOS):
+class FCOS(Baseline, tv.FCOS):
     """FCOS (arXiv 1904.01355)."""
 
     class_layers = ("head.classification_head.cls_logits.",)
 
 
-class FasterRCNN(Peer, tv.FasterRCNN):
+class FasterRCNN(Baseline, tv.FasterRCNN):
     """Faster R-CNN (arXiv 1506.01497) with a feature pyramid."""
 
     first_label = 1
     class_layers = ("roi_heads.box_predictor.",)
 
 
-class SSD(Peer, TorchvisionSSD):
+class SSD(Baseline, TorchvisionSSD):
     """SSD (arXiv 1512.02325), which resizes every image to its own fixed size."""
 
     first_label = 1
 
 
+@register("torchvision.RetinaNet")
 def _build_retinanet(cfg: Any) -> RetinaNet:
     backbone = _pyramid(cfg)
     return _unresized(
@@ -135,6 +139,7 @@ def _build_retinanet(cfg: Any) -> RetinaNet:
     )
 
 
+@register("torchvision.FCOS")
 def _build_fcos(cfg: Any) -> FCOS:
     backbone = _pyramid(cfg)
     # Boxes are measured in strides, which torchvision takes for the sizes of anchors.
@@ -150,6 +155,7 @@ def _build_fcos(cfg: Any) -> FCOS:
     )
 
 
+@register("torchvision.FasterRCNN")
 def _build_faster_rcnn(cfg: Any) -> FasterRCNN:
     backbone = _pyramid(cfg)
     stages = [f"p{level}" for level in backbone.levels]
@@ -165,22 +171,14 @@ def _build_faster_rcnn(cfg: Any) -> FasterRCNN:
     )
 
 
+@register("torchvision.SSD300")
 def _build_ssd300(cfg: Any) -> SSD:
     return _build_ssd(cfg, tv.ssd300_vgg16)
 
 
+@register("torchvision.SSDlite320")
 def _build_ssdlite320(cfg: Any) -> SSD:
     return _build_ssd(cfg, tv.ssdlite320_mobilenet_v3_large)
-
-
-# By their values of MODEL.META_ARCHITECTURE.
-PEERS: dict[str, Callable[[Any], Peer]] = {
-    "torchvision.RetinaNet": _build_retinanet,
-    "torchvision.FCOS": _build_fcos,
-    "torchvision.FasterRCNN": _build_faster_rcnn,
-    "torchvision.SSD300": _build_ssd300,
-    "torchvision.SSDlite320": _build_ssdlite320,
-}
 
 
 def _build_ssd(cfg: Any, build: Callable[..., TorchvisionSSD]) -> SSD:
@@ -190,14 +188,14 @@ def _build_ssd(cfg: Any, build: Callable[..., TorchvisionSSD]) -> SSD:
             f"{cfg.MODEL.META_ARCHITECTURE} trains its own backbone from scratch"
         )
     classes = cfg.MODEL.OneNet.NUM_CLASSES + 1
-    stock = build(weights=None, weights_backbone=None, num_classes=classes)
+    original = build(weights=None, weights_backbone=None, num_classes=classes)
     return SSD(
-        stock.backbone,
-        stock.anchor_generator,
-        stock.transform.fixed_size,
+        original.backbone,
+        original.anchor_generator,
+        original.transform.fixed_size,
         classes,
-        head=stock.head,
-        topk_candidates=stock.topk_candidates,
+        head=original.head,
+        topk_candidates=original.topk_candidates,
         image_mean=list(cfg.MODEL.PIXEL_MEAN),
         image_std=list(cfg.MODEL.PIXEL_STD),
         **_post_processing(cfg),
@@ -249,6 +247,6 @@ def _anchors(cfg: Any, levels: int) -> AnchorGenerator:
     return AnchorGenerator(*rows)
 
 
-def _unresized(cfg: Any, detector: Peer) -> Any:
+def _unresized(cfg: Any, detector: Baseline) -> Any:
     detector.transform = Unresized(cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
     return detector

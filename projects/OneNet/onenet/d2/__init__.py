@@ -4,8 +4,9 @@
 ``add_onenet_config(cfg)`` has added the keys.
 """
 
-from onenet.config.build import add_onenet_config
-from onenet.config.registries import HEAD_REGISTRY, MATCHER_REGISTRY
+from onenet.assignment.registry import MATCHER_REGISTRY
+from onenet.config.keys import add_onenet_config
+from onenet.heads.registry import HEAD_REGISTRY
 
 from .centernet import CenterNet
 from .dataset_mapper import OneNetDatasetMapper

@@ -5,7 +5,7 @@ from __future__ import annotations
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from onenet.baselines import centernet as core
-from onenet.config.build import centernet_options
+from onenet.baselines.centernet_config import centernet_options
 
 from .meta_arch import MetaArchitecture
 

@@ -15,9 +15,9 @@ from detectron2.data import (
 from detectron2.data.samplers import InferenceSampler
 from torch.utils.data import DataLoader
 
-from onenet.config.inference import images_per_batch
 from onenet.data.batching import group_by_shape, resized_shape
 from onenet.data.unreadable import SkippedImages, read_next
+from onenet.inference.batch_size import images_per_batch
 from onenet.training.signals import leave_signals_to_the_first
 
 from .dataset_mapper import OneNetDatasetMapper

@@ -19,11 +19,12 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from onenet.cli import end_with, import_files
-from onenet.config.build import check_evaluator
-from onenet.config.inference import check_inference, prepare_inference
-from onenet.config.training import check_training, make_deterministic
+from onenet.config.build import prepare_inference
+from onenet.config.device import make_deterministic
+from onenet.config.rules import check_shares
 from onenet.data.sources import check_same_classes
 from onenet.errors import ConfigError, NonFiniteError, OneNetError
+from onenet.evaluation.registry import choose_evaluator
 from onenet.files import remove_partial_files
 from onenet.training.setup import (
     check_gpus,
@@ -112,8 +113,7 @@ def prepare(cfg: CfgNode, args: argparse.Namespace) -> None:
     """
     import_files(args.imports)
     _check_processes(cfg, args)
-    check_evaluator(cfg)
-    check_inference(cfg)
+    choose_evaluator(cfg)
     for key, registry, name in (
         ("MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE),
         ("MODEL.BACKBONE.NAME", BACKBONE_REGISTRY, cfg.MODEL.BACKBONE.NAME),
@@ -140,7 +140,7 @@ def _check_processes(cfg: CfgNode, args: argparse.Namespace) -> None:
     check_meeting_place(args)
     if args.eval_only:
         return
-    check_training(cfg, processes)
+    check_shares(cfg, processes)
     if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
         raise ConfigError(
             "SOLVER.AMP.ENABLED: Detectron2 trains with it on CUDA only; --engine lightning does "

@@ -10,6 +10,7 @@ from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
+from onenet.config.build import prepare_inference
 from onenet.inference.predictor import BasePredictor
 from onenet.structures import Detections
 
@@ -30,7 +31,8 @@ class Predictor(BasePredictor):
         self._resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
         with config_errors():
             model = build_model(cfg)
-        return model, load_weights(model, cfg.MODEL.WEIGHTS, detector=True)
+        extras = load_weights(model, cfg.MODEL.WEIGHTS, detector=True)
+        return prepare_inference(cfg, model), extras
 
     def resize(self, image: np.ndarray) -> np.ndarray:
         return self._resize.get_transform(image).apply_image(image)

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from onenet.checkpoints.weights import AVERAGED
-from onenet.config.inference import images_per_batch, prepare_inference
 from onenet.data.batching import group_by_shape
 from onenet.errors import CheckpointError, DatasetError
 from onenet.structures import Detections
+
+from .batch_size import images_per_batch
 
 
 class BasePredictor(ABC):
@@ -41,8 +42,7 @@ class BasePredictor(ABC):
                 "MODEL.WEIGHTS is empty: give a trained checkpoint, "
                 "--opts MODEL.WEIGHTS path/to/model.pth"
             )
-        model, extras = self.load(cfg)
-        self.model = prepare_inference(cfg, model)
+        self.model, extras = self.load(cfg)
         self.trained_classes = extras.get("class_names", [])
         self.class_names = self.trained_classes or self._names_from_data(cfg)
         if len(self.class_names) != cfg.MODEL.OneNet.NUM_CLASSES:
@@ -87,7 +87,7 @@ class BasePredictor(ABC):
 
     @abstractmethod
     def load(self, cfg: Any) -> tuple[nn.Module, dict[str, Any]]:
-        """The model with its weights, on its device, and the rest of the checkpoint."""
+        """The prepared model with its weights, on its device, and what else the checkpoint has."""
 
     @abstractmethod
     def resize(self, image: np.ndarray) -> np.ndarray:

@@ -16,14 +16,12 @@ from typing import Any
 import yacs.config
 import yaml
 
-from onenet.config.build import add_onenet_config
-from onenet.config.rules import check_cfg
+from onenet.config.keys import add_onenet_config
+from onenet.config.rules import check_embedded
 from onenet.config.yaml import fits_64_bits, read_with_bases
 from onenet.errors import ConfigError
 
 from .detectron2_keys import detectron2_only
-
-__all__ = ["CfgNode", "check_cfg", "dump", "get_cfg", "load_cfg"]
 
 COMMAND_LINE = "command line"
 
@@ -229,7 +227,7 @@ def load_cfg(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     cfg = get_cfg()
     cfg.merge_from_file(config_file)
     cfg.merge_from_list(opts)
-    check_cfg(cfg)
+    check_embedded(cfg)
     cfg.freeze()
     return cfg
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from faster_coco_eval import COCO, COCOeval_faster
 from tabulate import tabulate
 from tqdm import tqdm
@@ -27,6 +26,7 @@ from onenet.evaluation.results import RESULTS_FILE, complete_annotations, to_coc
 from onenet.files import write_whole
 from onenet.inference.postprocess import to_image
 from onenet.structures import Detections
+from onenet.training.distributed import gather, processes, rank
 from onenet.training.oom import memory_errors, testing_advice
 
 from .items import TestItem
@@ -55,17 +55,14 @@ def evaluate(
         OutOfMemoryError: names the settings that need less.
         WriteError: the results cannot be written; the metrics are in the log.
     """
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    loader = build_test_loader(cfg, dataset, rank=rank, world_size=world_size)
+    first = rank() == 0
+    loader = build_test_loader(cfg, dataset, rank=rank(), world_size=processes())
     results = []
     with memory_errors(model, lambda: testing_advice(cfg)):
-        for item, detections in detect_all(model, loader, progress=rank == 0):
+        for item, detections in detect_all(model, loader, progress=first):
             results.extend(to_coco(item.image_id, detections, dataset.category_ids))
-    if world_size > 1:
-        shares: list[Any] = [None] * world_size
-        dist.all_gather_object(shares, results)
-        results = [result for share in shares for result in share]
-    if rank != 0:
+    results = [result for share in gather(results) for result in share]
+    if not first:
         return None
     results.sort(key=lambda result: result["image_id"])
     path = output_dir / RESULTS_FILE

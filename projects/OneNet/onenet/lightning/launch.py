@@ -30,12 +30,11 @@ from torch.multiprocessing import (
 from tqdm import tqdm
 
 from onenet.checkpoints.files import find_checkpoints
-from onenet.config.training import check_training
+from onenet.config.device import choose_device, device_of
+from onenet.config.rules import check_shares
 from onenet.errors import ConfigError
 from onenet.training.setup import check_gpus, check_meeting_place
 from onenet.training.signals import hand_on
-
-from .build import choose_device, device_of
 
 _EXPLAINED = (1, 2, 130, 143)  # statuses of a process that has said why it ends
 
@@ -44,13 +43,13 @@ def check_processes(cfg: Any, args: argparse.Namespace) -> None:
     """Refuse numbers of processes that cannot work.
 
     Raises:
-        ConfigError: more GPUs than there are, or what :func:`check_training` finds.
+        ConfigError: more GPUs than there are, or what :func:`check_shares` finds.
     """
     devices, nodes = _devices_and_nodes(args)
     if device_of(cfg).type == "cuda":
         check_gpus(devices)
     if not args.eval_only:
-        check_training(cfg, devices * nodes)
+        check_shares(cfg, devices * nodes)
 
 
 def _devices_and_nodes(args: argparse.Namespace) -> tuple[int, int]:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from onenet.config.inference import images_per_batch
 from onenet.data.batching import group_by_shape, resized_shape
 from onenet.data.dataset import CocoDetection, ImageRecord
 from onenet.data.images import check_image_size, read_image
@@ -18,6 +17,7 @@ from onenet.data.sources import check_same_classes, find_dataset
 from onenet.data.transforms import TestTransform, TrainTransform
 from onenet.data.unreadable import read_next
 from onenet.errors import DatasetError
+from onenet.inference.batch_size import images_per_batch
 from onenet.structures import Targets
 from onenet.training.signals import leave_signals_to_the_first
 

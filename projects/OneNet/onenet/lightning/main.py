@@ -15,8 +15,8 @@ from lightning.fabric import Fabric
 
 from onenet.checkpoints.weights import load_weights, locate_weights
 from onenet.cli import end_with, import_files
-from onenet.config.inference import prepare_inference
-from onenet.config.training import make_deterministic
+from onenet.config.build import prepare_inference
+from onenet.config.device import make_deterministic
 from onenet.data.dataset import CocoDetection
 from onenet.data.sources import compare_classes, find_dataset
 from onenet.errors import LostProcessError, OneNetError

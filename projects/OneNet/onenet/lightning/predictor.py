@@ -9,13 +9,15 @@ import numpy as np
 from torch import Tensor, nn
 
 from onenet.checkpoints.weights import load_weights
+from onenet.config.build import prepare_inference
+from onenet.config.device import choose_device
 from onenet.data.dataset import CocoDetection
 from onenet.data.sources import find_dataset
 from onenet.inference.postprocess import to_image
 from onenet.inference.predictor import BasePredictor
 from onenet.structures import Detections
 
-from .build import build_detector, choose_device
+from .build import build_detector
 from .config import load_cfg
 from .loader import build_test_transform
 
@@ -32,7 +34,7 @@ class Predictor(BasePredictor):
         self._transform = build_test_transform(cfg)
         model = build_detector(cfg)
         extras = load_weights(model, cfg.MODEL.WEIGHTS, detector=True)
-        return model.to(choose_device(cfg)), extras
+        return prepare_inference(cfg, model.to(choose_device(cfg))), extras
 
     def resize(self, image: np.ndarray) -> np.ndarray:
         return self._transform(image)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
+from onenet.config.device import choose_device
 from onenet.training.replay import Rebuilt
 
-from .build import build_detector, choose_device
+from .build import build_detector
 from .config import load_cfg
 
 

@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .distributed import processes
+
 T = TypeVar("T")
 
 
@@ -41,9 +43,9 @@ def shares(counts: Sequence[int], device: torch.device) -> Tensor:
     mean = torch.tensor(counts, dtype=torch.float32)
     # From pinned memory the host does not wait for the copy.
     mean = (mean.pin_memory() if device.type == "cuda" else mean).to(device, non_blocking=True)
-    if dist.is_available() and dist.is_initialized():
+    if processes() > 1:
         dist.all_reduce(mean)
-        mean /= dist.get_world_size()
+        mean /= processes()
     return mean.clamp(min=1) / mean.sum().clamp(min=1)
 
 

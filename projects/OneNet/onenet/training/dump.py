@@ -7,13 +7,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from onenet.checkpoints.files import read_checkpoint, save_checkpoint
 from onenet.data.sources import is_line
 from onenet.errors import CheckpointError
 from onenet.structures import Targets
+
+from .distributed import processes, rank
 
 
 @dataclass(frozen=True)
@@ -134,5 +135,4 @@ def dump_batch(
         labels=[one.labels for one in targets],
         files=list(files),
     )
-    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    return content.save(folder, dist.get_rank() if several else None)
+    return content.save(folder, rank() if processes() > 1 else None)

@@ -6,13 +6,14 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from onenet.errors import NonFiniteError, OneNetError
+
+from .distributed import gather, processes, rank
 
 logger = logging.getLogger(__name__)
 COST, GRADIENT = "cost", "gradient norm"  # among the values of an iteration
@@ -81,10 +82,10 @@ class History:
         if not self._rows:
             return []
         rows = own = torch.stack(self._rows)
-        if _processes() > 1:
+        if processes() > 1:
             rows = own.clone()
             dist.all_reduce(rows)
-            rows /= _processes()
+            rows /= processes()
         good = []
         for i, row in enumerate(rows.tolist()):
             self.iteration += 1
@@ -109,14 +110,14 @@ class History:
             return
         losses = [i for i, name in enumerate(self._names) if name != GRADIENT]
         guilty = not own[losses].isfinite().all().item()
-        shares = _of_all_processes((files, costs, guilty))
+        shares = gather((files, costs, guilty))
         files = [file for share in shares for file in share[0]]
         costs = sorted({cost for share in shares for cost in share[1]})
         what = ", ".join([*costs, *wrong])
         if stop:
             dumps = self._dumps(what, guilty or not any(share[2] for share in shares))
             raise diverged(self.iteration, what, files, dumps)
-        if _rank() == 0:
+        if rank() == 0:
             text = "iteration %d is skipped, number %d since the start: %s, on %s"
             logger.warning(text, self.iteration, self.skipped, what, ", ".join(files))
 
@@ -128,31 +129,16 @@ class History:
                 path = str(self.dump(self.iteration, what))
             except (OneNetError, OSError, RuntimeError) as error:
                 logger.warning("iteration %d could not be dumped: %s", self.iteration, error)
-        return [path for path in _of_all_processes(path) if path is not None]
+        return [path for path in gather(path) if path is not None]
 
     def report(self) -> None:
         """Log on the first process how many iterations were skipped, if any."""
-        if self.skipped and _rank() == 0:
+        if self.skipped and rank() == 0:
             logger.warning(
                 "SOLVER.SKIP_NONFINITE: %d of %d iterations since this start were skipped",
                 self.skipped,
                 self.iteration - self._start,
             )
-
-
-def _processes() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _rank() -> int:
-    return dist.get_rank() if _processes() > 1 else 0
-
-
-def _of_all_processes(value: Any) -> list[Any]:
-    values = [value] * _processes()
-    if len(values) > 1:
-        dist.all_gather_object(values, value)
-    return values
 
 
 def check_finite(state: Mapping[str, Tensor], iteration: int) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from onenet.config.inference import images_per_batch
 from onenet.data.batching import DIVISIBILITY, pad_to
 from onenet.errors import OneNetError, OutOfMemoryError
+from onenet.inference.batch_size import images_per_batch
 
 # How torch's CPU allocator, and CUDA's runtime and libraries say it in other errors.
 _SIGNS = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")

@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
+from .distributed import processes
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 _INTERRUPTED = "interrupted; --resume goes on from the last checkpoint"
@@ -107,10 +109,9 @@ class StopRequests:
     def __init__(self) -> None:
         self._noted = 0
         self._context = _handled_by(self._note)
+        self._several = processes() > 1
         # With NCCL the host would wait for the device.
-        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        self._several = several
-        own = several and dist.get_backend() != "gloo"
+        own = self._several and dist.get_backend() != "gloo"
         self._group = dist.new_group(backend="gloo") if own else None
 
     def __enter__(self) -> StopRequests:

@@ -1,0 +1,146 @@
+"""What ``MODEL.OneNet.MATCHER``, ``LOCATION_COST`` and ``CRITERION`` can name.
+
+Every entry is called with the config and reads its own keys. One of your own needs no change here::
+
+    @MATCHER_REGISTRY.register()
+    def my_rule(cfg):  # MODEL.OneNet.MATCHER "my_rule"
+        return MyMatcher(**matcher_options(cfg))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fvcore.common.registry import Registry
+from torch import nn
+
+from onenet.errors import ConfigError, look_up
+
+from .costs import PredefinedAnchor, PredefinedPoint, PredictedLocation
+from .criterion import Criterion
+from .matchers import HungarianMatcher, Matcher, MinCostMatcher
+
+# ``cfg -> Criterion``, or another module ``(predictions, targets) -> losses by name``.
+CRITERION_REGISTRY = Registry("ONENET_CRITERION")
+# ``cfg -> Matcher``.
+MATCHER_REGISTRY = Registry("ONENET_MATCHER")
+# ``cfg -> location cost``, see onenet.assignment.costs.
+LOCATION_COST_REGISTRY = Registry("ONENET_LOCATION_COST")
+# What LOCATION_COST "predefined" means for a head, by the head's name: ``cfg -> location cost``.
+PREDEFINED_COSTS: dict[str, Callable[[Any], nn.Module]] = {}
+
+
+def build_criterion(cfg: Any) -> nn.Module:
+    """The criterion that ``MODEL.OneNet.CRITERION`` names, with its matcher.
+
+    Raises:
+        ConfigError: an unknown name, or values that do not fit each other.
+    """
+    return look_up(CRITERION_REGISTRY, "MODEL.OneNet.CRITERION", cfg.MODEL.OneNet.CRITERION)(cfg)
+
+
+def build_matcher(cfg: Any) -> Matcher:
+    """The matcher that ``MODEL.OneNet.MATCHER`` names, with its location cost.
+
+    Raises:
+        ConfigError: see :func:`build_criterion`.
+    """
+    return look_up(MATCHER_REGISTRY, "MODEL.OneNet.MATCHER", cfg.MODEL.OneNet.MATCHER)(cfg)
+
+
+def build_location_cost(cfg: Any) -> nn.Module:
+    """The cost that ``MODEL.OneNet.LOCATION_COST`` names.
+
+    Raises:
+        ConfigError: see :func:`build_criterion`.
+    """
+    name = cfg.MODEL.OneNet.LOCATION_COST
+    return look_up(LOCATION_COST_REGISTRY, "MODEL.OneNet.LOCATION_COST", name)(cfg)
+
+
+def matcher_options(cfg: Any) -> dict[str, Any]:
+    """The arguments of every :class:`~onenet.assignment.matchers.Matcher`, by name.
+
+    Raises:
+        ConfigError: see :func:`build_criterion`.
+    """
+    c = cfg.MODEL.OneNet
+    if not (c.CLASS_COST or c.L1_COST or c.GIOU_COST):
+        raise ConfigError("MODEL.OneNet: CLASS_COST, L1_COST and GIOU_COST cannot all be 0")
+    return {
+        "location": build_location_cost(cfg),
+        "class_weight": c.CLASS_COST,
+        "alpha": c.ALPHA,
+        "gamma": c.GAMMA,
+    }
+
+
+@CRITERION_REGISTRY.register()
+def OneNet(cfg: Any) -> Criterion:
+    """The losses of the paper: focal, L1 and GIoU of the samples that a matcher chooses."""
+    c = cfg.MODEL.OneNet
+    return Criterion(
+        matcher=build_matcher(cfg),
+        class_weight=c.CLASS_WEIGHT,
+        l1_weight=c.L1_WEIGHT,
+        giou_weight=c.GIOU_WEIGHT,
+        alpha=c.ALPHA,
+        gamma=c.GAMMA,
+    )
+
+
+@MATCHER_REGISTRY.register()
+def minimum(cfg: Any) -> Matcher:
+    """The cheapest sample of every target (the paper)."""
+    return MinCostMatcher(**matcher_options(cfg))
+
+
+@MATCHER_REGISTRY.register()
+def hungarian(cfg: Any) -> Matcher:
+    """One-to-one assignment of least total cost."""
+    return HungarianMatcher(**matcher_options(cfg))
+
+
+@LOCATION_COST_REGISTRY.register()
+def predicted(cfg: Any) -> nn.Module:
+    """L1 distance and GIoU of the predicted boxes (the paper)."""
+    c = cfg.MODEL.OneNet
+    return PredictedLocation(l1_weight=c.L1_COST, giou_weight=c.GIOU_COST)
+
+
+@LOCATION_COST_REGISTRY.register()
+def predefined(cfg: Any) -> nn.Module:
+    """The cost of the grid points or anchors themselves, which depends on the head."""
+    head = cfg.MODEL.OneNet.HEAD
+    if head not in PREDEFINED_COSTS:
+        raise ConfigError(
+            "MODEL.OneNet.LOCATION_COST 'predefined' is known for the heads "
+            f"{', '.join(PREDEFINED_COSTS)}, not for {head!r}; add one of onenet.assignment.costs "
+            "to onenet.PREDEFINED_COSTS"
+        )
+    return PREDEFINED_COSTS[head](cfg)
+
+
+def _centre_distance(cfg: Any) -> nn.Module:
+    return PredefinedPoint(l1_weight=cfg.MODEL.OneNet.L1_COST)
+
+
+def _centre_distance_by_level(cfg: Any) -> nn.Module:
+    c = cfg.MODEL.OneNet
+    if len(c.OBJECT_SIZES_OF_INTEREST) != len(c.IN_FEATURES):
+        raise ConfigError(
+            "MODEL.OneNet.OBJECT_SIZES_OF_INTEREST must hold a range for each of the "
+            f"{len(c.IN_FEATURES)} maps in IN_FEATURES, got {len(c.OBJECT_SIZES_OF_INTEREST)}"
+        )
+    return PredefinedPoint(l1_weight=c.L1_COST, level_sizes=c.OBJECT_SIZES_OF_INTEREST)
+
+
+def _anchor_overlap(cfg: Any) -> nn.Module:
+    c = cfg.MODEL.OneNet
+    return PredefinedAnchor(l1_weight=c.L1_COST, giou_weight=c.GIOU_COST)
+
+
+PREDEFINED_COSTS.update(
+    CenterNet=_centre_distance, FCOS=_centre_distance_by_level, RetinaNet=_anchor_overlap
+)

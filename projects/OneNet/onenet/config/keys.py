@@ -1,0 +1,146 @@
+"""Every config key of OneNet that Detectron2 does not have, for both engines.
+
+What the values may be stands in :mod:`onenet.config.rules`. The embedded engine's copy of
+Detectron2's keys is in :mod:`onenet.lightning.config`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def add_onenet_config(cfg: Any) -> None:
+    """Add the keys, with the original's defaults, to a Detectron2-style config.
+
+    Args:
+        cfg: a yacs ``CfgNode`` (Detectron2's, or ``onenet.lightning.config.get_cfg()``'s); changed
+            in place.
+    """
+    node = type(cfg)
+    c = cfg.MODEL.OneNet = node()
+    # Number of foreground classes.
+    c.NUM_CLASSES = 80
+    # Class-wise NMS at IoU 0.5 after the top-k; for ablation only.
+    c.NMS = False
+    # "CenterNet", "FCOS", "RetinaNet", or a name in onenet.HEAD_REGISTRY.
+    c.HEAD = "CenterNet"
+    # Feature maps that the head reads, finest first.
+    c.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+
+    # The head "CenterNet".
+    # Between the last two convolutions: "relu" or "gelu".
+    c.ACTIVATION = "relu"
+    # Channels of res5 and of the three upsampling stages.
+    c.DECONV_CHANNEL = [2048, 256, 128, 64]
+    # Kernel sizes of the three transposed convolutions: 2, 3 or 4.
+    c.DECONV_KERNEL = [4, 4, 4]
+    # Deformable instead of plain convolutions in the upsampling stages.
+    c.DCN = True
+    # Deformable convolution v2 (with a mask) instead of v1.
+    c.MODULATE_DEFORM = True
+    # Multi-head training (section 4.1 of the paper's first version, where it is 3): so many stages
+    # in a row are trained, and share the class and the box convolution.
+    c.NUM_HEADS = 1
+    # How many of them run at inference, 1 to NUM_HEADS; the last one gives the detections.
+    c.INFERENCE_HEADS = 1
+
+    # The heads "FCOS" and "RetinaNet".
+    # Convolutions in each of the two towers, and their channels.
+    c.NUM_CONV = 4
+    c.CONV_CHANNELS = 256
+    # Normalisation of FCOS's towers: "GN" or "BN".
+    c.CONV_NORM = "GN"
+    # FCOS with predefined location cost: object sizes in px that each level answers for.
+    c.OBJECT_SIZES_OF_INTEREST = [
+        [-1, 64],
+        [64, 128],
+        [128, 256],
+        [256, 512],
+        [512, float("inf")],
+    ]
+
+    # Assignment.
+    # "minimum": the cheapest sample of every target (the paper); "hungarian": one-to-one; or a
+    # name in onenet.MATCHER_REGISTRY.
+    c.MATCHER = "minimum"
+    # "predicted": cost of the predicted boxes; "predefined": of the grid points or anchors; or a
+    # name in onenet.LOCATION_COST_REGISTRY.
+    c.LOCATION_COST = "predicted"
+    c.CLASS_COST = 2.0
+    c.GIOU_COST = 2.0
+    c.L1_COST = 5.0
+
+    # "OneNet": the losses below; or a name in onenet.CRITERION_REGISTRY.
+    c.CRITERION = "OneNet"
+    # Loss weights.
+    c.CLASS_WEIGHT = 2.0
+    c.GIOU_WEIGHT = 2.0
+    c.L1_WEIGHT = 5.0
+
+    # Focal loss and cost.
+    c.ALPHA = 0.25
+    c.GAMMA = 2.0
+    # The class probability that an untrained head starts from.
+    c.PRIOR_PROB = 0.01
+
+    # The meta-architecture CenterNet. Of MODEL.OneNet it reads NUM_CLASSES, IN_FEATURES,
+    # DECONV_CHANNEL, DECONV_KERNEL, DCN, MODULATE_DEFORM, PRIOR_PROB and NMS.
+    c = cfg.MODEL.CenterNet = node()
+    # Channels between the two convolutions of each branch.
+    c.CHANNELS = 64
+    # Side of the neighbourhood, in cells, in which only the best score is kept; 1 keeps all.
+    c.PEAK_KERNEL = 3
+    # Loss weights; the heat map's is 1.
+    c.SIZE_WEIGHT = 0.1
+    c.OFFSET_WEIGHT = 1.0
+
+    # Data.
+    # Train on the next image in place of one that cannot be read, and list those at the end.
+    cfg.DATALOADER.SKIP_UNREADABLE = False
+
+    # Training.
+    # "ADAMW" or "SGD".
+    cfg.SOLVER.OPTIMIZER = "ADAMW"
+    # The backbone's learning rate as a multiple of BASE_LR.
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    # Parts in which each process computes its share of a batch: the gradient is the same, but for
+    # batch norms, which see one part at a time, and it takes less memory.
+    cfg.SOLVER.ACCUMULATE = 1
+    # How many of the newest checkpoints of a run to keep; 0 keeps all.
+    cfg.SOLVER.CHECKPOINT_KEEP = 0
+    # How many iterations in a row to skip when a loss or gradient is NaN or infinite; a skipped one
+    # leaves the model unchanged. One more stops training; 0 stops at once.
+    cfg.SOLVER.SKIP_NONFINITE = 0
+    cfg.MODEL_EMA = node()
+    # Average the weights over all iterations, see onenet.training.ema; evaluate and save the
+    # average.
+    cfg.MODEL_EMA.ENABLED = False
+    # The share of the average that an iteration keeps, after warm-up; from 0 to below 1.
+    cfg.MODEL_EMA.DECAY = 0.9998
+    # Features of your own around the iterations, names of a file of --import (docs/hooks.md).
+    cfg.HOOKS = []
+    # Deterministic algorithms where CUDA has them, and a warning where it does not; slower.
+    cfg.CUDNN_DETERMINISTIC = False
+
+    # Inference.
+    # Fold batch norms into convolutions and lay maps out as channels_last.
+    cfg.TEST.FUSE = True
+    # "float32", "bfloat16", or on CUDA "float16".
+    cfg.TEST.PRECISION = "float32"
+    # Compile every batch size when it first occurs (CUDA graphs on CUDA): for images of one size or
+    # of a few.
+    cfg.TEST.COMPILE = False
+    # Most images that go through the network together on each process, all of one padded size; 0:
+    # 8 on CUDA and 1 on the CPU, which is faster while its maps fit the cache.
+    cfg.TEST.IMS_PER_BATCH = 0
+    # "coco": AP; "crowdhuman": AP, mMR and recall of one class, crowd regions ignored; or a name in
+    # onenet.EVALUATOR_REGISTRY.
+    cfg.TEST.EVALUATOR = "coco"
+
+    # Keys of the original's code base that have another name or no use here.
+    cfg.register_renamed_key(
+        "MODEL.OneNet.PRE_DEFINE",
+        "MODEL.OneNet.LOCATION_COST",
+        message="write 'predefined' for True and 'predicted' for False",
+    )
+    cfg.register_deprecated_key("MODEL.OneNet.FEATURES_STRIDE")  # the backbone knows its strides
