@@ -4,7 +4,8 @@
 import importlib
 import sys
 
-from onenet.cli import choose_engine, import_files, one_line, training_parser
+from onenet.cli import choose_engine, one_line, training_parser
+from onenet.config.imports import import_files
 from onenet.errors import ConfigError
 
 
@@ -13,7 +14,8 @@ def main() -> None:
     if args.replay is not None:
         with one_line(args.traceback):
             import_files(args.imports)
-            wrong = importlib.import_module("onenet.training.replay").replay(args.replay, args.opts)
+            replay = importlib.import_module("onenet.training.replay").replay
+            wrong = replay(args.replay, args.opts, choose_engine=choose_engine)
         raise SystemExit(int(wrong))
     try:
         package, why = choose_engine(args.engine)

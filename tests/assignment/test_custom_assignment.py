@@ -13,7 +13,7 @@ from helpers.project import ROOT, load_script
 from helpers.runs import metrics, train, trained, unchanged_process, write_config
 
 from onenet import MATCHER_REGISTRY, Predictions, Targets
-from onenet.cli import import_files
+from onenet.config.imports import import_files
 from onenet.errors import ConfigError
 from onenet.lightning.config import get_cfg
 from onenet.lightning.trainer import Trainer

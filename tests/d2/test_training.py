@@ -15,13 +15,12 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from helpers.detectron2_runs import as_input, d2_process, pictures, small_cfg, train_d2, truth
 from helpers.nonfinite import nan_loss
-from helpers.runs import assert_same, load, metrics, train, write_config
+from helpers.runs import assert_same, load, metrics, replay, train, write_config
 
 from onenet.assignment.criterion import Criterion
 from onenet.d2 import Trainer
 from onenet.d2.steps import guarded
 from onenet.training.dump import Dump
-from onenet.training.replay import replay
 
 
 def trainers(shapes: Path, kind: type, **options) -> list[SimpleTrainer]:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ import yaml
 
 from helpers.project import ROOT
 from onenet.checkpoints.files import save_checkpoint
-from onenet.cli import training_parser
+from onenet.cli import choose_engine, training_parser
 from onenet.detector import OneNet
 from onenet.lightning.build import build_detector
 from onenet.lightning.config import load_cfg
 from onenet.lightning.main import run
+from onenet.training.replay import replay as replay_dump
 
 TRAIN_NET = ROOT / "projects" / "OneNet" / "train_net.py"
 LOGGERS = (
@@ -236,3 +237,8 @@ def assert_same(one: Any, other: Any) -> None:
             assert_same(a, b)
     else:
         assert one == other
+
+
+def replay(path: str, opts: Sequence[str] = ()) -> bool:
+    """Replay a dump as ``train_net.py --replay`` does."""
+    return replay_dump(path, opts, choose_engine=choose_engine)

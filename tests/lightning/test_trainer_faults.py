@@ -13,6 +13,7 @@ from helpers.runs import (
     edit_json,
     load,
     metrics,
+    replay,
     train,
     unchanged_process,
     write_config,
@@ -21,7 +22,6 @@ from helpers.runs import (
 from onenet.checkpoints.files import save_checkpoint
 from onenet.lightning.build import build_detector
 from onenet.lightning.config import load_cfg
-from onenet.training.replay import replay
 
 
 def test_batches_without_objects_train(shapes, tmp_path):

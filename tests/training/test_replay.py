@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers.nonfinite import nan_gradient
 from helpers.project import load_script
-from helpers.runs import load, write_config
+from helpers.runs import load, replay, write_config
 from torch import nn
 
 from onenet.assignment.criterion import Criterion
@@ -22,7 +22,6 @@ from onenet.lightning.build import build_detector
 from onenet.lightning.config import dump as as_yaml
 from onenet.lightning.config import load_cfg
 from onenet.training.dump import Dump
-from onenet.training.replay import replay
 
 BOX, CLASS = [8.0, 8.0, 30.0, 40.0], 3
 

@@ -10,13 +10,12 @@ import importlib
 import importlib.metadata
 import importlib.util
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
-from .errors import ConfigError, OneNetError
+from .config.imports import import_files
+from .errors import ConfigError, OneNetError, end_with
 
 Result = TypeVar("Result")
 
@@ -71,14 +70,6 @@ def one_line(show_traceback: bool, interrupted: str = "interrupted") -> Iterator
     except KeyboardInterrupt as error:
         print(interrupted, file=sys.stderr)
         raise SystemExit(130) from error
-
-
-def end_with(error: Exception, show_traceback: bool, message: str | None = None) -> NoReturn:
-    """Print ``message``, or else the error's own, as one line and exit as :func:`one_line` does."""
-    if show_traceback:
-        traceback.print_exception(error)
-    print(f"error: {message or error}", file=sys.stderr, flush=True)
-    raise SystemExit(getattr(error, "exit_status", 2)) from error
 
 
 def training_parser() -> argparse.ArgumentParser:
@@ -167,28 +158,6 @@ def add_import_flag(parser: argparse.ArgumentParser) -> None:
         help="your own Python file to run first, which registers a matcher, head or hook for the "
         "config to name (docs/custom_assignment.md, docs/hooks.md); may be repeated",
     )
-
-
-def import_files(files: Sequence[str]) -> None:
-    """Import Python files, each once per process; they can import files of their own folder.
-
-    Raises:
-        ConfigError: no such file, or another module has its name.
-    """
-    for file in files:
-        path = Path(file).expanduser().resolve()
-        if path.suffix != ".py" or not path.stem.isidentifier() or not path.is_file():
-            raise ConfigError(
-                f"--import {file}: expected an existing Python file with a name like my_rule.py"
-            )
-        if path.stem not in sys.modules:
-            sys.path.append(str(path.parent))
-        origin = getattr(importlib.import_module(path.stem), "__file__", None)
-        if origin is None or Path(origin).resolve() != path:
-            raise ConfigError(
-                f"--import {file}: another module is called {path.stem} ({origin or 'built in'}); "
-                "rename the file"
-            )
 
 
 def add_engine_flag(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""Every error class of the package, and what words an error message; imports no torch.
+"""Every error class of the package, and how an error reaches the user; imports no torch.
 
 Programs catch :class:`OneNetError` and print its message in one line.
 """
@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import difflib
 import pickle
+import sys
+import traceback
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 
 class OneNetError(Exception):
@@ -105,3 +107,11 @@ def did_you_mean(name: object, choices: Iterable[str]) -> str:
     folded = {choice.casefold(): choice for choice in choices}
     near = difflib.get_close_matches(str(name).casefold(), folded, n=1)
     return f"; did you mean {folded[near[0]]!r}?" if near else ""
+
+
+def end_with(error: Exception, show_traceback: bool, message: str | None = None) -> NoReturn:
+    """Print ``message``, or else the error's own, as one line and exit as :func:`one_line` does."""
+    if show_traceback:
+        traceback.print_exception(error)
+    print(f"error: {message or error}", file=sys.stderr, flush=True)
+    raise SystemExit(getattr(error, "exit_status", 2)) from error

@@ -18,12 +18,12 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
-from onenet.cli import end_with, import_files
 from onenet.config.build import prepare_inference
 from onenet.config.device import make_deterministic
+from onenet.config.imports import import_files
 from onenet.config.rules import check_shares
 from onenet.data.sources import check_same_classes
-from onenet.errors import ConfigError, NonFiniteError, OneNetError
+from onenet.errors import ConfigError, NonFiniteError, OneNetError, end_with
 from onenet.evaluation.registry import choose_evaluator
 from onenet.files import remove_partial_files
 from onenet.training.setup import (

@@ -14,12 +14,12 @@ import torch
 from lightning.fabric import Fabric
 
 from onenet.checkpoints.weights import load_weights, locate_weights
-from onenet.cli import end_with, import_files
 from onenet.config.build import prepare_inference
 from onenet.config.device import make_deterministic
+from onenet.config.imports import import_files
 from onenet.data.dataset import CocoDetection
 from onenet.data.sources import compare_classes, find_dataset
-from onenet.errors import LostProcessError, OneNetError
+from onenet.errors import LostProcessError, OneNetError, end_with
 from onenet.files import remove_partial_files, write_whole
 from onenet.training.setup import data_sets, load_to_evaluate, needs_weights, output_errors
 from onenet.training.signals import end_stopped, stop_at_once

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onenet.cli import choose_engine
 from onenet.errors import CheckpointError
 from onenet.ops.memory_format import memory_format
 from onenet.structures import Predictions, Targets
@@ -49,12 +48,15 @@ class Rebuilt:
     precision: torch.dtype | None
 
 
-def replay(path: str, opts: Sequence[str] = ()) -> bool:
+def replay(
+    path: str, opts: Sequence[str], *, choose_engine: Callable[[str], tuple[str, str]]
+) -> bool:
     """Compute the batch of a dump again, in one process, and print what is not finite.
 
     Args:
         path: of the dump.
         opts: config values to change, ``KEY VALUE KEY VALUE …``.
+        choose_engine: :func:`onenet.cli.choose_engine`, for the engine that wrote the dump.
 
     Returns:
         Whether a loss or gradient is NaN or infinite again.
