@@ -14,30 +14,32 @@ from typing import Any
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 
 from onenet.evaluation.duplicates import detections_per_object, duplicates_line
+from onenet.evaluation.registry import choose_evaluator
 from onenet.evaluation.results import complete_annotations
 
-from .crowdhuman import CrowdHumanEvaluator
+from .score import ScoreEvaluator
 
 logger = logging.getLogger(__name__)
 COCO_LIMIT = 100  # detections of an image that COCO's AP counts
 
 
 def build_evaluator(cfg: Any, dataset_name: str, output_dir: str) -> DatasetEvaluator:
-    """CrowdHuman's metrics, or COCO's AP of boxes.
+    """The evaluator of ``TEST.EVALUATOR``; Detectron2's own for COCO's AP of boxes.
 
     AP works for data sets that are not COCO files, too: Detectron2 converts them.
 
     Args:
         output_dir: for ``coco_instances_results.json``.
     """
-    if cfg.TEST.EVALUATOR == "crowdhuman":
-        return CrowdHumanEvaluator(dataset_name, output_dir)
+    evaluator = choose_evaluator(cfg)
+    if evaluator.score is not None:
+        return ScoreEvaluator(evaluator, dataset_name, output_dir)
     limit = max(COCO_LIMIT, cfg.TEST.DETECTIONS_PER_IMAGE)
-    evaluator = CountingCOCOEvaluator(
+    counting = CountingCOCOEvaluator(
         dataset_name, ("bbox",), output_dir=output_dir, max_dets_per_image=limit
     )
-    _complete(evaluator._coco_api)
-    return evaluator
+    _complete(counting._coco_api)
+    return counting
 
 
 class CountingCOCOEvaluator(COCOEvaluator):

@@ -20,8 +20,8 @@ from tqdm import tqdm
 from onenet.data.coco_json import read_coco_json
 from onenet.data.dataset import CocoDetection
 from onenet.detector import OneNet
-from onenet.evaluation.crowdhuman import evaluate_crowdhuman
 from onenet.evaluation.duplicates import detections_per_object, duplicates_line
+from onenet.evaluation.registry import choose_evaluator
 from onenet.evaluation.results import RESULTS_FILE, complete_annotations, to_coco
 from onenet.files import write_whole
 from onenet.inference.postprocess import to_image
@@ -116,17 +116,16 @@ def score(
         :func:`~onenet.evaluation.duplicates.detections_per_object`.
     """
     truth = read_coco_json(dataset.source.json_file)
-    if cfg.TEST.EVALUATOR == "crowdhuman":
-        kind = "crowdhuman"
-        found = evaluate_crowdhuman(truth, results).percent()
-        tables = _table([[f"{value:.2f}" for value in found.values()]], list(found))
-        metrics = {f"{kind}/{name}": value for name, value in found.items()}
-    else:
-        kind = "bbox"
+    evaluator = choose_evaluator(cfg)
+    if evaluator.score is None:
         metrics = average_precision(dataset, results, cfg.TEST.DETECTIONS_PER_IMAGE)
         tables = ap_tables(metrics)
+    else:
+        found = evaluator.score(truth, results)
+        tables = _table([[f"{value:.2f}" for value in found.values()]], list(found))
+        metrics = {f"{evaluator.group}/{name}": value for name, value in found.items()}
     duplicates = detections_per_object(truth["annotations"], results)
-    metrics[f"{kind}/duplicates"] = duplicates
+    metrics[f"{evaluator.group}/duplicates"] = duplicates
     return metrics, f"{tables}\n\n{duplicates_line(duplicates)}"
 
 

@@ -1,4 +1,4 @@
-"""CrowdHuman's metrics as an evaluator of Detectron2."""
+"""The evaluators of the core (:mod:`onenet.evaluation.registry`) as one of Detectron2's."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from detectron2.utils.logger import create_small_table
 from onenet.data.annotations import sorted_categories
 from onenet.data.coco_json import read_coco_json
 from onenet.errors import DatasetError
-from onenet.evaluation.crowdhuman import evaluate_crowdhuman
 from onenet.evaluation.duplicates import detections_per_object, duplicates_line
+from onenet.evaluation.registry import Evaluator
 from onenet.evaluation.results import RESULTS_FILE, to_coco
 from onenet.files import write_whole
 from onenet.structures import Detections
@@ -24,24 +24,26 @@ from onenet.structures import Detections
 logger = logging.getLogger(__name__)
 
 
-class CrowdHumanEvaluator(DatasetEvaluator):
-    """Gives AP, mMR and recall (:mod:`onenet.evaluation.crowdhuman`), 0…100, as ``crowdhuman``.
+class ScoreEvaluator(DatasetEvaluator):
+    """Gives an evaluator's metrics, and ``duplicates``, in its group.
 
     Args:
-        dataset_name: registered, with a COCO file of one class.
+        evaluator: its ``score`` is not ``None``.
+        dataset_name: registered, with a COCO file.
         output_dir: for ``coco_instances_results.json``.
 
     Raises:
         DatasetError: the data set has no COCO file.
     """
 
-    def __init__(self, dataset_name: str, output_dir: str) -> None:
+    def __init__(self, evaluator: Evaluator, dataset_name: str, output_dir: str) -> None:
         json_file = MetadataCatalog.get(dataset_name).get("json_file")
         if not json_file:
             raise DatasetError(
-                f"Data set {dataset_name!r} has no COCO file. TEST.EVALUATOR 'crowdhuman' reads "
-                "the ignored regions from one: give the data set as ANNOTATIONS.json:IMAGE_FOLDER."
+                f"Data set {dataset_name!r} has no COCO file, which TEST.EVALUATOR reads for the "
+                f"metrics {evaluator.group!r}; give the data set as ANNOTATIONS.json:IMAGE_FOLDER."
             )
+        self.evaluator = evaluator
         self.truth = read_coco_json(Path(json_file))
         self.category_ids = [category["id"] for category in sorted_categories(self.truth)]
         self.output_dir = Path(output_dir)
@@ -63,7 +65,7 @@ class CrowdHumanEvaluator(DatasetEvaluator):
         results = [result for share in shares for result in share]
         path = self.output_dir / RESULTS_FILE
         write_whole(path, json.dumps(results).encode())
-        metrics = evaluate_crowdhuman(self.truth, results).percent()
+        metrics = self.evaluator.score(self.truth, results)
         duplicates = detections_per_object(self.truth["annotations"], results)
         logger.info(
             "%d images, %d detections in %s\n%s\n\n%s",
@@ -73,4 +75,4 @@ class CrowdHumanEvaluator(DatasetEvaluator):
             create_small_table(metrics),
             duplicates_line(duplicates),
         )
-        return {"crowdhuman": {**metrics, "duplicates": duplicates}}
+        return {self.evaluator.group: {**metrics, "duplicates": duplicates}}
