@@ -163,7 +163,7 @@ def test_an_error_of_all_processes_is_told_once(shapes, tmp_path):
 # The losses of the second process go wrong in three iterations.
 SPOILT = """
 import os
-from onenet.losses import Criterion
+from onenet.assignment.criterion import Criterion
 
 forward, calls = Criterion.forward, []
 

@@ -14,7 +14,7 @@ import pytest
 LOADS = """
 import multiprocessing, os, time
 from torch.utils.data import DataLoader, get_worker_info
-from onenet.stopping import leave_signals_to_the_first
+from onenet.training.signals import leave_signals_to_the_first
 
 class Pids:
     def __len__(self):
