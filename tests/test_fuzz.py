@@ -25,10 +25,12 @@ EXAMPLES = 60  # of each target
 @pytest.mark.parametrize("name", ["annotations", "configs", "pkl"])
 def test_mutations_start_from_valid_files(name, tmp_path):
     target = TARGETS[name]
-    for data in target.seeds():
+    seeds = target.seeds()
+    assert seeds
+    for data in seeds:
         file = tmp_path / f"input{target.suffix}"
         file.write_bytes(data)
-        target.read(file)
+        target.read(file)  # raises an error where it is not valid
 
 
 @pytest.mark.filterwarnings("ignore")  # of numbers beyond float32, and the like

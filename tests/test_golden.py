@@ -13,7 +13,7 @@ from onenet.inference.postprocess import detect
 MATCHERS = {"minimum": MinCostMatcher, "hungarian": HungarianMatcher}
 
 
-def close(actual, expected):
+def assert_close(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -32,7 +32,7 @@ def test_heads(name):
     inputs = [arrays[f"input{i}"] for i in range(sum(k.startswith("input") for k in arrays))]
     with torch.inference_mode():
         predictions = head(inputs)
-    close(predictions.logits, golden.rows(arrays["logits"]))
+    assert_close(predictions.logits, golden.rows(arrays["logits"]))
     torch.testing.assert_close(
         predictions.boxes, golden.rows(arrays["boxes"]), rtol=1e-4, atol=1e-3
     )
@@ -63,7 +63,7 @@ def test_costs_matches_losses_and_gradients(name, location, costs, matcher):
     )
     criterion = Criterion(matcher=match)
 
-    close(match.cost(predictions, 0, targets[0]), arrays["cost0"])
+    assert_close(match.cost(predictions, 0, targets[0]), arrays["cost0"])
 
     matches = match(predictions, targets)
     for i in range(len(targets)):
@@ -82,10 +82,10 @@ def test_costs_matches_losses_and_gradients(name, location, costs, matcher):
 
     losses = criterion(predictions, targets)
     for term, loss in losses.items():
-        close(loss, criterion.weights[term] * arrays[term])
+        assert_close(loss, criterion.weights[term] * arrays[term])
     sum(losses.values()).backward()
-    close(predictions.logits.grad, golden.rows(arrays["grad_logits"]))
-    close(predictions.boxes.grad, golden.rows(arrays["grad_boxes"]))
+    assert_close(predictions.logits.grad, golden.rows(arrays["grad_logits"]))
+    assert_close(predictions.boxes.grad, golden.rows(arrays["grad_boxes"]))
 
 
 @pytest.mark.parametrize("nms", ["topk", "nms"])
@@ -95,7 +95,7 @@ def test_inference(name, nms):
     found = detect(golden.predictions(arrays), 100, 0.5 if nms == "nms" else None)
     assert len(found) == len(arrays["logits"])
     for i, detections in enumerate(found):
-        close(detections.scores, arrays[f"scores{i}"])
+        assert_close(detections.scores, arrays[f"scores{i}"])
         # As sets: equal scores may stand in another order.
         assert as_set(detections.boxes, detections.labels) == as_set(
             arrays[f"pred_boxes{i}"], arrays[f"classes{i}"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from helpers.configs import CONFIGS, R50, refused, write
+from helpers.configs import CONFIGS, R50, flat, refused, write
 
 from onenet.lightning.config import load_cfg
 
@@ -169,4 +169,5 @@ def test_a_pyramid_makes_the_levels_of_its_stages(name, above):
     ],
 )
 def test_values_at_the_edge_are_accepted(opts):
-    load_cfg(R50, opts)
+    found, plain = (dict(flat(load_cfg(R50, words))) for words in (opts, []))
+    assert {key for key in plain if found[key] != plain[key]} == set(opts[::2])

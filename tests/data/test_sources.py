@@ -193,8 +193,12 @@ def named(tmp_path: Path, names: list[str]) -> CocoDetection:
     return CocoDetection(write(tmp_path, data))
 
 
-def test_equal_number_of_classes_passes(tmp_path):
-    named(tmp_path, ["a", "b"]).check_num_classes(2)
+def test_only_an_equal_number_of_classes_passes(tmp_path):
+    data = named(tmp_path, ["a", "b"])
+    data.check_num_classes(2)
+    for number in (1, 3):
+        with pytest.raises(DatasetError, match="data.json has 2 classes"):
+            data.check_num_classes(number)
 
 
 def test_class_count_error_gives_the_override(tmp_path):

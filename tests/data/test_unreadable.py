@@ -136,18 +136,23 @@ def test_training_lists_them_at_the_end(broken, tmp_path, capsys):
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(broken, tmp_path):
-    options = {"DATALOADER__SKIP_UNREADABLE": True, "DATASETS__TEST": []}
-    straight = write_config(tmp_path / "a", broken, **options, SOLVER__MAX_ITER=4)
-    train(straight)
-    stopped = write_config(
-        tmp_path / "b", broken, **options, SOLVER__MAX_ITER=4, SOLVER__CHECKPOINT_PERIOD=2
+    config = write_config(
+        tmp_path,
+        broken,
+        DATALOADER__SKIP_UNREADABLE=True,
+        DATASETS__TEST=[],
+        SOLVER__MAX_ITER=4,
+        SOLVER__CHECKPOINT_PERIOD=2,
     )
-    train(stopped)
+    train(config)
+    run = tmp_path / "run"
+    a = load(run / "model_final.pth")["model"]
+    # As if the run had been interrupted after its second iteration.
     for name in ("model_0000003.pth", "model_final.pth"):
-        (tmp_path / "b" / "run" / name).unlink()
-    (tmp_path / "b" / "run" / "last_checkpoint").write_text("model_0000001.pth")
-    train(stopped, "--resume")
-    a, b = (load(tmp_path / run / "run" / "model_final.pth")["model"] for run in "ab")
+        (run / name).unlink()
+    (run / "last_checkpoint").write_text("model_0000001.pth")
+    train(config, "--resume")
+    b = load(run / "model_final.pth")["model"]
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 

@@ -67,7 +67,7 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def assert_same(expected, found, size: tuple[int, int]) -> None:
+def assert_same_detections(expected, found, size: tuple[int, int]) -> None:
     """Check that two sets of detections of one image are equal, in any order."""
     arrays = [[np.asarray(v) for v in values] for values in (expected, found)]
     px, score = largest_differences(*arrays, size)
@@ -128,7 +128,7 @@ def test_onnx_runtime_detects_what_torch_does(head, shapes, tmp_path, capsys):
         outputs = session.run(None, {IMAGES: batch, SIZES: true_sizes})
         expected = by_torch(predictor, images)
         for one, size, *found in zip(expected, sizes, *outputs, strict=True):
-            assert_same(one, found, size)
+            assert_same_detections(one, found, size)
         # The content of the padding does not matter.
         for row, (height, width) in zip(batch, sizes, strict=True):
             row[:, height:], row[:, :, width:] = 255, 255
@@ -138,12 +138,12 @@ def test_onnx_runtime_detects_what_torch_does(head, shapes, tmp_path, capsys):
     image = noise(64, 96)
     (expected,) = by_torch(predictor, [image])
     whole = session.run(None, {IMAGES: image.transpose(2, 0, 1)[None]})
-    assert_same(expected, [values[0] for values in whole], (64, 96))
+    assert_same_detections(expected, [values[0] for values in whole], (64, 96))
     image = noise(81, 200)
     found = predictor(image)
     expected = (found.boxes, found.scores, found.labels)
     exported = exported(image)
-    assert_same(expected, (exported.boxes, exported.scores, exported.labels), (81, 200))
+    assert_same_detections(expected, (exported.boxes, exported.scores, exported.labels), (81, 200))
 
 
 def test_torch_export(shapes, tmp_path, capsys, monkeypatch):
@@ -162,7 +162,7 @@ def test_torch_export(shapes, tmp_path, capsys, monkeypatch):
         outputs = program.module()(*map(torch.from_numpy, pad_images(images, 32)))
     expected = by_torch(Predictor(load_cfg(config)), images)
     for one, size, *found in zip(expected, sizes, *outputs, strict=True):
-        assert_same(one, found, size)
+        assert_same_detections(one, found, size)
 
     monkeypatch.chdir(tmp_path)
     (code,) = (code for code in examples_in_the_docs() if "model.pt2" in code)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import yaml
 
+from helpers.forks import Forked
 from helpers.project import ROOT
 from onenet.checkpoints.files import save_checkpoint
 from onenet.cli import choose_engine, training_parser
@@ -164,17 +165,23 @@ def train(config: Path, *words: Any) -> dict[str, float] | None:
         return run(args, "a test")
 
 
-def start(config: Path, *words: Any, program: tuple[str, ...] = (), **env: str) -> subprocess.Popen:
+def start(
+    config: Path, *words: Any, program: tuple[str, ...] = (), new: bool = False, **env: str
+) -> Forked | subprocess.Popen:
     """Start train_net.py in a process of its own, its output piped.
 
     Args:
         program: what runs it, in place of Python alone.
+        new: with all its processes started as a user does; else they are forked (:class:`Forked`).
     """
-    command = [sys.executable, *program, str(TRAIN_NET), "--config-file", str(config)]
+    command = [*program, str(TRAIN_NET), "--config-file", str(config), *map(str, words)]
     path = os.pathsep.join(filter(None, (str(ROOT / "projects/OneNet"), os.getenv("PYTHONPATH"))))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **env}
+    if not new:
+        return Forked(command, environment)
     return subprocess.Popen(
-        [*command, *map(str, words)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **env},
+        [sys.executable, *command],
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -182,14 +189,14 @@ def start(config: Path, *words: Any, program: tuple[str, ...] = (), **env: str) 
     )
 
 
-def end(process: subprocess.Popen) -> None:
+def end(process: Forked | subprocess.Popen) -> None:
     """Kill what :func:`start` started, with its children, as ``kill -9`` does."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
 
 
-def finish(process: subprocess.Popen, timeout: float = 150) -> tuple[int, str, str]:
+def finish(process: Forked | subprocess.Popen, timeout: float = 300) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of what :func:`start` started."""
     try:
         out, err = process.communicate(timeout=timeout)

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +14,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from helpers.forks import Forked, context
 from helpers.full_disk import FULL, full, full_disk
-from helpers.project import ROOT
+from helpers.project import load_script
 from helpers.runs import (
     assert_same,
     end,
@@ -236,15 +236,10 @@ def test_a_small_disk_and_a_read_only_folder(shapes, tmp_path):
     if possible.returncode:
         pytest.skip(f"needs user namespaces: {possible.stderr.decode().strip()}")
     config = write_config(tmp_path, shapes, SOLVER__CHECKPOINT_PERIOD=1, DATASETS__TEST=[])
-    program = [sys.executable, "-m", "helpers.small_disk", config, disk]
-    path = os.pathsep.join(filter(None, (str(ROOT / "tests"), os.getenv("PYTHONPATH"))))
-    process = subprocess.run(
-        [*namespace, "sh", "-c", f'{mount} && exec "$@"', "-", *map(str, program)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}, capture_output=True,
-        text=True, timeout=150,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr
-    full, resumed, read_only, never = json.loads(process.stdout.splitlines()[-1])
+    program = ["-m", "helpers.small_disk", str(config), str(disk)]
+    code, out, err = finish(Forked(program, dict(os.environ)))
+    assert code == 0, err
+    full, resumed, read_only, never = json.loads(out.splitlines()[-1])
     # A checkpoint takes 90 MB: two fit, and the weights alone do not.
     assert full["status"] == 1 and full["files"] == ["model_0000000.pth", "model_0000001.pth"]
     assert full["err"].endswith(f"--resume goes on from {disk}/full/model_0000001.pth\n")
@@ -258,14 +253,15 @@ def test_a_small_disk_and_a_read_only_folder(shapes, tmp_path):
     assert f"OUTPUT_DIR {disk}/ro cannot be written" in never["err"]
 
 
-def test_trainings_killed_at_random_moments(tmp_path):
+@pytest.mark.usefixtures("tools")
+def test_trainings_killed_at_random_moments(tmp_path, capsys):
+    context()  # what its processes are forked from
     words = f"--runs 1 --output {tmp_path} SOLVER.MAX_ITER 4 SOLVER.CHECKPOINT_PERIOD 2".split()
-    program = ROOT / "tools" / "dev" / "check_resume.py"
-    process = subprocess.run(
-        [sys.executable, program, *words], capture_output=True, text=True, timeout=150
-    )
-    assert process.returncode == 0, process.stdout + process.stderr
-    one, all_runs = process.stdout.splitlines()
+    with unchanged_process(), pytest.raises(SystemExit) as stop:
+        load_script("tools/dev/check_resume.py").main(words)
+    out, err = capsys.readouterr()
+    assert stop.value.code == 0, out + err
+    one, all_runs = out.splitlines()
     assert one.startswith("run001: killed ") and one.endswith(": equal")
     assert all_runs.startswith("1 of 1 trainings ended bit-equal to the uninterrupted one; killed")
     assert not (tmp_path / "run001").exists() and (tmp_path / "uninterrupted").exists()

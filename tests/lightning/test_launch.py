@@ -67,14 +67,14 @@ def in_parts(one_process, tmp_path_factory) -> tuple[Path, str]:
     """The same of two processes that accumulate gradients."""
     folder = tmp_path_factory.mktemp("parts")
     words = ("--num-gpus", "2", "SOLVER.ACCUMULATE", "2", "OUTPUT_DIR", folder)
-    return folder, two(one_process[1], *words)
+    return folder, two(one_process[1], *words, new=True)
 
 
-def two(config: Path, *words: Any, program: tuple[str, ...] = ()) -> str:
-    """Stdout of a run of two processes."""
+def two(config: Path, *words: Any, program: tuple[str, ...] = (), new: bool = False) -> str:
+    """Stdout of a run of two processes; see :func:`start`."""
     # A job of SLURM with one task must not keep the program from starting its own processes.
     slurm = {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train", "SLURM_NTASKS_PER_NODE": "1"}
-    code, out, err = finish(start(config, *words, program=program, **slurm))
+    code, out, err = finish(start(config, *words, program=program, new=new, **slurm))
     assert code == 0, err
     return out
 
@@ -128,7 +128,8 @@ Trainer.step = killed
 def test_torchrun_restarts_from_the_last_checkpoint(one_process, by_torchrun, tmp_path):
     hook, run = tmp_path / "killed_once.py", tmp_path / "run"
     hook.write_text(KILLED_ONCE)
-    program = (*TORCHRUN, "--max-restarts", "1")
+    # Its processes are forked from the one that has everything imported.
+    program = (*TORCHRUN, "--max-restarts", "1", "--run-path", "--start-method", "fork")
     out = two(one_process[1], "--import", hook, "OUTPUT_DIR", run, program=program)
     assert "torchrun has started this run again, which goes on from its last checkpoint" in out
     assert f"Resumed from {run / 'model_0000000.pth'}: 1 iterations are done" in out

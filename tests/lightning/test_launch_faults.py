@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from helpers.forks import context
 from helpers.runs import edit_json, finish, start, trained, write_config
 from torch.multiprocessing import ProcessExitedException, start_processes
 
@@ -134,8 +134,7 @@ def test_images_that_cannot_be_split_evenly_are_tested_once(shapes, tmp_path):
     data = [first(shapes, tmp_path, images) for images in (5, 2)]
     config, _ = trained(tmp_path, shapes, TEST__IMS_PER_BATCH=1)
     evaluate_each(data, config, tmp_path, "alone")
-    # Forked from one process that has everything imported.
-    multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
+    context()
     start_processes(work, (data, config, tmp_path), nprocs=4, start_method="forkserver")
     for images, path in zip((5, 2), data, strict=True):
         alone = tmp_path / f"{path.name} alone"

@@ -23,6 +23,7 @@ class Pids:
         return os.getpid()
 
 if __name__ == "__main__":
+    multiprocessing.set_forkserver_preload(["torch.utils.data"])
     loader = DataLoader(
         Pids(), num_workers=2, multiprocessing_context="{start}", persistent_workers=True,
         worker_init_fn=leave_signals_to_the_first,
