@@ -126,7 +126,14 @@ def test_slope_is_the_exponent_of_a_power_law():
 def output(tmp_path_factory, shapes, tools):
     """The output folder of a run of the parts on a tiny detector."""
     import benchmark
-    from benchmarks import criterion, growth
+    from benchmarks import criterion, growth, report
+
+    draw, drawn = report.draw, set()
+
+    def draw_once(comparisons, path):  # the program draws all charts again after every part
+        if path not in drawn:
+            drawn.add(path)
+            draw(comparisons, path)
 
     folder = tmp_path_factory.mktemp("benchmark")
     config = write_config(folder, shapes)
@@ -135,6 +142,7 @@ def output(tmp_path_factory, shapes, tools):
     words += ["--dataset", f"{shapes}/annotations/instances_train.json:{shapes}/train"]
     with unchanged_process(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.backends.cudnn, "benchmark", False)
+        patch.setattr(report, "draw", draw_once)
         for part in (criterion, growth):  # measures in a separate process; tested on its own
             patch.setattr(
                 part, "peaks_mib", lambda _, works, device: [8.0 / 4**i for i in range(len(works))]
