@@ -71,6 +71,11 @@ def test_warmup_of_a_short_run_ends_with_it():
     assert [lr_factor(cfg, i) for i in range(5)] == [0.5, 0.625, 0.75, 0.875, 1.0]
 
 
+def test_a_step_at_the_end_lowers_the_rate_that_a_longer_run_goes_on_with():
+    cfg = config(WARMUP_ITERS=0, STEPS=(4, 9), GAMMA=0.1, MAX_ITER=4)
+    assert [lr_factor(cfg, i) for i in (3, 4)] == pytest.approx([1.0, 0.1], rel=1e-12)
+
+
 def test_scheduler_sets_the_rate_of_every_iteration_for_every_group():
     cfg = config(**MULTI_STEP, BACKBONE_MULTIPLIER=0.1, OPTIMIZER="SGD")
     optimizer = build_optimizer(cfg, Detector())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -73,38 +74,41 @@ def gradient_norm(model: nn.Module) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
 
-def lr_schedule(cfg: Any) -> ParamScheduler:
-    """What the base rates are multiplied by, from the share of the training that is done.
+def lr_schedule(cfg: Any) -> Callable[[int], float]:
+    """What the base rates are multiplied by at an iteration, counted from 0.
 
     The curves of Detectron2's ``build_lr_scheduler``: warm-up rises to the value that the schedule
     has at its end; it lasts ``MAX_ITER`` iterations at most.
     """
     s = cfg.SOLVER
+    total = s.MAX_ITER
     if s.LR_SCHEDULER_NAME == "WarmupCosineLR":
         schedule: ParamScheduler = CosineParamScheduler(1, s.BASE_LR_END / s.BASE_LR)
     else:
-        steps = sorted(step for step in s.STEPS if step < s.MAX_ITER)
+        steps = sorted(s.STEPS)
+        # A checkpoint of the last iteration holds the rate of the next: a run may be prolonged.
+        total = max(total, *(step + 1 for step in steps), 1)
         values = [s.GAMMA**k for k in range(len(steps) + 1)]
-        schedule = MultiStepParamScheduler(values, s.MAX_ITER, steps)
-    length = min(s.WARMUP_ITERS / s.MAX_ITER, 1.0)
+        schedule = MultiStepParamScheduler(values, total, steps)
+    length = min(s.WARMUP_ITERS, s.MAX_ITER) / total
     start = s.WARMUP_FACTOR * schedule(0)
-    warmup = LinearParamScheduler(start, schedule(length))
+    warmup: ParamScheduler = LinearParamScheduler(start, schedule(length))
     if s.WARMUP_METHOD == "constant":
         warmup = ConstantParamScheduler(start)
-    return CompositeParamScheduler(
+    curve = CompositeParamScheduler(
         [warmup, schedule], [length, 1 - length], interval_scaling=["rescaled", "fixed"]
     )
+    return lambda iteration: curve(min(iteration / total, 1.0))
 
 
 def lr_factor(cfg: Any, iteration: int) -> float:
-    """What the base rates are multiplied by at an iteration, counted from 0."""
-    return lr_schedule(cfg)(min(iteration / cfg.SOLVER.MAX_ITER, 1.0))
+    """The value of :func:`lr_schedule` at one iteration."""
+    return lr_schedule(cfg)(iteration)
 
 
 def build_scheduler(cfg: Any, optimizer: Optimizer) -> LambdaLR:
     """The schedule as a torch scheduler, stepped once an iteration."""
-    schedule, last = lr_schedule(cfg), cfg.SOLVER.MAX_ITER
-    return LambdaLR(optimizer, lambda iteration: schedule(min(iteration / last, 1.0)))
+    return LambdaLR(optimizer, lr_schedule(cfg))
 
 
 def clip_gradients(c: Any, model: nn.Module) -> None:
