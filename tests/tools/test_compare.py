@@ -137,9 +137,14 @@ def test_a_run_of_another_version_is_refused(tmp_path, tiny):
 
 
 def test_infinite_sizes_do_not_make_a_config_another(shapes, tmp_path):
-    cfg = load_cfg(write_config(tmp_path, shapes))
+    config = write_config(tmp_path, shapes)
+    cfg = load_cfg(config)
     (tmp_path / "config.yaml").write_text(dump(cfg))
+    assert ".inf" in (tmp_path / "config.yaml").read_text()
     training_runs.check_same_config(tmp_path, cfg, load_cfg)
+    other = load_cfg(config, ["SEED", "12"])
+    with pytest.raises(training_runs.RunError, match="holds another run: its SEED is"):
+        training_runs.check_same_config(tmp_path, other, load_cfg)
 
 
 def test_a_failed_run_is_told_and_not_kept(tmp_path, monkeypatch, tiny):
