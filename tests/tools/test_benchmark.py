@@ -36,7 +36,7 @@ def test_the_collector_is_on_again_after_an_error():
 
 
 def test_stages_end_where_modules_begin_and_end_and_add_up(monkeypatch):
-    from benchmarks import timing
+    from _shared import timing
 
     clock = iter([0.0, 1.0, 3.0, 7.0, 8.0, 15.0])
     monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
@@ -124,7 +124,14 @@ def test_slope_is_the_exponent_of_a_power_law():
 def output(tmp_path_factory, shapes, tools):
     """What a run of the parts leaves, and what it prints, on a tiny detector."""
     import benchmark
-    from benchmarks import criterion, growth
+    from benchmarks import criterion, growth, report
+
+    draw, drawn = report.draw, set()
+
+    def draw_once(comparisons, path):  # the program draws all charts again after every part
+        if path not in drawn:
+            drawn.add(path)
+            draw(comparisons, path)
 
     folder = tmp_path_factory.mktemp("benchmark")
     config = write_config(folder, shapes)
@@ -133,6 +140,7 @@ def output(tmp_path_factory, shapes, tools):
     words += ["--dataset", f"{shapes}/annotations/instances_train.json:{shapes}/train"]
     with unchanged_process(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.backends.cudnn, "benchmark", False)
+        patch.setattr(report, "draw", draw_once)
         for part in (criterion, growth):  # measured in a process of its own; tested above
             patch.setattr(
                 part, "peaks_mib", lambda _, works, device: [8.0 / 4**i for i in range(len(works))]
