@@ -37,7 +37,7 @@ def keys(file: str, name: str) -> set[str]:
 
 def test_there_are_many_rows():
     assert len(ROWS) >= 80
-    assert len({row["fed"] for row in ROWS}) >= len(ROWS) - 3  # the same may befall several things
+    assert len({row["fed"] for row in ROWS}) >= len(ROWS) - 3  # some rows share their input
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["fed"][:40])

@@ -31,7 +31,7 @@ from onenet.lightning.predictor import Predictor, build_predictor
 
 
 def named(folder: Path, name: str, part: str = "images", key: str = "file_name"):
-    """A data set, of which one entry has another name."""
+    """A data set with one entry renamed."""
     data = copy.deepcopy(GOOD)
     data[part][1][key] = name
     return write(folder, data)

@@ -46,7 +46,7 @@ NONE = (torch.empty(0, dtype=torch.int64),) * 3
 
 
 def test_last_of_each_sample():
-    """Samples are told apart by image; the last of equals stands for all of them."""
+    """Samples of different images differ; the last of equal ones stands for all of them."""
     image, sample = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([5, 7, 5, 5, 6])
     matches = Matches(image, sample, torch.tensor([0, 1, 2, 0, 1]))
     assert last_of_each_sample(matches, (2, 8)).tolist() == [2, 1, 2, 3, 4]

@@ -1,4 +1,4 @@
-"""What the user can mend is told in one line, by Detectron2's engine, too."""
+"""Detectron2's engine too reports errors that the user can fix in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs the workers of all targets, starts them anew where they die, and reports."""
+"""Runs the workers of all targets, restarts those that die, and reports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .guard import Tally, save_finding
 from .targets import TARGETS
 from .worker import OWN_FAULT
 
-# Inputs of each target, of which either tool makes half.
+# Inputs of each target; each tool makes half of them.
 RUNS = {"annotations": 200_000, "odgt": 10_000, "configs": 50_000}
 RUNS |= {"pth": 26_000, "safetensors": 10_000, "pkl": 14_000}
 TOOLS = ("hypothesis", "atheris")

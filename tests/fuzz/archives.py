@@ -45,7 +45,7 @@ def mutate_zip(rng: Random, data: bytes) -> bytes:
         return _lie_in_headers(rng, data)
     parts = _parts(data)
     if not parts:
-        # The format of old versions: pickles, one behind the other, and numbers.
+        # The format of old versions: a sequence of pickles, then numbers.
         return mutate_pickle(rng, data)
     pickles = [at for at, (name, _) in enumerate(parts) if name.endswith(".pkl")]
     if how < 9 and pickles:
@@ -156,7 +156,7 @@ def _lie_in_headers(rng: Random, data: bytes) -> bytes:
 
 
 def _opcodes(data: bytes) -> list[bytes]:
-    """The opcodes with their arguments, of pickles behind each other; at the end, the rest."""
+    """The opcodes of consecutive pickles with their arguments, then the remaining bytes."""
     pieces: list[bytes] = []
     start = 0
     while start < len(data):

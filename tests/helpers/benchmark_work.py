@@ -8,7 +8,7 @@ import torch
 
 
 def allocate(mib: int, device: torch.device) -> Callable[[], None]:
-    """What takes ``mib`` MiB for a moment, in two blocks of which one is small."""
+    """Work that takes ``mib`` MiB for a moment, in a large and a small block."""
 
     def work() -> None:
         blocks = [torch.ones(size, dtype=torch.uint8) for size in (mib * 2**20 - 2**16, 2**16)]

@@ -49,7 +49,7 @@ def test_shares_turn_a_parts_number_of_targets_into_that_of_the_whole(counts, ex
 
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
-    """Every layer treats each image for itself."""
+    """Every layer treats each image independently."""
     torch.manual_seed(0)
     cfg = load_cfg(CONFIGS / "onenet.fcos.res50.yaml", THIN)
     return build_detector(cfg).train()

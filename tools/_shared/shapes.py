@@ -24,7 +24,7 @@ class Shape:
 
     Attributes:
         label: index into CLASSES.
-        mask: (H, W) bool, the pixels of which the shape, including its occluded part, covers at
+        mask: (H, W) bool, the pixels that the shape, including its occluded part, covers at
             least half.
     """
 

@@ -26,7 +26,7 @@ ALPHA, GAMMA = 0.25, 2.0
 
 # Keeps log(0) out; part of the original's cost.
 _EPS = 1e-8
-# Keeps a sample of the wrong level from being chosen, whatever the other costs are.
+# Outweighs all other costs, so that no sample of the wrong level is chosen.
 _WRONG_LEVEL = 9999.0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# A name stands for itself and for everything below it.
+# A name covers everything below it too.
 DETECTRON2_ONLY = frozenset(
     {
         "DATALOADER.REPEAT_SQRT",

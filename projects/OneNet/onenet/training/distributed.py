@@ -1,4 +1,4 @@
-"""The processes of a training, of which there may be several."""
+"""The processes of a training: one, or several that work together."""
 
 from __future__ import annotations
 
