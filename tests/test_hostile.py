@@ -322,11 +322,11 @@ def test_training_and_detecting_fetch_nothing(shapes, tmp_path, no_network):
     predictor(np.zeros((64, 64, 3), np.uint8))
 
 
-@pytest.mark.parametrize("peer", ["RetinaNet", "FCOS", "FasterRCNN", "SSD300", "SSDlite320"])
-def test_torchvisions_detectors_fetch_no_backbone(peer, no_network):
+@pytest.mark.parametrize("baseline", ["RetinaNet", "FCOS", "FasterRCNN", "SSD300", "SSDlite320"])
+def test_torchvisions_detectors_fetch_no_backbone(baseline, no_network):
     from onenet.lightning.build import build_detector
     from onenet.lightning.config import load_cfg
 
-    files = sorted((ROOT / "configs" / "baselines").glob(f"{peer.lower()}*.yaml"))
+    files = sorted((ROOT / "configs" / "baselines").glob(f"{baseline.lower()}*.yaml"))
     assert files
     build_detector(load_cfg(files[0], ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]))

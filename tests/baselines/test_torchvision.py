@@ -271,7 +271,7 @@ def test_an_unknown_name_lists_the_known_ones():
 
 
 def changes(name: str) -> dict[str, object]:
-    """What the tiny config needs to be this peer's."""
+    """The changes that make the tiny config this baseline's."""
     cfg = config(name) if name in FILES else load_cfg(BASELINES / "centernet.res18.nodcn.yaml")
     keys = (
         "MODEL.META_ARCHITECTURE MODEL.BACKBONE.NAME MODEL.RESNETS.OUT_FEATURES "
