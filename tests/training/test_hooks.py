@@ -63,6 +63,7 @@ class Noting(Hook):
     """Notes when it is called, and counts steps over interruptions."""
 
     calls: list[tuple[str, int]]
+    found_result: list[bool]
 
     def __init__(self, cfg: Any) -> None:
         super().__init__(cfg)
@@ -86,6 +87,7 @@ class Noting(Hook):
 
     def at_end(self) -> None:
         self.note("at_end")
+        self.found_result.append((Path(self.cfg.OUTPUT_DIR) / "model_final.pth").exists())
 
     def state_dict(self) -> dict[str, Any]:
         return {"steps": self.steps}
@@ -105,7 +107,7 @@ class Stopping(Hook):
 @pytest.fixture
 def noting() -> Iterator[list[tuple[str, int]]]:
     """Registers the hooks above; gives the calls that are noted."""
-    Noting.calls = []
+    Noting.calls, Noting.found_result = [], []
     for hook in (Noting, Stopping):
         HOOK_REGISTRY.register(hook)
     yield Noting.calls
@@ -128,9 +130,13 @@ def test_hooks_are_called_around_every_step_and_go_on_when_resumed(run, noting, 
     noting.clear()
     run(config, "--resume")
     assert noting == [("before_train", 2), ("before_step", 2), ("after_step", 3), ("at_end", 3)]
+    assert Noting.found_result == [False]  # a hook may still change what is saved
     states = (load(tmp_path / "run" / f"model_000000{i}.pth") for i in (0, 1, 2))
     saved = [state.get("hooks") or state["trainer"]["hooks"]["CoreHooks"] for state in states]
     assert saved == [{"Noting": {"steps": number}} for number in (1, 2, 3)]
+    noting.clear()
+    run(config, "--resume")  # of a run that is done
+    assert noting == [("before_train", 3), ("at_end", 3)]
 
 
 def test_an_unknown_hook_is_refused_with_the_choices(run, noting, shapes, tmp_path, capsys):

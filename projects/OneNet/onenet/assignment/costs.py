@@ -46,13 +46,16 @@ def focal_cost(
 
 
 def l1_cost(boxes: Tensor, targets: TargetBatch) -> Tensor:
-    """(N, T) L1 distance of (B, N, 4) boxes; x in parts of the image's width, y of its height."""
+    """(N, T) L1 distance of (B, N, 4) boxes; x in parts of the image's width, y of its height.
+
+    :class:`PredictedLocation` computes it fused with :func:`giou_cost`, in :mod:`onenet.ops.pairs`.
+    """
     distances = (boxes[targets.image] - targets.boxes[:, None]).abs()
     return (distances / targets.scales[:, None]).sum(dim=-1).mT
 
 
 def giou_cost(boxes: Tensor, targets: TargetBatch) -> Tensor:
-    """(N, T) negative generalised IoU of (B, N, 4) boxes."""
+    """(N, T) negative generalised IoU of (B, N, 4) boxes; see :func:`l1_cost`."""
     return -giou(boxes[targets.image], targets.boxes[:, None]).mT
 
 
@@ -84,7 +87,8 @@ def level_cost(points: Tensor, levels: Tensor, targets: TargetBatch, sizes: Tens
 class PredictedLocation(nn.Module):
     """Location cost of the predicted boxes (the paper's choice).
 
-    l1_weight · :func:`l1_cost` + giou_weight · :func:`giou_cost`, computed in one pass.
+    l1_weight · :func:`l1_cost` + giou_weight · :func:`giou_cost`, computed in one pass by
+    :mod:`onenet.ops.pairs`.
     """
 
     def __init__(self, *, l1_weight: float = L1_WEIGHT, giou_weight: float = GIOU_WEIGHT) -> None:

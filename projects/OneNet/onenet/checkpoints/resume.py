@@ -27,6 +27,11 @@ def restore(parts: Mapping[str, Any], content: Mapping[str, Any], path: Path) ->
     Raises:
         CheckpointError: the checkpoint belongs to another config.
     """
+    if "trainer" in content and "trainer" not in parts:
+        raise CheckpointError(
+            f"{path} is a checkpoint of Detectron2's trainer. Resume with the engine that wrote it "
+            f"(--engine detectron2), or {without_resuming(path)}"
+        )
     averages = "ema" in parts
     if averages != ("ema" in content):
         raise CheckpointError(

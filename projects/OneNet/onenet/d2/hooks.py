@@ -39,12 +39,18 @@ class CoreHooks(HookBase):
         self._training.iteration = self.trainer.iter + 1
         for hook in self.hooks.values():
             hook.after_step()
+        # Not in after_train(): Detectron2 saves the result in the last after_step().
+        if self._training.iteration >= self.trainer.max_iter:
+            self._end()
 
     def after_train(self) -> None:
-        # Detectron2 calls this after an error, too.
-        if self.trainer.iter >= self.trainer.max_iter:
-            for hook in self.hooks.values():
-                hook.at_end()
+        # A run that was done before it was resumed takes no step.
+        if self.trainer.start_iter >= self.trainer.max_iter:
+            self._end()
+
+    def _end(self) -> None:
+        for hook in self.hooks.values():
+            hook.at_end()
 
     def state_dict(self) -> dict[str, Any]:
         return self._states.state_dict()
