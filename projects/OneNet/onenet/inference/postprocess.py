@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from onenet.structures import Detections, Predictions
 
@@ -82,7 +82,6 @@ def to_image(
     (height, width), (new_height, new_width) = from_size, to_size
     x_scale, y_scale = new_width / width, new_height / height
     boxes = detections.boxes * detections.boxes.new_tensor((x_scale, y_scale, x_scale, y_scale))
-    limits = boxes.new_tensor((new_width, new_height, new_width, new_height))
-    boxes = torch.minimum(boxes.clamp(min=0), limits)
+    boxes = clip_boxes_to_image(boxes, to_size)
     keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     return Detections(boxes, detections.scores, detections.labels)[keep]
