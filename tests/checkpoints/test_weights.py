@@ -54,11 +54,38 @@ def test_a_bare_state_dict_and_safetensors(tmp_path):
         assert load_weights(other, str(weights)) == {} and same(other, model.state_dict())
 
 
-def test_the_prefix_of_a_parallel_wrapper_goes(tmp_path):
+@pytest.mark.parametrize(
+    ("key", "prefix"),
+    [
+        ("model", "module."),
+        ("model", "_orig_mod."),
+        ("model", "module._orig_mod."),
+        ("model", "_orig_mod.module."),
+        ("state_dict", "model."),
+        ("state_dict", "model._orig_mod."),
+    ],
+)
+def test_the_prefix_of_a_wrapper_goes(tmp_path, key, prefix):
     model, other = Small(), Small()
-    state = {f"module.{name}": value for name, value in model.state_dict().items()}
-    load_weights(other, saved(tmp_path / "m.pth", {"model": state}))
+    state = {f"{prefix}{name}": value for name, value in model.state_dict().items()}
+    load_weights(other, saved(tmp_path / "m.pth", {key: state}))
     assert same(other, model.state_dict())
+
+
+def test_parts_that_were_compiled_keep_their_names(tmp_path):
+    model, other = Small(), Small()
+    state = model.state_dict()
+    model.head = torch.compile(model.head)
+    assert any("head._orig_mod." in name for name in model.state_dict())
+    load_weights(other, saved(tmp_path / "m.pth", {"model": model.state_dict()}))
+    assert same(other, state)
+
+
+def test_one_parameter_under_two_names_is_refused(tmp_path):
+    state = Small().state_dict()
+    both = {**state, **{f"module.{name}": value for name, value in state.items()}}
+    with pytest.raises(CheckpointError, match="m.pth holds '.*' twice, with and without a wrapper"):
+        read_checkpoint(Path(saved(tmp_path / "m.pth", {"model": both})))
 
 
 @pytest.mark.parametrize("fpn", [False, True])

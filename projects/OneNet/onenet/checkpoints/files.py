@@ -13,7 +13,7 @@ import mmap
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,10 @@ _COSTLY = (b"\nbytearray\n", b"_codecs\nencode\n")
 def read_checkpoint(path: Path, *, verify: bool = False) -> dict[str, Any]:
     """Read a checkpoint as ``{"model": {name: tensor}, …}``, with tensors on the CPU.
 
-    Reads ``.pth``/``.pt``, ``.safetensors`` and Detectron2's ``.pkl``; a bare state dict becomes
-    the value of "model".
+    Reads ``.pth``/``.pt``, ``.safetensors`` and Detectron2's ``.pkl``. A bare state dict becomes
+    the value of "model", and so does Lightning's "state_dict". The names lose what wrappers put
+    before them: ``module.`` (DataParallel), ``_orig_mod.`` (torch.compile), and ``model.`` if all
+    have it (Lightning).
 
     Args:
         verify: also compare the checksums in a ``.pth``. Off by default, because PyTorch can be
@@ -70,6 +72,8 @@ def read_checkpoint(path: Path, *, verify: bool = False) -> dict[str, Any]:
         ) from error
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = dict(content)
+    elif isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = {"model": content["state_dict"]}
     else:
         content = {"model": content}
     content["model"] = _tensors(path, content["model"])
@@ -92,7 +96,7 @@ def _tensors(path: Path, state: Any) -> dict[str, Tensor]:
     ):
         raise CheckpointError(
             f"{path} holds no state dict: expected names with arrays, at the top level or under "
-            "'model'"
+            "'model' or 'state_dict'"
         )
     for name, value in state.items():
         if not _is_ordinary(value):
@@ -100,7 +104,21 @@ def _tensors(path: Path, state: Any) -> dict[str, Tensor]:
                 f"{path}: {name!r:.200} is not an ordinary array of real numbers (sparse, "
                 "quantised or complex, for example); save a plain model.state_dict()"
             )
-    return {name.removeprefix("module."): torch.as_tensor(v) for name, v in state.items()}
+    names = _without_wrappers(state)
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise CheckpointError(
+            f"{path} holds {twice!r:.200} twice, with and without a wrapper's prefix"
+        )
+    return {n: torch.as_tensor(value) for n, value in zip(names, state.values(), strict=True)}
+
+
+def _without_wrappers(names: Iterable[str]) -> list[str]:
+    """Parameter names as the model itself has them."""
+    own = [name.replace("_orig_mod.", "").removeprefix("module.") for name in names]
+    if all(name.startswith("model.") for name in own):
+        own = [name.removeprefix("model.") for name in own]
+    return own
 
 
 def _is_ordinary(value: Tensor | np.ndarray | np.generic) -> bool:
