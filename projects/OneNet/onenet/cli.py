@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from .config.imports import import_files
-from .errors import ConfigError, OneNetError, end_with
+from .errors import ConfigError, OneNetError, drop_stdout, end_with, print_any_text
 
 Result = TypeVar("Result")
 
@@ -61,10 +61,17 @@ def one_line(show_traceback: bool, interrupted: str = "interrupted") -> Iterator
 
     Raises:
         SystemExit: with the ``exit_status`` of a ``OneNetError``, with 2 after an ``OSError``, with
-            130 after Ctrl-C.
+            130 after Ctrl-C, and silently with 141 where the reader of stdout is gone, as a shell
+            reports it (128 + SIGPIPE).
     """
+    print_any_text()
     try:
         yield
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        # The reader of a pipe, such as head, has all that it wants. Python would complain at exit.
+        drop_stdout()
+        raise SystemExit(128 + 13) from error
     except (OneNetError, OSError) as error:
         end_with(error, show_traceback)
     except KeyboardInterrupt as error:

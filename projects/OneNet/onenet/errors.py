@@ -6,6 +6,8 @@ Programs catch :class:`OneNetError` and print its message in one line.
 from __future__ import annotations
 
 import difflib
+import io
+import os
 import pickle
 import sys
 import traceback
@@ -115,3 +117,20 @@ def end_with(error: Exception, show_traceback: bool, message: str | None = None)
         traceback.print_exception(error)
     print(f"error: {message or error}", file=sys.stderr, flush=True)
     raise SystemExit(getattr(error, "exit_status", 2)) from error
+
+
+def print_any_text() -> None:
+    """Let stdout take characters that its encoding lacks: they are printed as escapes (``\\u5706``).
+
+    Class and file names come in every alphabet; a terminal with ``LANG=C`` or a Windows code page
+    must not end a program because of one.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def drop_stdout() -> None:
+    """Send stdout to nowhere, after a write to it has failed: later ones and the exit pass."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)

@@ -17,18 +17,27 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from onenet.errors import drop_stdout, print_any_text
+
 logger = logging.getLogger("onenet")
 _FORMAT = logging.Formatter("[%(asctime)s] %(message)s", datefmt="%m/%d %H:%M:%S")
 
 
 class _TqdmHandler(logging.StreamHandler):
-    """Prints log lines above a running progress bar instead of through it."""
+    """Prints log lines above a running progress bar instead of through it.
+
+    Where stdout fails (a pipe that its reader closed, a full disk), training goes on without it.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         if getattr(record, "on_bar", False):
             return
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        try:
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+        except OSError as error:
+            drop_stdout()
+            logger.warning("stdout takes no more lines (%s): the log goes on in log.txt", error)
 
 
 class _FileHandler(logging.FileHandler):
@@ -48,10 +57,11 @@ def setup_logging(output_dir: Path | None, rank: int = 0) -> None:
     Args:
         output_dir: folder of ``log.txt``, which grows; ``None``: the terminal alone.
     """
+    print_any_text()
     handlers: list[logging.Handler] = [_TqdmHandler()]
     if output_dir is not None and rank == 0:
         output_dir.mkdir(parents=True, exist_ok=True)
-        handlers.append(_FileHandler(output_dir / "log.txt"))
+        handlers.append(_FileHandler(output_dir / "log.txt", encoding="utf-8"))
     for handler in logger.handlers[:]:
         logger.removeHandler(handler)
         handler.close()
