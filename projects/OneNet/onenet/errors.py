@@ -120,7 +120,7 @@ def end_with(error: Exception, show_traceback: bool, message: str | None = None)
 
 
 def print_any_text() -> None:
-    """Let stdout take characters that its encoding lacks: they are printed as escapes (``\\u5706``).
+    """Let stdout take characters that its encoding lacks, as escapes (``\\u5706``).
 
     Class and file names come in every alphabet; a terminal with ``LANG=C`` or a Windows code page
     must not end a program because of one.
