@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from helpers.coco_example import GOOD
@@ -33,6 +34,17 @@ def test_what_cannot_be_read_is_named(tmp_path, name, read):
     with pytest.raises(ConfigError, match="cannot be read: ") as error:
         read(tmp_path / name, ConfigError)
     assert str(tmp_path / name) in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe", "folder"])
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path, kind):
+    path = tmp_path / "a.txt"
+    if kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        (os.mkfifo if kind == "pipe" else os.mkdir)(path)
+    with pytest.raises(DatasetError, match=r"a\.txt cannot be read: it is not a regular file"):
+        read_text(path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "9" * 5000])

@@ -41,6 +41,8 @@ def read_text(path: Path, error: type[OneNetError] = DatasetError) -> str:
 def read_bytes(path: Path, error: type[OneNetError] = DatasetError) -> bytes:
     """The content of a file; raises ``error``, which names the file, if it cannot be read."""
     try:
+        if path.exists() and not path.is_file():  # a pipe may wait for ever, a device never end
+            raise OSError("it is not a regular file")
         return path.read_bytes()
     except (OSError, ValueError) as problem:  # ValueError: what is no path at all
         what = getattr(problem, "strerror", None) or problem
