@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import re
-import zlib
 
 import pytest
 from helpers.label_trees import convert, objects, write_tree
@@ -188,11 +187,12 @@ def test_byte_order_marks_and_line_ends(tmp_path, mark, end):
 
 
 def test_polygons_take_no_mask(tmp_path):
-    """Of this image of 9000 x 9000 px, only the header is there."""
-    side = (9000).to_bytes(4, "big")
-    header = b"IHDR" + side + side + b"\x08\2\0\0\0"
-    image = b"\x89PNG\r\n\x1a\n\0\0\0\r" + header + zlib.crc32(header).to_bytes(4, "big")
-    image += b"\0\0\0\0IDAT" + zlib.crc32(b"IDAT").to_bytes(4, "big")
-    folder = tree(tmp_path, label="1 0.1 0.2 0.5 0.2 0.3 0.6\n", **{"images/a.png": image})
+    """Of this image, only the header says that it has 9000 x 9000 px."""
+    folder = tree(tmp_path, label="1 0.1 0.2 0.5 0.2 0.3 0.6\n", **{"images/a.jpg": (8, 8)})
+    (folder / "images/a.png").unlink()
+    image = (folder / "images/a.jpg").read_bytes()
+    size = image.index(b"\xff\xc0") + 5  # in the start of the frame
+    image = image[:size] + 2 * (9000).to_bytes(2, "big") + image[size + 4 :]
+    (folder / "images/a.jpg").write_bytes(image)
     box = pytest.approx([900, 1800, 3600, 3600], abs=1e-3)
-    assert objects(convert("yolo", folder)) == {"a.png": [("dog", box)]}
+    assert objects(convert("yolo", folder)) == {"a.jpg": [("dog", box)]}
