@@ -7,10 +7,8 @@ import os
 import re
 from pathlib import Path
 
+from onenet.data.images import IMAGE_SUFFIXES, WRITTEN_SUFFIXES
 from onenet.errors import OneNetError
-
-WRITTEN_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-IMAGE_SUFFIXES = (*WRITTEN_SUFFIXES, ".gif", ".ppm", ".pgm")  # those searched for in folders
 
 
 def find_images(inputs: list[str], output: Path | None = None) -> list[tuple[Path, Path]]:

@@ -22,7 +22,7 @@ EXAMPLES = 60  # of each target
 
 
 @pytest.mark.filterwarnings("ignore")  # of what torch will no longer save
-@pytest.mark.parametrize("name", ["annotations", "configs", "pkl"])
+@pytest.mark.parametrize("name", ["annotations", "configs", "pkl", "trees"])
 def test_mutations_start_from_valid_files(name, tmp_path):
     target = TARGETS[name]
     seeds = target.seeds()

@@ -27,7 +27,7 @@ ARROWS = {
     "detector": "assignment data heads inference ops structures",
     # Around it.
     "backbones": "errors",
-    "data": "errors structures",
+    "data": "errors files structures",
     "evaluation": "errors structures",
     "checkpoints": "data errors files",
     "inference": "checkpoints data errors heads ops structures",

@@ -16,6 +16,8 @@ from _shared.shapes_dataset import make_dataset
 from onenet.cli import run_program
 from onenet.errors import DatasetError
 
+LARGEST = 4096  # px; to draw larger images takes gigabytes
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -42,6 +44,8 @@ def run(args: argparse.Namespace) -> None:
     for name, least in (("train", 1), ("val", 1), ("size", 64), ("seed", 0)):
         if numbers[name] < least:
             raise DatasetError(f"--{name} must be {least} or more, got {numbers[name]}")
+    if args.size > LARGEST:
+        raise DatasetError(f"--size must be {LARGEST} or less, got {args.size}")
     drawn = make_dataset(args.output, **numbers, overwrite=args.overwrite)
     what = f"{args.train} training and {args.val} validation images of {args.size} px"
     print(f"{args.output}: {what}" + ("" if drawn else ", already there"))

@@ -48,6 +48,9 @@ def test_a_binary_file_is_refused(tmp_path):
 def test_a_section_that_is_there_twice_is_refused(tmp_path):
     path = write(tmp_path, "SOLVER:\n  MAX_ITER: 1\nSEED: 3\nSOLVER:\n  BASE_LR: 1.0\n")
     assert "line 4" in refused(path) and "SOLVER is there twice" in refused(path)
+    assert "line 2: 0x1 is there twice" in refused(write(tmp_path, "1: a\n0x1: b\n")).replace(
+        " is not YAML that can be used", ""
+    )
 
 
 def test_yaml_never_runs_code(tmp_path):

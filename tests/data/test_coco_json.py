@@ -76,6 +76,8 @@ def test_missing_file(tmp_path):
         ("images", 1, {"file_name": 7}, "'file_name' must be a path, got 7"),
         ("categories", 0, {"id": 1}, r"categories\[1\] \(id 1\): this id"),
         ("categories", 0, {"name": None}, r"categories\[0\] \(id 90\): 'name' must be a string"),
+        ("categories", 0, {"name": ""}, r"\(id 90\): 'name' must be a string .* not empty, got ''"),
+        ("categories", 0, {"name": " \t"}, "'name' must be a string"),
         ("categories", 0, {"name": ["a"]}, "'name' must be a string"),
     ],
 )
@@ -143,3 +145,12 @@ def test_crowds_may_be_marked_in_any_way(tmp_path, crowd):
     data = copy.deepcopy(GOOD)
     data["annotations"][0]["iscrowd"] = crowd
     assert len(CocoDetection(write(tmp_path, data)).record(0).labels) == 2 - bool(crowd)
+
+
+def test_white_space_around_class_names_is_no_part_of_them(tmp_path):
+    data = copy.deepcopy(GOOD)
+    data["categories"][0]["name"] = "  tooth brush\t\n"
+    source = write(tmp_path, data)
+    (tmp_path / "images").mkdir()
+    assert read_coco_json(source.json_file)["categories"][0]["name"] == "tooth brush"
+    assert CocoDetection(source).class_names == ["person", "tooth brush"]

@@ -40,8 +40,8 @@ def test_the_goldens(tmp_path):
     for record in records[0]:
         size = (record["width"], record["height"])
         Image.new("L", size).save(tmp_path / f"{record['ID']}.jpg")
-    tool = load_script("tools/_shared/crowdhuman_odgt.py")
-    content = tool.read_odgt(golden.FOLDER / "crowdhuman_gt.odgt", tmp_path)
+    tool = load_script("tools/convert_to_coco.py")
+    content = tool.read_odgt(golden.FOLDER / "crowdhuman_gt.odgt", tmp_path).content
     ids = {image["file_name"].removesuffix(".jpg"): image["id"] for image in content["images"]}
     results = [
         found(d["box"], d["score"], ids[record["ID"]])

@@ -43,6 +43,8 @@ sys.path.insert(0, str(ROOT / "tools"))
 from _shared.crowdhuman_odgt import read_odgt  # noqa: E402
 from check_dataset import check as check_dataset  # noqa: E402
 
+from .label_trees import label_trees, mutate_label_tree, read_label_tree  # noqa: E402
+
 
 @dataclass(frozen=True)
 class Target:
@@ -132,7 +134,7 @@ def odgt_files() -> list[bytes]:
 
 
 def read_odgt_file(path: Path) -> None:
-    content = read_odgt(path, image_folder())
+    content = read_odgt(path, image_folder()).content
     path.with_suffix(".json").write_text(json.dumps(content), encoding="utf-8")
     read_annotation_file(path.with_suffix(".json"))
 
@@ -274,6 +276,7 @@ _ALL = (
         "safetensors", ".safetensors", read_weights, archives.mutate_safetensors, safetensors_files
     ),
     Target("pkl", ".pkl", read_weights, archives.mutate_pickle, pkl_files),
+    Target("trees", ".tree", read_label_tree, mutate_label_tree, label_trees),
 )
 TARGETS = {target.name: target for target in _ALL}
 

@@ -59,9 +59,9 @@ def mutate_json(rng: Random, data: bytes) -> bytes:
     if how == 0:
         return mutate_bytes(rng, data)
     if how == 1:
-        return _recode(rng, data)
+        return recode(rng, data)
     if how < 4:
-        return _at_token(rng, data, rb'"(?:[^"\\]|\\.)*"|[-+.\w]+', _JSON)
+        return at_token(rng, data, rb'"(?:[^"\\]|\\.)*"|[-+.\w]+', _JSON)
     try:
         return _json(rng, mutate_tree(rng, json.loads(data)))
     except (ValueError, RecursionError):  # broken by a change before this one
@@ -85,13 +85,13 @@ def mutate_yaml(rng: Random, data: bytes) -> bytes:
     if how == 0:
         return mutate_bytes(rng, data)
     if how == 1:
-        return _recode(rng, data)
+        return recode(rng, data)
     if how == 2:
-        return _at_token(rng, data, rb"[\w.]+", _YAML)
+        return at_token(rng, data, rb"[\w.]+", _YAML)
     if how < 5:
-        return _change_line(rng, data)
+        return change_line(rng, data)
     if how < 12:  # a value, up to the end of its line
-        return _at_token(rng, data, rb"(?<=: )[^\n]+", _YAML)
+        return at_token(rng, data, rb"(?<=: )[^\n]+", _YAML)
     files = data.split(SEPARATOR)
     at = rng.randrange(len(files))
     try:
@@ -106,7 +106,7 @@ def _json(rng: Random, tree: Any) -> bytes:
     return json.dumps(tree, ensure_ascii=rng.random() < 0.7).encode(errors="surrogatepass")
 
 
-def _at_token(rng: Random, data: bytes, pattern: bytes, odd: list[str]) -> bytes:
+def at_token(rng: Random, data: bytes, pattern: bytes, odd: list[str]) -> bytes:
     """With a token replaced: by an odd one, or by another of the text."""
     tokens = list(re.finditer(pattern, data))
     if not tokens:
@@ -118,7 +118,7 @@ def _at_token(rng: Random, data: bytes, pattern: bytes, odd: list[str]) -> bytes
     return data[: token.start()] + new + data[token.end() :]
 
 
-def _change_line(rng: Random, data: bytes) -> bytes:
+def change_line(rng: Random, data: bytes) -> bytes:
     lines = data.split(b"\n")
     at, other = rng.randrange(len(lines)), rng.randrange(len(lines))
     change = rng.randrange(5)
@@ -135,7 +135,7 @@ def _change_line(rng: Random, data: bytes) -> bytes:
     return b"\n".join(lines)
 
 
-def _recode(rng: Random, data: bytes) -> bytes:
+def recode(rng: Random, data: bytes) -> bytes:
     text = data.decode(errors="replace")
     encoding = rng.choice(["utf-8-sig", "utf-16", "utf-16-le", "utf-32", "latin-1", "cp500"])
     return text.encode(encoding, errors="replace")

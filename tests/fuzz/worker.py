@@ -86,7 +86,7 @@ def with_hypothesis(args: argparse.Namespace) -> None:
 def with_atheris(args: argparse.Namespace) -> None:
     import atheris
 
-    parts = ["onenet", "yaml", "yacs", "safetensors", "check_dataset", "crowdhuman_odgt"]
+    parts = ["onenet", "yaml", "yacs", "safetensors", "check_dataset", "_shared"]
     with atheris.instrument_imports(include=parts):
         counted = Counted(args)
     import pickle

@@ -211,10 +211,18 @@ def test_an_empty_folder_is_fine(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [("--train", "0"), ("--val", "-1"), ("--size", "8"), ("--seed", "-3")]
+    "wrong",
+    [("--train", "0"), ("--val", "-1"), ("--size", "8"), ("--size", "4097"), ("--seed", "-3")],
 )
 def test_wrong_numbers_are_named(tmp_path, capsys, wrong):
     with pytest.raises(SystemExit):
         run("--output", tmp_path / "s", *wrong)
     error = capsys.readouterr().err
     assert wrong[0] in error and wrong[1] in error and not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("record", ["{", "[]", "{}", '{"generator": "make_shapes_dataset/1"}'])
+def test_a_record_that_is_none_is_another_programs(tmp_path, record):
+    (tmp_path / "dataset.json").write_text(record)
+    with pytest.raises(FileExistsError, match="was not made by this program"):
+        shapes.make_dataset(tmp_path, **SMALL)

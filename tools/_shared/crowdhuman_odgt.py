@@ -10,12 +10,15 @@ from tqdm import tqdm
 
 from onenet.data.images import image_size
 from onenet.errors import DatasetError
+from onenet.files import read_text
 
-PERSON = {"id": 1, "name": "person"}
+from .conversion import Conversion
+
+PERSON = "person"
 
 
-def read_odgt(file: Path, images: Path) -> dict[str, Any]:
-    """Read the full boxes (``fbox``) of an ``.odgt`` file as the content of a COCO file.
+def read_odgt(file: Path, images: Path) -> Conversion:
+    """Read the full boxes (``fbox``) of an ``.odgt`` file.
 
     As in the official evaluation, everything except a ``person`` without ``extra.ignore`` becomes a
     crowd region, such as a ``mask``. Boxes are not clipped to the image; visible boxes (``vbox``)
@@ -28,11 +31,9 @@ def read_odgt(file: Path, images: Path) -> dict[str, Any]:
         DatasetError: the file cannot be read, or a line is wrong or its image is missing (the
             message gives the line's number).
     """
-    content: dict[str, Any] = {"images": [], "annotations": [], "categories": [PERSON]}
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{file} cannot be read: {error}") from error
+    result = Conversion(class_names=[PERSON])
+    # Not splitlines(), which also splits within the text of an entry.
+    lines = read_text(file).split("\n")
     seen: dict[str, int] = {}
     for number, line in enumerate(tqdm(lines, unit="image", disable=None), start=1):
         if not line.strip():
@@ -46,19 +47,14 @@ def read_odgt(file: Path, images: Path) -> dict[str, Any]:
             picture = images / f"{name}.jpg"
             if not picture.is_file():
                 raise ValueError(f"there is no image {picture}; is --images the right folder?")
-            height, width = image_size(str(picture))
-            image = {"id": len(seen), "file_name": f"{name}.jpg", "width": width, "height": height}
-            content["images"].append(image)
+            result.add_image(f"{name}.jpg", image_size(str(picture)))
             for index, box in enumerate(record["gtboxes"]):
-                annotation = _annotation(box, f"gtboxes[{index}]")
-                annotation["id"] = len(content["annotations"]) + 1
-                annotation["image_id"] = image["id"]
-                content["annotations"].append(annotation)
+                _add(result, box, f"gtboxes[{index}]")
         except ValueError as error:  # includes DatasetError
             raise DatasetError(f"{file}:{number}: {error}") from error
     if not seen:
         raise DatasetError(f"{file} is empty; expected one JSON object per line and image.")
-    return content
+    return result
 
 
 def _parse(line: str) -> dict[str, Any]:
@@ -76,22 +72,17 @@ def _parse(line: str) -> dict[str, Any]:
     return record
 
 
-def _annotation(box: Any, where: str) -> dict[str, Any]:
+def _add(result: Conversion, box: Any, where: str) -> None:
+    """Add an entry of ``gtboxes`` to the last image."""
     if not isinstance(box, dict):
         raise ValueError(f"{where} must be a JSON object, got {box!r:.60}")
     extra = box.get("extra", {})
     if not isinstance(box.get("tag"), str) or not isinstance(extra, dict):
         raise ValueError(f"{where}: 'tag' must be text, and 'extra' a JSON object")
     full = _box(box.get("fbox"), f"{where}: 'fbox'")
-    annotation = {
-        "category_id": PERSON["id"],
-        "bbox": full,
-        "area": full[2] * full[3],
-        "iscrowd": int(box["tag"] != PERSON["name"] or extra.get("ignore", 0) != 0),
-    }
-    if "vbox" in box:
-        annotation["bbox_vis"] = _box(box["vbox"], f"{where}: 'vbox'")
-    return annotation
+    more = {"bbox_vis": _box(box["vbox"], f"{where}: 'vbox'")} if "vbox" in box else {}
+    crowd = box["tag"] != PERSON or extra.get("ignore", 0) != 0
+    result.add_box(0, full, crowd=crowd, **more)
 
 
 def _box(value: Any, where: str) -> list[float]:

@@ -9,6 +9,8 @@ import cv2
 from tqdm import tqdm
 
 from _shared.shapes import CLASSES, SPLITS, draw_image
+from onenet.errors import DatasetError
+from onenet.files import read_json
 
 RECORD = "dataset.json"  # marks a folder of this module, with the arguments
 GENERATOR = "make_shapes_dataset/1"  # raise the number when the same arguments draw other pixels
@@ -63,13 +65,14 @@ def write_split(output: Path, split: str, arguments: dict[str, int]) -> int:
 def read_record(output: Path) -> dict | None:
     """The record in a folder, or None if the folder was not made here."""
     try:
-        record = json.loads((output / RECORD).read_text())
-    except (OSError, ValueError):
+        record = read_json(output / RECORD)
+    except DatasetError:
         return None
-    ours = isinstance(record, dict) and str(record.get("generator", "")).startswith(
-        GENERATOR.split("/")[0]
-    )
-    return record if ours else None
+    if not isinstance(record, dict) or not isinstance(record.get("arguments"), dict):
+        return None
+    ours = str(record.get("generator")).startswith(GENERATOR.split("/")[0])
+    counted = all(type(record["arguments"].get(split)) is int for split in SPLITS)
+    return record if ours and counted else None
 
 
 def make_dataset(

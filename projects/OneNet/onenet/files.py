@@ -1,22 +1,65 @@
-"""Writing files so that an interruption leaves either the complete file or none."""
+"""Reading text as every program reads it, and writing files whole or not at all."""
 
 from __future__ import annotations
 
 import errno
 import io
+import json
 import logging
 import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from .errors import WriteError
+from .errors import DatasetError, OneNetError, WriteError
 
 logger = logging.getLogger(__name__)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP)  # a folder, on some network file systems
+
+
+def read_text(path: Path, error: type[OneNetError] = DatasetError) -> str:
+    """The text of a UTF-8 file, without the byte-order mark that some editors put before it.
+
+    Raises:
+        error: the file cannot be read or is not UTF-8; the message names it.
+    """
+    content = read_bytes(path, error)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        line = content.count(b"\n", 0, problem.start) + 1
+        raise error(
+            f"{path} cannot be read as text: byte {content[problem.start]:#04x} in line {line} is "
+            "not UTF-8; save the file as UTF-8"
+        ) from problem
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_bytes(path: Path, error: type[OneNetError] = DatasetError) -> bytes:
+    """The content of a file; raises ``error``, which names the file, if it cannot be read."""
+    try:
+        if path.exists() and not path.is_file():  # a pipe may wait for ever, a device never end
+            raise OSError("it is not a regular file")
+        return path.read_bytes()
+    except (OSError, ValueError) as problem:  # ValueError: what is no path at all
+        what = getattr(problem, "strerror", None) or problem
+        raise error(f"{path} cannot be read: {what}") from problem
+
+
+def read_json(path: Path, error: type[OneNetError] = DatasetError) -> Any:
+    """What a JSON file holds; NaN and infinity are taken, as Python writes them.
+
+    Raises:
+        error: the file cannot be read or is not JSON; the message names it.
+    """
+    text = read_text(path, error)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as problem:
+        raise error(f"{path} is not valid JSON: {problem}") from problem
 
 
 def write_whole(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:

@@ -61,11 +61,12 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if key.value in seen:
+                value = self.construct_object(key)  # 1 and 0x1 are one key, as are 1 and true
+                if value in seen:
                     raise yaml.MarkedYAMLError(
                         problem=f"{key.value} is there twice", problem_mark=key.start_mark
                     )
-                seen.add(key.value)
+                seen.add(value)
         return super().construct_mapping(node, deep=deep)
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
@@ -121,7 +122,7 @@ def _read(
         if children and path.exists() and not path.is_file():
             # Such as /dev/zero, which has no end; the user's own word is taken for the first file.
             raise ConfigError(f"config file {path}{named_by} can't be read: it is no regular file")
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             text = file.read(MOST_CHARACTERS + 1)
     except ConfigError:
         raise
@@ -134,11 +135,7 @@ def _read(
         raise ConfigError(
             f"config file {str(path)!r:.200}{named_by} can't be read: {what}"
         ) from None
-    if len(text) > MOST_CHARACTERS:
-        raise ConfigError(
-            f"config file {path}{named_by} has more than {MOST_CHARACTERS} characters; is it one?"
-        )
-    values = _parse(text, path)
+    values = parse(text, path)
     bases = values.pop(BASE_KEY, [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
@@ -148,7 +145,23 @@ def _read(
     yield path, values
 
 
-def _parse(text: str, path: Path) -> dict[Any, Any]:
+def parse(
+    text: str, path: Path, expected: str = "sections such as MODEL: and SOLVER:"
+) -> dict[Any, Any]:
+    """The mapping that a YAML file holds.
+
+    Args:
+        text: content of the file.
+        path: the file, for messages.
+        expected: what the mapping should hold, for messages.
+
+    Raises:
+        ConfigError: the file is too long, or not YAML, or holds no mapping.
+    """
+    if len(text) > MOST_CHARACTERS:
+        raise ConfigError(
+            f"{path} has more than {MOST_CHARACTERS} characters; is it the right file?"
+        )
     try:
         values = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
@@ -167,9 +180,7 @@ def _parse(text: str, path: Path) -> dict[Any, Any]:
         raise ConfigError(f"{path} is not YAML that can be used: {what}") from None
     if not isinstance(values, dict):
         what = "is empty" if values is None else f"holds {type(values).__name__}"
-        raise ConfigError(
-            f"config file {path} {what}; expected sections such as MODEL: and SOLVER:"
-        )
+        raise ConfigError(f"{path} {what}; expected {expected}")
     return values
 
 

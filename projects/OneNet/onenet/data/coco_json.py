@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from onenet.errors import DatasetError
+from onenet.files import read_json
 
 from .sources import is_line, shortened
 
@@ -52,16 +52,12 @@ def read_coco_json(file: Path) -> dict[str, Any]:
 def parse_coco_json(file: Path) -> dict[str, Any]:
     """Read a COCO detection file and check that its lists exist, but not their entries.
 
+    White space around the names of categories is left out.
+
     Raises:
         DatasetError: the file cannot be read, or lacks a list.
     """
-    try:
-        with open(file, encoding="utf-8") as stream:
-            data = json.load(stream)
-    except OSError as error:
-        raise DatasetError(f"{file} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{file} is not valid JSON: {error}") from error
+    data = read_json(file)
     if not isinstance(data, dict):
         raise DatasetError(
             f"{file} is not COCO detection data: expected an object with images, annotations "
@@ -76,6 +72,9 @@ def parse_coco_json(file: Path) -> dict[str, Any]:
             )
     if not data["categories"]:
         raise DatasetError(f"{file}: 'categories' is empty; expected one entry per class.")
+    for category in data["categories"]:
+        if isinstance(category, dict) and isinstance(category.get("name"), str):
+            category["name"] = category["name"].strip()
     return data
 
 
@@ -110,8 +109,8 @@ def _id_problem(entry: dict, seen: set[int]) -> Found:
 
 def _category_problem(category: dict, _: dict[str, set[int]]) -> Found:
     name = category.get("name")
-    if not is_line(name):
-        text = f"'name' must be a string without control characters, got {name!r:.60}"
+    if not is_line(name) or not name:
+        text = f"'name' must be a string without control characters, not empty, got {name!r:.60}"
         return "'name' is not a line of text", text
     return None
 

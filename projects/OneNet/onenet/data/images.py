@@ -12,6 +12,8 @@ from PIL import Image
 from onenet.errors import UnreadableImageError
 
 IMAGE_FORMATS = ("RGB", "BGR")
+WRITTEN_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (*WRITTEN_SUFFIXES, ".gif", ".ppm", ".pgm")  # of the images in a folder
 
 # Not PIL.ImageOps.exif_transpose: it turns TIFF files other than Detectron2's reader does, and
 # fails on some damaged EXIF blocks.
