@@ -115,7 +115,8 @@ def test_crowds_names_and_files():
     data["categories"][1]["name"] = "cat"
     data["images"][1]["file_name"] = "a.png"
     assert {kind: entry[:2] for kind, entry in found(data).items()} == {
-        "crowd regions, which": (TAKEN, 2),
+        "boxes without a": (DROPPED, 1),
+        "crowd regions, which": (TAKEN, 1),
         "class names used": (DOUBTFUL, 1),
         "files listed as": (DOUBTFUL, 1),
     }
