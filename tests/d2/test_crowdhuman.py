@@ -88,7 +88,9 @@ def test_a_data_set_without_a_coco_file_is_scored(cfg, tmp_path):
     box = {"bbox": [5, 5, 30, 40], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0, "iscrowd": 0}
     record = {"file_name": "a.png", "image_id": "one", "height": 64, "width": 64}
     DatasetCatalog.register("no file", lambda: [{**record, "annotations": [box]}])
-    MetadataCatalog.get("no file").thing_classes = ["person"]
+    MetadataCatalog.get("no file").set(
+        thing_classes=["person", "other"], thing_dataset_id_to_contiguous_id={9: 0, 4: 1}
+    )
     found = Instances((64, 64), pred_boxes=Boxes(torch.tensor([[5.0, 5.0, 35.0, 45.0]])))
     found.scores, found.pred_classes = torch.tensor([0.5]), torch.tensor([0])
     scored = {}
@@ -102,9 +104,9 @@ def test_a_data_set_without_a_coco_file_is_scored(cfg, tmp_path):
         DatasetCatalog.remove("no file")
         MetadataCatalog.remove("no file")
     assert scored["crowdhuman"]["Recall"] == 100
-    assert scored["bbox"]["AP"] == pytest.approx(100)
+    assert scored["bbox"]["AP"] == scored["bbox"]["AP-person"] == pytest.approx(100)
     (result,) = json.loads((tmp_path / "inference" / "coco_instances_results.json").read_text())
-    assert result["image_id"] == "one"
+    assert (result["image_id"], result["category_id"]) == ("one", 9)
 
 
 def test_an_evaluator_that_does_not_fit_is_refused_before_training(parts, capsys):

@@ -49,7 +49,7 @@ class ScoreEvaluator(DatasetEvaluator):
     def __init__(self, evaluator: Evaluator, dataset_name: str, output_dir: Path) -> None:
         self.evaluator, self.name, self.output_dir = evaluator, dataset_name, output_dir
         self.truth = _truth_of(dataset_name)
-        self.category_ids = [category["id"] for category in sorted_categories(self.truth)]
+        self.category_ids = _category_ids(dataset_name, self.truth)
         self.reset()
 
     def reset(self) -> None:
@@ -76,6 +76,14 @@ class ScoreEvaluator(DatasetEvaluator):
         group = f"{self.evaluator.group}/"
         found = {name.removeprefix(group): value for name, value in metrics.items()}
         return {self.evaluator.group: found} if found else {}
+
+
+def _category_ids(dataset_name: str, truth: dict[str, Any]) -> list[int]:
+    """The id of each label, which may be in any order where Detectron2's user says so."""
+    label_of = MetadataCatalog.get(dataset_name).get("thing_dataset_id_to_contiguous_id")
+    if label_of:
+        return sorted(label_of, key=label_of.get)
+    return [category["id"] for category in sorted_categories(truth)]
 
 
 def _truth_of(dataset_name: str) -> dict[str, Any]:
