@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -27,6 +26,7 @@ from onenet.cli import add_engine_flag, add_import_flag, add_opts_flag, announce
 from onenet.data.images import read_image
 from onenet.deploy.runtime import OnnxPredictor
 from onenet.errors import OneNetError
+from onenet.files import strict_json
 from onenet.visualization.boxes import draw_boxes, enlargement
 
 PROGRAM = "demo.py"
@@ -276,7 +276,7 @@ def run(args: argparse.Namespace) -> str | None:
     line = f"{what}, {count} detection" + "s" * (count != 1)
     if args.json:
         Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        lines = ",\n".join(json.dumps(entry) for entry in entries)
+        lines = ",\n".join(strict_json(entry) for entry in entries)
         Path(args.json).write_text(f"[\n{lines}\n]\n")
     places = [str(place) for place in (args.output, args.json) if place]
     print(line + (f": {' and '.join(places)}" if places else ""))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.project import ROOT, load_script
+from helpers.runs import train
 
 # A shell lets its jobs in the background ignore Ctrl-C, which tests send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -27,6 +29,17 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     maker = load_script("tools/make_shapes_dataset.py")
     maker.make_dataset(folder, train=12, val=6, size=64, seed=3)
     return folder
+
+
+@pytest.fixture(params=["lightning", "detectron2"])
+def engine(request) -> Callable[..., Any]:
+    """train_net.py's program with one of the engines."""
+    if request.param == "lightning":
+        return train
+    pytest.importorskip("detectron2")
+    from helpers.detectron2_runs import train_d2
+
+    return train_d2
 
 
 @pytest.fixture(scope="module")

@@ -12,32 +12,11 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from helpers.runs import edit_json, load, metrics, train, trained, write_config
+from helpers.runs import edit_json, load, metrics, refused, trained, write_config
 
 from onenet.checkpoints.files import save_checkpoint
 
 Content = dict[str, Any]
-
-
-@pytest.fixture(params=["lightning", "detectron2"])
-def engine(request) -> Callable[..., Any]:
-    """train_net.py's program with one of the engines."""
-    if request.param == "lightning":
-        return train
-    pytest.importorskip("detectron2")
-    from helpers.detectron2_runs import train_d2
-
-    return train_d2
-
-
-def refused(engine: Callable[..., Any], capsys: pytest.CaptureFixture, *words: Any) -> str:
-    """The line that a refused command line prints to stderr."""
-    with pytest.raises(SystemExit) as stop:
-        engine(*words)
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and "Traceback" not in error
-    (line,) = (line for line in error.splitlines() if line.startswith("error: "))
-    return line
 
 
 def keep_first(content: Content) -> None:
@@ -121,9 +100,9 @@ def test_trained_on(shapes, tmp_path, capsys, engine, kind):
 
 
 @pytest.mark.parametrize("change", [crowds, no_objects])
-def test_nothing_is_left_to_train_on(shapes, tmp_path, capsys, change):
+def test_nothing_is_left_to_train_on(shapes, tmp_path, capsys, engine, change):
     data = edit_json(shapes, tmp_path / "data", "train", change)
-    error = refused(train, capsys, write_config(tmp_path, data))
+    error = refused(engine, capsys, write_config(tmp_path, data))
     assert "no image with an object" in error and "instances_train.json" in error
 
 

@@ -28,7 +28,7 @@ ARROWS = {
     # Around it.
     "backbones": "errors",
     "data": "errors files structures",
-    "evaluation": "errors structures",
+    "evaluation": "data errors files structures",
     "checkpoints": "data errors files",
     "inference": "checkpoints data errors heads ops structures",
     "visualization": "assignment evaluation structures",

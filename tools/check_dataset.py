@@ -88,6 +88,7 @@ def check(
     num_classes: int | None = None,
     keep_empty: bool = True,
     skip_unreadable: bool = False,
+    need_annotations: bool = True,
 ) -> list[Finding]:
     """Check a data set with its images.
 
@@ -97,9 +98,10 @@ def check(
         num_classes: the model's number of classes; None: do not compare it.
         keep_empty: also read images without objects.
         skip_unreadable: training replaces images that cannot be read.
+        need_annotations: the file is to be trained on, not only to be tested on.
     """
     try:
-        data = parse_coco_json(source.json_file)
+        data = parse_coco_json(source.json_file, need_annotations=need_annotations)
     except DatasetError as error:
         return [rejected(error)]
     problems = list(find_problems(data))
@@ -107,7 +109,7 @@ def check(
     data = without_problems(data, problems)
     annotations = read_annotations(data)
     names = [category["name"] for category in sorted_categories(data)]
-    objects = annotations.at(annotations.with_size & ~annotations.crowd)
+    objects = annotations.at(annotations.objects)
     images = data["images"]
     if not keep_empty:
         images = [images[index] for index in np.unique(objects.images)]
@@ -179,7 +181,7 @@ def chosen(args: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
         "keep_empty": not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         "skip_unreadable": cfg.DATALOADER.SKIP_UNREADABLE,
     }
-    evaluation = {**classes, "keep_empty": True}
+    evaluation = {**classes, "keep_empty": True, "need_annotations": False}
     if args.datasets:
         return [(name, training) for name in args.datasets]
     return [

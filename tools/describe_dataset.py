@@ -9,7 +9,6 @@ prints tables and writes ``description.json`` and ``description.png`` into ``--o
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from onenet.data.annotations import Annotations, read_annotations
 from onenet.data.coco_json import read_coco_json
 from onenet.data.sources import find_dataset, shortened
 from onenet.errors import ConfigError, DatasetError
+from onenet.files import strict_json
 from onenet.lightning.config import load_cfg
 
 QUANTILES = {"min": 0, "5 %": 5, "25 %": 25, "median": 50, "75 %": 75, "95 %": 95, "max": 100}
@@ -32,8 +32,8 @@ SMALL, LARGE = 32**2, 96**2  # px², the bounds of COCO's APs, APm and APl
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Describe a COCO-format data set: classes, objects per image, sizes and shapes "
-        "of boxes. Crowd regions and boxes without a positive size are counted, but otherwise left "
-        "out, as in training."
+        "of boxes. Crowd regions and boxes without a positive size or outside their image are "
+        "counted, but otherwise left out, as in training."
     )
     parser.add_argument(
         "dataset", metavar="NAME", help="as in DATASETS.TRAIN: a name or ANNOTATIONS.json:FOLDER"
@@ -61,7 +61,7 @@ def describe(data: Annotations, resize: tuple[int, int] | None = None) -> dict[s
         data: the annotations.
         resize: px of the shortest edge and limit of the longest, to also give sizes after a resize.
     """
-    objects = data.at(~data.crowd & data.with_size)
+    objects = data.at(data.objects)
     per_image = np.bincount(objects.images, minlength=len(data.sizes))
     ends = objects.boxes[:, :2] + objects.boxes[:, 2:]
     beyond = (objects.boxes[:, :2] < 0) | (ends > objects.sizes[objects.images])
@@ -73,8 +73,9 @@ def describe(data: Annotations, resize: tuple[int, int] | None = None) -> dict[s
         "images without objects": int((per_image == 0).sum()),
         "objects": len(objects.labels),
         "objects extending beyond the image": int(beyond.any(axis=1).sum()),
-        "crowd regions": int(data.crowd.sum()),
-        "boxes without a positive size": int((~data.with_size & ~data.crowd).sum()),
+        "crowd regions": int((data.crowd & data.usable).sum()),
+        "boxes without a positive size": int((~data.with_size).sum()),
+        "boxes outside their image": int((data.with_size & ~data.usable).sum()),
         "classes": _classes(data, objects),
         "quantiles": {
             "objects per image": quantiles(per_image),
@@ -90,7 +91,7 @@ def describe(data: Annotations, resize: tuple[int, int] | None = None) -> dict[s
 def _classes(data: Annotations, objects: Annotations) -> list[dict[str, Any]]:
     count = len(data.class_names)
     total = np.bincount(objects.labels, minlength=count)
-    crowds = np.bincount(data.labels[data.crowd], minlength=count)
+    crowds = np.bincount(data.labels[data.crowd & data.usable], minlength=count)
     pairs = np.unique(np.stack((objects.labels, objects.images)), axis=1)
     images = np.bincount(pairs[0], minlength=count)
     return [
@@ -182,8 +183,8 @@ def save(
     """Write ``description.json`` and, if there are objects, ``description.png``."""
     folder.mkdir(parents=True, exist_ok=True)
     file, picture = folder / "description.json", folder / "description.png"
-    file.write_text(json.dumps(description, indent=2, ensure_ascii=False), encoding="utf-8")
-    objects = data.at(~data.crowd & data.with_size)
+    file.write_text(strict_json(description, indent=2, ensure_ascii=False), encoding="utf-8")
+    objects = data.at(data.objects)
     if len(objects.labels) == 0:
         print(f"\n{file}; no picture, since there are no objects")
         return

@@ -12,7 +12,6 @@ image.
 from __future__ import annotations
 
 import argparse
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from onenet.cli import positive, run_program
 from onenet.data.dataset import CocoDetection, spread_evenly
 from onenet.data.images import read_image
 from onenet.data.sources import find_dataset
-from onenet.errors import DatasetError
+from onenet.evaluation.results import read_results
 from onenet.structures import Detections
 from onenet.visualization.boxes import contact_sheet, draw_comparison
 
@@ -64,28 +63,18 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_results(path: Path, dataset: CocoDetection) -> dict[int, Detections]:
-    """Read the detections of a results file, by image id, best first.
+def detections_by_image(path: Path, dataset: CocoDetection) -> dict[int, Detections]:
+    """The detections of a results file, by image id, best first.
 
     Raises:
         DatasetError: the file is not a results file, or belongs to another data set.
     """
-    try:
-        entries = json.loads(path.read_text())
-        by_image: dict[int, list[Any]] = defaultdict(list)
-        for entry in entries:
-            label = dataset.category_ids.index(entry["category_id"])
-            by_image[entry["image_id"]].append((entry["score"], label, entry["bbox"]))
-    except OSError as error:
-        raise DatasetError(f"{path}: {error.strerror or error}") from error
-    except (TypeError, KeyError, ValueError) as error:
-        raise DatasetError(
-            f"{path} is not a results file of {dataset.source.json_file}: {error}. Give the "
-            "coco_instances_results.json that an evaluation on this data set wrote"
-        ) from error
-    unknown = by_image.keys() - set(dataset.image_ids.tolist())
-    if unknown:
-        raise DatasetError(f"{path}: image id {min(unknown)} is not in {dataset.source.json_file}")
+    image_ids, category_ids = dataset.image_ids.tolist(), dataset.category_ids
+    label_of = {category: label for label, category in enumerate(category_ids)}
+    by_image: dict[int, list[Any]] = defaultdict(list)
+    for entry in read_results(path, dataset.source.json_file, image_ids, category_ids):
+        row = (entry["score"], label_of[entry["category_id"]], entry["bbox"])
+        by_image[entry["image_id"]].append(row)
     return {image: to_detections(rows) for image, rows in by_image.items()}
 
 
@@ -117,8 +106,8 @@ def draw(dataset: CocoDetection, index: int, found: Detections | None, least: fl
 
 
 def run(args: argparse.Namespace) -> None:
-    dataset = CocoDetection(find_dataset(args.dataset))
-    results = read_results(Path(args.input), dataset)
+    dataset = CocoDetection(find_dataset(args.dataset), need_annotations=False)
+    results = detections_by_image(Path(args.input), dataset)
     output = Path(args.output)
     sheet = output.suffix.lower() in PICTURES
     count = min(args.count, len(dataset)) if sheet else len(dataset)

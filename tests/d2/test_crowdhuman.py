@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, BoxMode, Instances
 from helpers.configs import CONFIGS, R50
 from helpers.crowdhuman_example import SMALL, make
 from helpers.detectron2_runs import train_d2
@@ -21,7 +21,6 @@ from helpers.runs import metrics
 from onenet.d2 import Trainer, register_datasets
 from onenet.d2.config import load_cfg
 from onenet.data.coco_json import read_coco_json
-from onenet.errors import DatasetError
 from onenet.evaluation.crowdhuman import evaluate_crowdhuman
 from onenet.evaluation.duplicates import detections_per_object
 
@@ -84,14 +83,30 @@ def test_the_evaluator_gives_the_cores_metrics_and_writes_coco_results(cfg, part
     assert evaluator.evaluate()["crowdhuman"] == pytest.approx(nothing, nan_ok=True)
 
 
-def test_a_data_set_without_a_coco_file_is_refused(cfg):
-    DatasetCatalog.register("no file", list)
+def test_a_data_set_without_a_coco_file_is_scored(cfg, tmp_path):
+    """By what Detectron2 knows of it; an id may be text there."""
+    box = {"bbox": [5, 5, 30, 40], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0, "iscrowd": 0}
+    record = {"file_name": "a.png", "image_id": "one", "height": 64, "width": 64}
+    DatasetCatalog.register("no file", lambda: [{**record, "annotations": [box]}])
+    MetadataCatalog.get("no file").set(
+        thing_classes=["person", "other"], thing_dataset_id_to_contiguous_id={9: 0, 4: 1}
+    )
+    found = Instances((64, 64), pred_boxes=Boxes(torch.tensor([[5.0, 5.0, 35.0, 45.0]])))
+    found.scores, found.pred_classes = torch.tensor([0.5]), torch.tensor([0])
+    scored = {}
     try:
-        with pytest.raises(DatasetError, match="'no file' has no COCO file"):
-            Trainer.build_evaluator(cfg, "no file")
+        for name in ("crowdhuman", "coco"):
+            cfg.TEST.EVALUATOR = name
+            evaluator = Trainer.build_evaluator(cfg, "no file")
+            evaluator.process([record], [{"instances": found}])
+            scored |= evaluator.evaluate()
     finally:
         DatasetCatalog.remove("no file")
         MetadataCatalog.remove("no file")
+    assert scored["crowdhuman"]["Recall"] == 100
+    assert scored["bbox"]["AP"] == scored["bbox"]["AP-person"] == pytest.approx(100)
+    (result,) = json.loads((tmp_path / "inference" / "coco_instances_results.json").read_text())
+    assert (result["image_id"], result["category_id"]) == ("one", 9)
 
 
 def test_an_evaluator_that_does_not_fit_is_refused_before_training(parts, capsys):

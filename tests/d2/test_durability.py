@@ -113,7 +113,7 @@ def test_training_goes_on_where_a_checkpoint_cannot_be_written(
 
 
 def test_results_that_cannot_be_written(shapes, tmp_path, monkeypatch):
-    """Detectron2 writes them itself, and not whole; training goes on all the same."""
+    """Training goes on, as in the embedded engine."""
     config = write_config(tmp_path, shapes, SOLVER__MAX_ITER=2, TEST__EVAL_PERIOD=1)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "inference").symlink_to("/dev/full")

@@ -1,4 +1,4 @@
-"""AP through Detectron2's COCO evaluation equals the embedded engine's."""
+"""The core's metrics through Detectron2 equal those of Detectron2's own evaluator."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ import pytest
 
 pytest.importorskip("detectron2")
 
+import itertools
 import json
+import math
 
 import torch
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 from helpers.detectron2_runs import name_of
 from helpers.runs import edit_json, write_config
 
 from onenet.d2 import Trainer, register_datasets
 from onenet.d2.config import load_cfg
-from onenet.data.dataset import CocoDetection
 from onenet.data.sources import find_dataset
+from onenet.evaluation.coco import average_precision
 from onenet.evaluation.duplicates import detections_per_object
-from onenet.lightning.evaluate import average_precision
+from onenet.evaluation.truth import read_truth
 
 
 @pytest.fixture
@@ -47,20 +50,32 @@ def shifted_truth(name, evaluator, false_alarms=0):
     return evaluator.evaluate()["bbox"]
 
 
+def detectron2s(name, results, most):
+    """The metrics of Detectron2's own evaluator for detections in COCO's results format."""
+    evaluator = COCOEvaluator(name, ("bbox",), max_dets_per_image=most, distributed=False)
+    label_of = MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id
+    evaluator._predictions = [
+        {"instances": [{**r, "category_id": label_of[r["category_id"]]} for r in results]}
+    ]
+    evaluator._results = {}
+    evaluator._eval_predictions(evaluator._predictions)
+    return evaluator._results["bbox"]
+
+
 @pytest.mark.parametrize(("most", "false_alarms"), [(100, 0), (7, 50), (100, 120), (300, 120)])
-def test_ap_equals_the_embedded_engines(cfg, tmp_path, most, false_alarms):
+def test_ap_equals_detectron2s(cfg, tmp_path, most, false_alarms):
     cfg.TEST.DETECTIONS_PER_IMAGE = most
     name = cfg.DATASETS.TEST[0]
     register_datasets([name])
     evaluator = Trainer.build_evaluator(cfg, name)
     found = shifted_truth(name, evaluator, false_alarms)
     results = json.loads((tmp_path / "run/inference/coco_instances_results.json").read_text())
-    expected = average_precision(CocoDetection(find_dataset(name)), results, most)
-    truth = json.loads(find_dataset(name).json_file.read_text())["annotations"]
-    expected["bbox/duplicates"] = detections_per_object(truth, results)
-    assert {f"bbox/{key}" for key in found} == set(expected)
-    for key, value in found.items():
-        assert value == pytest.approx(expected[f"bbox/{key}"], abs=1e-6, nan_ok=True), key
+    truth = read_truth(find_dataset(name).json_file)
+    expected = average_precision(truth, results, most)
+    expected["duplicates"] = detections_per_object(truth["annotations"], results)
+    assert found == pytest.approx(expected, abs=1e-6, nan_ok=True)
+    theirs = detectron2s(name, results, max(100, most))
+    assert theirs == pytest.approx({key: found[key] for key in theirs}, abs=1e-6, nan_ok=True)
     # Beyond the limit, true boxes with scores below the false alarms do not count.
     assert (found["AP-circle"] > 0) == (false_alarms < 100 or most == 300)
 
@@ -84,5 +99,40 @@ def test_files_for_detection_alone_are_evaluated(cfg, shapes, tmp_path):
 def test_several_test_sets_do_not_overwrite_each_other(cfg, shapes):
     cfg.DATASETS.TEST = (name_of(shapes), name_of(shapes, "train"))
     register_datasets(cfg.DATASETS.TEST)
-    folders = {Trainer.build_evaluator(cfg, name)._output_dir for name in cfg.DATASETS.TEST}
+    folders = {Trainer.build_evaluator(cfg, name).output_dir for name in cfg.DATASETS.TEST}
     assert len(folders) == 2
+
+
+BAD = ([3, 3, 0, 5], [9, 9, -4, 5], [64, 3, 5, 5], [math.nan, 3, 5, 5], [3, 3, math.inf, 5])
+
+
+@pytest.mark.parametrize(("evaluator", "metric"), [("coco", "AP"), ("crowdhuman", "Recall")])
+def test_boxes_that_are_left_out_are_not_to_be_found(cfg, shapes, tmp_path, evaluator, metric):
+    """The objects that Detectron2's loader gives are all that is to be found."""
+
+    def add(content):
+        (first, *_) = content["categories"]
+        content["categories"] = [first]
+        some = content["annotations"][0]
+        content["annotations"] += [
+            {**some, "id": 1000 + n, "bbox": box, "area": 25, "iscrowd": crowd}
+            for n, (box, crowd) in enumerate(itertools.product(BAD, (0, 1)))
+        ]
+        for annotation in content["annotations"]:
+            annotation["category_id"] = first["id"]
+
+    cfg.MODEL.OneNet.NUM_CLASSES = 1
+    cfg.TEST.EVALUATOR = evaluator
+    name = name_of(edit_json(shapes, tmp_path / "data", "val", add))
+    register_datasets([name])
+    chosen = Trainer.build_evaluator(cfg, name)
+    for record in DatasetCatalog.get(name):
+        boxes = torch.tensor([a["bbox"] for a in record["annotations"]], dtype=torch.float32)
+        boxes[:, 2:] += boxes[:, :2]
+        found = Instances((record["height"], record["width"]), pred_boxes=Boxes(boxes))
+        found.scores = torch.ones(len(boxes))
+        found.pred_classes = torch.zeros(len(boxes), dtype=torch.int64)
+        chosen.process([record], [{"instances": found}])
+    ((_, metrics),) = chosen.evaluate().items()
+    assert metrics[metric] == pytest.approx(100)
+    assert metrics["duplicates"] >= 1

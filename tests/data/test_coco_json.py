@@ -62,6 +62,7 @@ def test_missing_file(tmp_path):
         ("annotations", 1, {"iscrowd": None}, "'iscrowd' must be 0 or 1, got None"),
         ("annotations", 1, {"area": None}, "'area' must be a number of px², .* got None"),
         ("annotations", 1, {"area": float("nan")}, "'area' must be a number"),
+        ("annotations", 1, {"area": -1}, "'area' must be a number of px², 0 or more, .* got -1"),
         ("images", 1, {"id": 9}, r"images\[1\] \(id 9\): this id has been used"),
         ("images", 1, {"id": "3"}, r"images\[1\] \(id '3'\): 'id' must be an integer, got '3'"),
         ("images", 1, {"id": 10**30}, "'id' must be an integer"),

@@ -7,7 +7,6 @@ import copy
 import io
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,19 +18,15 @@ from pycocotools.cocoeval import COCOeval
 
 from onenet.data.dataset import CocoDetection
 from onenet.data.sources import DatasetSource, find_dataset
+from onenet.evaluation.coco import METRICS, average_precision, unique_names
 from onenet.evaluation.duplicates import detections_per_object
+from onenet.evaluation.registry import choose_evaluator
+from onenet.evaluation.report import score, tables
 from onenet.evaluation.results import to_coco
+from onenet.evaluation.truth import read_truth
 from onenet.lightning.build import build_detector
 from onenet.lightning.config import load_cfg
-from onenet.lightning.evaluate import (
-    METRICS,
-    ap_tables,
-    average_precision,
-    detect_all,
-    evaluate,
-    score,
-    to_original,
-)
+from onenet.lightning.evaluate import detect_all, evaluate, to_original
 from onenet.lightning.items import TestItem
 from onenet.lightning.loader import build_test_loader
 from onenet.lightning.test_sets import evaluate_all
@@ -49,12 +44,6 @@ def content(annotations: list[dict[str, Any]], images: int = 6) -> dict[str, Any
         "categories": [{"id": k, "name": name} for k, name in NAMES.items()],
         "annotations": [{"id": n, **a} for n, a in enumerate(annotations, start=1)],
     }
-
-
-def dataset(folder: Path, truth: dict[str, Any]) -> CocoDetection:
-    file = folder / "truth.json"
-    file.write_text(json.dumps(truth))
-    return CocoDetection(DatasetSource("mine", file, folder))
 
 
 def random_truth(seed: int) -> dict[str, Any]:
@@ -120,7 +109,7 @@ def mean(precision: np.ndarray) -> float:
 def test_ap_is_that_of_pycocotools(tmp_path, seed):
     truth = random_truth(seed)
     results = random_results(truth, seed + 100)
-    metrics = average_precision(dataset(tmp_path, truth), results)
+    metrics = average_precision(truth, results)
     precision = pycocotools_precision(truth, results)
     expected = {
         "AP": mean(precision[..., 0]),
@@ -135,9 +124,7 @@ def test_ap_is_that_of_pycocotools(tmp_path, seed):
         "AP-bird": math.nan,
     }
     assert 0 < expected["AP"] < 100
-    assert metrics == pytest.approx(
-        {f"bbox/{k}": v for k, v in expected.items()}, abs=1e-9, nan_ok=True
-    )
+    assert metrics == pytest.approx(expected, abs=1e-9, nan_ok=True)
 
 
 def one_of_each() -> dict[str, Any]:
@@ -163,17 +150,17 @@ def found(truth: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_perfect_detections_give_100_and_a_class_without_truth_nan(tmp_path):
     truth = one_of_each()
-    metrics = average_precision(dataset(tmp_path, truth), found(truth))
-    assert math.isnan(metrics.pop("bbox/AP-bird"))
+    metrics = average_precision(truth, found(truth))
+    assert math.isnan(metrics.pop("AP-bird"))
     assert metrics == pytest.approx(dict.fromkeys(metrics, 100.0))
-    assert {f"bbox/{name}" for name in METRICS} < set(metrics)
+    assert set(METRICS) < set(metrics)
 
 
 def test_no_detection_gives_0_and_nan_where_there_is_nothing_to_find(tmp_path):
     truth = one_of_each()
     truth["annotations"] = truth["annotations"][1:2]  # one dog of medium size
-    metrics = average_precision(dataset(tmp_path, truth), [])
-    nothing = {"bbox/APs", "bbox/APl", "bbox/AP-cat", "bbox/AP-bird"}
+    metrics = average_precision(truth, [])
+    nothing = {"APs", "APl", "AP-cat", "AP-bird"}
     assert {k for k, v in metrics.items() if math.isnan(v)} == nothing
     assert {v for k, v in metrics.items() if k not in nothing} == {0.0}
 
@@ -181,17 +168,17 @@ def test_no_detection_gives_0_and_nan_where_there_is_nothing_to_find(tmp_path):
 def test_a_wrong_class_is_no_detection(tmp_path):
     truth = one_of_each()
     wrong = [{**r, "category_id": 50} for r in found(truth)]
-    assert average_precision(dataset(tmp_path, truth), wrong)["bbox/AP"] == 0.0
+    assert average_precision(truth, wrong)["AP"] == 0.0
 
 
 def test_area_and_iscrowd_may_be_missing(tmp_path):
     truth = one_of_each()
-    full = average_precision(dataset(tmp_path, truth), found(truth)[1:])
+    full = average_precision(truth, found(truth)[1:])
     for annotation in truth["annotations"]:
         del annotation["area"], annotation["iscrowd"]
-    bare = average_precision(dataset(tmp_path, truth), found(truth)[1:])
+    bare = average_precision(truth, found(truth)[1:])
     assert bare == pytest.approx(full, nan_ok=True)
-    assert bare["bbox/APs"] == pytest.approx(50.0)  # of the dog and the cat, one is found
+    assert bare["APs"] == pytest.approx(50.0)  # of the dog and the cat, one is found
 
 
 def test_crowds_are_neither_missed_nor_punished(tmp_path):
@@ -200,30 +187,28 @@ def test_crowds_are_neither_missed_nor_punished(tmp_path):
         {"id": 99, "image_id": 5, "category_id": 2, "bbox": [0.0, 0.0, 200.0, 200.0],
          "area": 40000.0, "iscrowd": 1}
     )  # fmt: skip
-    data = dataset(tmp_path, truth)
-    assert average_precision(data, found(truth))["bbox/AP-dog"] == pytest.approx(100)
+    assert average_precision(truth, found(truth))["AP-dog"] == pytest.approx(100)
     inside = {"image_id": 5, "category_id": 2, "bbox": [50.0, 50.0, 60.0, 60.0], "score": 2.0}
-    assert average_precision(data, [inside, *found(truth)])["bbox/AP-dog"] == pytest.approx(100)
+    assert average_precision(truth, [inside, *found(truth)])["AP-dog"] == pytest.approx(100)
     outside = {**inside, "bbox": [250.0, 250.0, 60.0, 60.0]}
-    assert average_precision(data, [outside, *found(truth)])["bbox/AP-dog"] < 100
+    assert average_precision(truth, [outside, *found(truth)])["AP-dog"] < 100
 
 
 def test_more_detections_than_100_count_where_they_are_asked_for(tmp_path):
     truth = content([{"image_id": 0, "category_id": 2, "bbox": [0.0, 0.0, 50.0, 50.0]}])
     wrong = {"image_id": 0, "category_id": 2, "bbox": [200.0, 200.0, 50.0, 50.0], "score": 0.9}
     results = [wrong] * 100 + [{**found(truth)[0], "score": 0.1}]
-    data = dataset(tmp_path, truth)
-    assert average_precision(data, results, 100)["bbox/AP"] == 0
-    assert average_precision(data, results, 300)["bbox/AP"] == pytest.approx(100 / 101)
+    assert average_precision(truth, results, 100)["AP"] == 0
+    assert average_precision(truth, results, 300)["AP"] == pytest.approx(100 / 101)
     # COCO's own AP considers 100 detections, even if the model gives fewer.
-    assert average_precision(data, results[50:], 10)["bbox/AP"] == pytest.approx(100 / 51)
+    assert average_precision(truth, results[50:], 10)["AP"] == pytest.approx(100 / 51)
 
 
 def test_the_given_results_are_left_as_they_are(tmp_path):
     truth = one_of_each()
     results = found(truth)
     before = copy.deepcopy(results)
-    average_precision(dataset(tmp_path, truth), results)
+    average_precision(truth, results)
     assert results == before
 
 
@@ -276,26 +261,26 @@ def test_evaluate_writes_the_results_and_scores_them(cfg, tmp_path):
         assert set(row) == {"image_id", "category_id", "bbox", "score"}
         x, y, w, h = row["bbox"]
         assert 0 <= x and 0 <= y and w > 0 and h > 0 and x + w <= 64.001 and y + h <= 64.001
-    truth = json.loads(data.source.json_file.read_text())["annotations"]
+    truth = read_truth(data.source.json_file)
     assert metrics.pop("bbox/duplicates") == pytest.approx(
-        detections_per_object(truth, results), nan_ok=True
+        detections_per_object(truth["annotations"], results), nan_ok=True
     )
-    assert metrics == pytest.approx(average_precision(data, results), nan_ok=True)
+    expected = {f"bbox/{k}": v for k, v in average_precision(truth, results).items()}
+    assert metrics == pytest.approx(expected, nan_ok=True)
     assert [p.name for p in file.parent.iterdir()] == [file.name]
 
 
 def test_duplicates_are_counted_beside_ap(cfg):
-    data = shapes_val(cfg)
-    truth = json.loads(data.source.json_file.read_text())
+    truth = read_truth(shapes_val(cfg).source.json_file)
     once = found(truth)
     # As many detections count as there are objects: two of the first, none of the last.
     for results, mean in (
         (once, 1),
         ([{**once[0], "score": 2}, *once], len(once) / (len(once) - 1)),
     ):
-        metrics, tables = score(cfg, data, results)
-        assert metrics["bbox/duplicates"] == pytest.approx(mean)
-        assert tables.endswith(f"duplicates: {mean:.2f} detections per matched object")
+        metrics = score(choose_evaluator(cfg), truth, results)
+        assert metrics["duplicates"] == pytest.approx(mean)
+        assert tables(metrics).endswith(f"duplicates: {mean:.2f} detections per matched object")
 
 
 def test_batches_do_not_change_what_is_found(cfg, tmp_path):
@@ -337,9 +322,10 @@ def test_several_test_sets_keep_their_metrics_and_files_apart(cfg, tmp_path):
 
 
 def test_tables_show_every_figure_by_its_name():
-    metrics = {f"bbox/{name}": 10.0 + i for i, name in enumerate(METRICS)}
-    metrics |= {"bbox/AP-1e3": 1.234, "bbox/AP-007": math.nan, "bbox/AP-cat": 5, "bbox/AP-d": 6.0}
-    overall, by_class = ap_tables(metrics).split("\n\n")
+    metrics = {name: 10.0 + i for i, name in enumerate(METRICS)}
+    metrics |= {"AP-1e3": 1.234, "AP-007": math.nan, "AP-cat": 5, "AP-d": 6.0, "duplicates": 1.5}
+    overall, by_class, line = tables(metrics).split("\n\n")
+    assert line == "duplicates: 1.50 detections per matched object"
     header, _, values = overall.splitlines()
     assert [c.strip() for c in header.split("|")[1:-1]] == list(METRICS)
     assert [float(c) for c in values.split("|")[1:-1]] == [10, 11, 12, 13, 14, 15]
@@ -350,5 +336,28 @@ def test_tables_show_every_figure_by_its_name():
 
 
 def test_one_class_gives_one_column():
-    metrics = {f"bbox/{name}": 1.0 for name in METRICS} | {"bbox/AP-only": 2.0}
-    assert ap_tables(metrics).splitlines()[-1].replace(" ", "") == "|only|2.00|"
+    metrics = dict.fromkeys(METRICS, 1.0) | {"AP-only": 2.0, "duplicates": 1.0}
+    assert tables(metrics).splitlines()[-3].replace(" ", "") == "|only|2.00|"
+
+
+def test_classes_of_one_name_keep_a_metric_each():
+    truth = one_of_each()
+    for category in truth["categories"]:
+        category["name"] = "dog"
+    metrics = average_precision(truth, found(truth)[:3])
+    assert metrics["AP-dog (id 2)"] == pytest.approx(100) and metrics["AP-dog (id 7)"] == 0
+    assert math.isnan(metrics["AP-dog (id 50)"])
+    assert len(metrics) == len(METRICS) + 3
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["a", "b"], ["a", "b"]),
+        (["a", "b", "a"], ["a (id 0)", "b", "a (id 2)"]),
+        (["a", "a", "a (id 0)"], ["a (id 0) (id 0)", "a (id 1)", "a (id 0) (id 2)"]),
+        ([], []),
+    ],
+)
+def test_names_of_classes_are_unique(names, told):
+    assert unique_names([{"id": k, "name": name} for k, name in enumerate(names)]) == told

@@ -8,10 +8,10 @@ import pytest
 from helpers.configs import R50, refused
 
 from onenet import EVALUATOR_REGISTRY, Evaluator
-from onenet.data.dataset import CocoDetection
-from onenet.data.sources import find_dataset
+from onenet.evaluation.registry import choose_evaluator
+from onenet.evaluation.report import score, tables
+from onenet.evaluation.truth import read_truth
 from onenet.lightning.config import load_cfg
-from onenet.lightning.evaluate import score
 
 
 def test_a_users_evaluator_gives_the_metrics(shapes):
@@ -19,13 +19,15 @@ def test_a_users_evaluator_gives_the_metrics(shapes):
     def counted(cfg):
         return Evaluator("mine", lambda truth, results: {"found": float(len(results))})
 
-    data = CocoDetection(find_dataset(f"{shapes}/annotations/instances_val.json:{shapes}/val"))
+    truth = read_truth(shapes / "annotations" / "instances_val.json")
     try:
-        metrics, tables = score(load_cfg(R50, ["TEST.EVALUATOR", "counted"]), data, [])
+        evaluator = choose_evaluator(load_cfg(R50, ["TEST.EVALUATOR", "counted"]))
     finally:
         del EVALUATOR_REGISTRY._obj_map["counted"]
-    assert metrics == pytest.approx({"mine/found": 0.0, "mine/duplicates": math.nan}, nan_ok=True)
-    assert "found" in tables and "0.00" in tables
+    metrics = score(evaluator, truth, [])
+    assert evaluator.group == "mine"
+    assert metrics == pytest.approx({"found": 0.0, "duplicates": math.nan}, nan_ok=True)
+    assert "found" in tables(metrics) and "0.00" in tables(metrics)
 
 
 def test_an_unknown_evaluator_gets_the_choices_and_the_nearest():

@@ -1,6 +1,6 @@
-"""Fuzzing of what OneNet reads: annotation files, configs and checkpoints.
+"""Fuzzing of what OneNet reads: annotation files, results, configs and checkpoints.
 
-    make fuzz                             # everything: 310,000 inputs
+    make fuzz                             # everything: 330,000 inputs
     make fuzz RUNS=1000                   # so many an input format and tool
     PYTHONPATH=tests python -m fuzz --help
 

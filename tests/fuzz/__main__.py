@@ -16,7 +16,7 @@ from .targets import TARGETS
 from .worker import OWN_FAULT
 
 # Inputs of each target; each tool makes half of them.
-RUNS = {"annotations": 200_000, "odgt": 10_000, "configs": 50_000}
+RUNS = {"annotations": 200_000, "results": 20_000, "odgt": 10_000, "configs": 50_000}
 RUNS |= {"pth": 26_000, "safetensors": 10_000, "pkl": 14_000, "trees": 10_000}
 TOOLS = ("hypothesis", "atheris")
 MOST_DEATHS = 50

@@ -32,11 +32,13 @@ from onenet.data.batching import group_by_shape, resized_shape
 from onenet.data.dataset import CocoDetection
 from onenet.data.sources import DatasetSource, find_dataset
 from onenet.errors import OneNetError
+from onenet.evaluation.registry import choose_evaluator
+from onenet.evaluation.report import score
+from onenet.evaluation.truth import has_objects, read_truth
 from onenet.lightning.build import build_detector
 from onenet.lightning.config import dump, load_cfg
-from onenet.lightning.evaluate import score
 
-from . import archives, texts
+from . import archives, results, texts
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -121,7 +123,10 @@ def read_annotation_file(path: Path) -> None:
         assert ((record.labels >= 0) & (record.labels < len(data.class_names))).all()
     if chosen(path, 16):
         first = {"image_id": int(data.image_ids[0]), "category_id": data.category_ids[0]}
-        score(_small_cfg(), data, [{**first, "bbox": [0.0, 0.0, 9.0, 9.0], "score": 0.5}])
+        truth = read_truth(path)
+        assert has_objects(truth) == any(len(data.record(i).labels) for i in range(len(data)))
+        found = [{**first, "bbox": [0.0, 0.0, 9.0, 9.0], "score": 0.5}]
+        score(choose_evaluator(_small_cfg()), truth, found)
     data.check_images(skip_missing=True)
 
 
@@ -269,6 +274,7 @@ def read_weights(path: Path) -> None:
 
 _ALL = (
     Target("annotations", ".json", read_annotation_file, texts.mutate_json, annotation_files),
+    Target("results", ".json", results.read_results_file, texts.mutate_json, results.results_files),
     Target("odgt", ".odgt", read_odgt_file, texts.mutate_json_lines, odgt_files),
     Target("configs", ".yaml", read_config, texts.mutate_yaml, config_files),
     Target("pth", ".pth", read_weights, archives.mutate_zip, pth_files),

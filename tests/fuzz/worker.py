@@ -87,6 +87,7 @@ def with_atheris(args: argparse.Namespace) -> None:
     import atheris
 
     parts = ["onenet", "yaml", "yacs", "safetensors", "check_dataset", "_shared"]
+    parts += ["visualize_json_results"]
     with atheris.instrument_imports(include=parts):
         counted = Counted(args)
     import pickle

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
 
@@ -165,6 +167,20 @@ def train(config: Path, *words: Any) -> dict[str, float] | None:
         return run(args, "a test")
 
 
+def refused(engine: Callable[..., Any], capsys: Any, *words: Any) -> str:
+    """The line that a refused command line prints to stderr.
+
+    Args:
+        engine: the program, such as :func:`train`; called with ``words``.
+    """
+    with pytest.raises(SystemExit) as stop:
+        engine(*words)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "Traceback" not in error
+    (line,) = (line for line in error.splitlines() if line.startswith("error: "))
+    return line
+
+
 def start(
     config: Path, *words: Any, program: tuple[str, ...] = (), new: bool = False, **env: str
 ) -> Forked | subprocess.Popen:
@@ -211,8 +227,18 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def metrics(output: Path) -> list[dict[str, float]]:
-    """The lines of a run's metrics.json."""
-    return [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    """The lines of a run's metrics.json; NaN for ``null``."""
+    lines = (output / "metrics.json").read_text().splitlines()
+    return [{k: math.nan if v is None else v for k, v in strict(line).items()} for line in lines]
+
+
+def strict(text: str) -> Any:
+    """The content of a JSON text that every reader takes: without NaN and infinity."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
 
 
 def edit_json(data: Path, copy: Path, split: str, change: Any) -> Path:

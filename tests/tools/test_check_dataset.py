@@ -115,7 +115,8 @@ def test_crowds_names_and_files():
     data["categories"][1]["name"] = "cat"
     data["images"][1]["file_name"] = "a.png"
     assert {kind: entry[:2] for kind, entry in found(data).items()} == {
-        "crowd regions, which": (TAKEN, 2),
+        "boxes without a": (DROPPED, 1),
+        "crowd regions, which": (TAKEN, 1),
         "class names used": (DOUBTFUL, 1),
         "files listed as": (DOUBTFUL, 1),
     }
@@ -272,6 +273,17 @@ def test_skip_unreadable_holds_for_training_alone(shapes, tmp_path, capsys):
     name = f"{data}/annotations/instances_train.json:{data}/train"
     tested = write_config(tmp_path, shapes, DATASETS__TEST=[name], DATALOADER__SKIP_UNREADABLE=True)
     assert status("--engine", "lightning", "--config-file", tested) == 2
+
+
+def test_only_what_is_trained_on_needs_annotations(shapes, tmp_path, capsys):
+    data = edit_json(shapes, tmp_path / "bare", "train", lambda content: content.pop("annotations"))
+    name = f"{data}/annotations/instances_train.json:{data}/train"
+    tested = write_config(tmp_path, shapes, DATASETS__TEST=[name])
+    assert status("--engine", "lightning", "--config-file", tested) == 0
+    assert "12 images without an object" in capsys.readouterr().out
+    for words in ((name,), ("--config-file", config(tmp_path, shapes, data))):
+        assert status("--engine", "lightning", *words) == 2
+        assert "'annotations' is missing" in capsys.readouterr().out
 
 
 def test_images_that_training_does_not_read(shapes, tmp_path, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -13,13 +14,13 @@ import cv2
 import pytest
 import torch
 from helpers.project import load_script
-from helpers.runs import write_config
+from helpers.runs import edit_json, strict, write_config
 from torch import nn
 from torchvision.ops import deform_conv2d
 
 from onenet.checkpoints.files import save_checkpoint
 from onenet.cli import training_parser
-from onenet.errors import ConfigError
+from onenet.errors import ConfigError, DatasetError
 from onenet.lightning.build import build_detector
 from onenet.lightning.config import dump, load_cfg
 from onenet.structures import Detections
@@ -52,6 +53,40 @@ def commands(monkeypatch):
 
     monkeypatch.setattr(training_runs.Children, "call", play)
     return given
+
+
+def test_a_test_set_without_objects_is_refused_before_training(shapes, tmp_path):
+    data = edit_json(shapes, tmp_path / "data", "val", lambda content: content.pop("annotations"))
+    with pytest.raises(DatasetError, match="'annotations' is missing"):
+        training_runs.dataset_opts(*splits(data))
+    data = edit_json(shapes, tmp_path / "other", "val", lambda c: c.update(annotations=[]))
+    with pytest.raises(DatasetError, match="instances_val.json has no objects"):
+        training_runs.dataset_opts(*splits(data))
+
+
+def test_metrics_that_are_nan_are_kept_as_null(tmp_path):
+    training_runs.write_whole(
+        tmp_path / "result.json", training_runs.strict_json({"metrics": {"AP": math.nan}}).encode()
+    )
+    assert strict((tmp_path / "result.json").read_text()) == {"metrics": {"AP": None}}
+    assert math.isnan(training_runs.finished_metrics(tmp_path)["AP"])
+
+
+@pytest.mark.parametrize("bad", [{"score": None}, {"image_id": "1"}, {"bbox": [1, 2, 3]}])
+def test_detections_of_a_run_are_checked(shapes, tmp_path, commands, monkeypatch, bad):
+    data = splits(shapes)
+    config = write_config(tmp_path, shapes)
+
+    def play(_, command):
+        (tmp_path / "run" / "inference").mkdir(parents=True)
+        entry = {"image_id": 1, "category_id": 1, "bbox": [1, 1, 2, 2], "score": 0.5} | bad
+        file = tmp_path / "run" / "inference" / "coco_instances_results.json"
+        file.write_text(json.dumps([entry]))
+        return 0
+
+    monkeypatch.setattr(training_runs.Children, "call", play)
+    with pytest.raises(DatasetError, match=rf"results.json .*\[0\]: '{next(iter(bad))}'"):
+        training_runs.run_once(tmp_path / "run", config, training_runs.dataset_opts(*data))
 
 
 def splits(shapes):

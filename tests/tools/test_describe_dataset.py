@@ -34,6 +34,7 @@ CONTENT = {
         {"id": 5, "image_id": 2, "category_id": 3, "bbox": [0, 0, 50, 50], "iscrowd": 1},
         {"id": 6, "image_id": 9, "category_id": 3, "bbox": [0, 0, 0, 50]},
         {"id": 7, "image_id": 9, "category_id": 3, "bbox": [0, 0, float("nan"), 50]},
+        {"id": 8, "image_id": 9, "category_id": 3, "bbox": [100, 0, 5, 5]},
     ],
 }  # fmt: skip
 
@@ -48,6 +49,7 @@ def test_numbers_by_hand(tool):
         "objects extending beyond the image": 2,  # of 4, the right side lies at 106 px of 100
         "crowd regions": 1,
         "boxes without a positive size": 2,
+        "boxes outside their image": 1,
     }
     rows = [list(entry.values()) for entry in found["classes"]]
     assert rows == [

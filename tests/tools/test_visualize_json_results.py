@@ -48,7 +48,7 @@ def arguments(data, output, results="results.json"):
 
 def test_results_become_detections_sorted_by_score_with_contiguous_labels(script, data):
     dataset = script.CocoDetection(script.find_dataset(f"{data}/truth.json:{data}/images"))
-    found = script.read_results(data / "results.json", dataset)
+    found = script.detections_by_image(data / "results.json", dataset)
     assert found[1].labels.tolist() == [0, 1]
     assert found[1].boxes.tolist() == [[30, 5, 39, 14], [9, 9, 29, 29]]
     assert set(found) == {1, 2}
@@ -66,22 +66,30 @@ def test_folder_gets_a_picture_of_every_image_where_it_was(script, data):
     assert pictures == {"a.jpg", "sub/b.jpg", "c.jpg"}
 
 
+def test_a_data_set_without_annotations_is_drawn(script, data):
+    truth = json.loads((data / "truth.json").read_text())
+    del truth["annotations"]
+    (data / "truth.json").write_text(json.dumps(truth))
+    script.main(arguments(data, "sheet.png"))
+    assert (data / "sheet.png").is_file()
+
+
 @pytest.mark.parametrize(
-    ("content", "reason"),
+    ("change", "reason"),
     [
-        ("[", "not a results file"),
-        ('[{"image_id": 1}]', "not a results file"),
-        ('[{"image_id": 1, "category_id": 5, "bbox": [0, 0, 1, 1], "score": 1}]', "not a results"),
-        ('[{"image_id": 9, "category_id": 7, "bbox": [0, 0, 1, 1], "score": 1}]', "image id 9"),
+        ({"bbox": None}, "[1]: 'bbox' must be [x, y, width, height] in px"),
+        ({"image_id": "1"}, "[1]: 'image_id' is '1' (str)"),
     ],
 )
-def test_a_file_of_something_else_is_refused_by_name(script, data, capsys, content, reason):
-    (data / "other.json").write_text(content)
+def test_an_entry_that_is_wrong_is_named(script, data, capsys, change, reason):
+    results = json.loads((data / "results.json").read_text())
+    results[1] |= change
+    (data / "other.json").write_text(json.dumps(results))
     with pytest.raises(SystemExit) as stop:
         script.main(arguments(data, "sheet.png", "other.json"))
-    assert stop.value.code == 2
     message = capsys.readouterr().err
-    assert reason in message and "other.json" in message
+    assert stop.value.code == 2 and reason in message and "other.json" in message
+    assert not (data / "sheet.png").exists()
 
 
 def test_missing_file(script, data, capsys):

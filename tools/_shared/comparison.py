@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from tabulate import tabulate
 
 from _shared.machine import summary
+from onenet.files import strict_json
 from onenet.visualization.paper_figures import plain_text
 
 
@@ -115,6 +115,6 @@ def write(output: Path, rows: Sequence[DetectorRow], machine: dict[str, Any], de
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
     content = {"machine": machine, "rows": [asdict(row) for row in rows], **details}
-    (output / "comparison.json").write_text(json.dumps(content, indent=1) + "\n")
+    (output / "comparison.json").write_text(strict_json(content, indent=1) + "\n")
     draw(rows, output / "comparison.png")
     return text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -21,10 +22,13 @@ import torch
 from onenet.cli import EMBEDDED, add_import_flag, choose_engine, positive
 from onenet.data.dataset import CocoDetection
 from onenet.data.sources import find_dataset
-from onenet.errors import ConfigError, OneNetError
-from onenet.files import write_whole
+from onenet.errors import ConfigError, DatasetError, OneNetError
+from onenet.evaluation.registry import choose_evaluator
+from onenet.evaluation.report import score
+from onenet.evaluation.results import RESULTS_FILE, read_results
+from onenet.evaluation.truth import has_objects, read_truth
+from onenet.files import strict_json, write_whole
 from onenet.lightning.build import build_detector
-from onenet.lightning.evaluate import score
 
 TRAIN_NET = Path(__file__).parents[2] / "projects" / "OneNet" / "train_net.py"
 RESULT = "result.json"
@@ -152,10 +156,13 @@ def dataset_opts(train: str, test: str) -> list[str]:
     """Config overrides for training on one data set and testing on another by COCO's AP.
 
     Raises:
-        DatasetError: a data set is not found, or the test set cannot be read.
+        DatasetError: a data set is not found, or the test set cannot be read or has no objects.
     """
     find_dataset(train)
-    classes = len(CocoDetection(find_dataset(test)).class_names)
+    source = find_dataset(test)
+    classes = len(CocoDetection(source).class_names)
+    if not has_objects(read_truth(source.json_file)):
+        raise DatasetError(f"{source.json_file} has no objects, so there is nothing to compare by")
     return [
         *("DATASETS.TRAIN", repr((train,)), "DATASETS.TEST", repr((test,))),
         *("MODEL.OneNet.NUM_CLASSES", str(classes), "TEST.EVALUATOR", "coco"),
@@ -226,14 +233,17 @@ def run_once(
             log = folder / (CONSOLE if (folder / CONSOLE).is_file() else "log.txt")
             raise RunError(f"{config} ended with exit code {code}; see {log}")
         content = {"metrics": _metrics(cfg, folder), "seconds": time.monotonic() - start}
-        write_whole(result, f"{json.dumps(content, indent=1)}\n".encode())
+        write_whole(result, f"{strict_json(content, indent=1)}\n".encode())
     return finished_metrics(folder)
 
 
 def finished_metrics(folder: Path) -> dict[str, float] | None:
     """The metrics that :func:`run_once` stored in a folder; ``None`` if the run is not finished."""
     result = folder / RESULT
-    return json.loads(result.read_text())["metrics"] if result.is_file() else None
+    if not result.is_file():
+        return None
+    metrics = json.loads(result.read_text())["metrics"]
+    return {name: math.nan if value is None else value for name, value in metrics.items()}
 
 
 def check_same_config(folder: Path, cfg: Any, load_cfg: Callable[..., Any]) -> None:
@@ -279,5 +289,10 @@ def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 def _metrics(cfg: Any, folder: Path) -> dict[str, float]:
     """Metrics of the detections that a run wrote last."""
     (name,) = cfg.DATASETS.TEST
-    results = json.loads((folder / "inference" / "coco_instances_results.json").read_text())
-    return score(cfg, CocoDetection(find_dataset(name)), results)[0]
+    source = find_dataset(name)
+    truth = read_truth(source.json_file)
+    ids = ([entry["id"] for entry in truth[part]] for part in ("images", "categories"))
+    results = read_results(folder / "inference" / RESULTS_FILE, source.json_file, *ids)
+    evaluator = choose_evaluator(cfg)
+    found = score(evaluator, truth, results)
+    return {f"{evaluator.group}/{title}": value for title, value in found.items()}

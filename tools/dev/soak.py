@@ -27,6 +27,7 @@ from scipy.stats import theilslopes
 
 from onenet.cli import natural, positive, run_program
 from onenet.errors import OneNetError
+from onenet.files import strict_json
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # tools/
 
@@ -240,7 +241,7 @@ def run(args: argparse.Namespace) -> int:
         readings.extend(train(folder, args.iterations, args.every, args.opts))
     finally:  # also if the training fails
         draw(readings, args.settle).savefig(folder / "soak.png")
-        content = json.dumps([asdict(reading) for reading in readings], indent=1)
+        content = strict_json([asdict(reading) for reading in readings], indent=1)
         (folder / "soak.json").write_text(content + "\n")
     found = growth(readings, args.settle)
     for name, value in found.items():

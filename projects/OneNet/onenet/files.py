@@ -6,12 +6,13 @@ import errno
 import io
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from .errors import DatasetError, OneNetError, WriteError
 
@@ -134,6 +135,35 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def strict_json(value: Any, **options: Any) -> str:
+    """Plain data as JSON that every reader takes: NaN and infinity become ``null``.
+
+    Args:
+        options: further ones of ``json.dumps``, such as ``indent``.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, **options)
+    except ValueError:
+        return json.dumps(_without_nan(value), allow_nan=False, **options)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _without_nan(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(one) for one in value]
+    return value
+
+
+def open_lines(path: Path) -> TextIO:
+    """Open a file to add lines to; half a line that a killed run left is removed."""
+    if path.is_file():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+    return path.open("a", encoding="utf-8")
 
 
 def remove_partial_files(folder: Path) -> None:

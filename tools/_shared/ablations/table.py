@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 from tabulate import tabulate
 
 from _shared.machine import summary
+from onenet.files import strict_json
 from onenet.visualization.paper_figures import plain_text
 
 # Columns and their number of decimals.
@@ -132,7 +132,7 @@ def write(
     (output / f"{name}.md").write_text("\n\n".join(parts) + "\n")
     _write_csv(output / f"{name}.csv", rows)
     content = {"title": title, "machine": machine, "rows": [_to_json(row) for row in rows]}
-    (output / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    (output / f"{name}.json").write_text(strict_json(content, indent=1) + "\n")
     draw(rows, plot, title, output / f"{name}.png")
     return text
 
@@ -162,19 +162,12 @@ def _to_json(row: Row) -> dict[str, Any]:
             seed: {
                 "failed": result.failed,
                 **result.values,
-                "without NMS": _finite(result.without),
-                "with NMS": _finite(result.nms),
+                "without NMS": result.without,
+                "with NMS": result.nms,
             }
             for seed, result in row.results.items()
         },
     }
-
-
-def _finite(metrics: Mapping[str, float] | None) -> dict[str, float | None] | None:
-    """Metrics for JSON, which has no NaN: None replaces it."""
-    if metrics is None:
-        return None
-    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 def draw(rows: Sequence[Row], plot: Sequence[str], title: str, path: Path) -> None:

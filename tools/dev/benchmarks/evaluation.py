@@ -1,4 +1,4 @@
-"""COCO AP of made-up detections: pycocotools against the embedded engine's evaluation."""
+"""COCO AP of made-up detections: pycocotools against OneNet's evaluation."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from benchmarks.options import Options
-from onenet.data.dataset import CocoDetection
-from onenet.data.sources import DatasetSource
-from onenet.lightning.evaluate import METRICS, average_precision
+from onenet.evaluation.coco import METRICS, average_precision
+from onenet.evaluation.truth import read_truth
 
 PYCOCOTOOLS, OURS = "pycocotools", "faster-coco-eval"
 CLASSES, OBJECTS, DETECTIONS = 80, 7, 100
@@ -104,10 +103,9 @@ def with_pycocotools(
 
 
 def with_ours(truth: Path, results: list[dict[str, Any]]) -> dict[str, float]:
-    """COCO's six metrics in per cent, by the embedded engine."""
-    dataset = CocoDetection(DatasetSource("made up", truth, truth.parent))
-    metrics = average_precision(dataset, results)
-    return {name: metrics[f"bbox/{name}"] for name in METRICS}
+    """COCO's six metrics in per cent, as both engines compute them."""
+    metrics = average_precision(read_truth(truth), results)
+    return {name: metrics[name] for name in METRICS}
 
 
 def run(options: Options) -> list[Comparison]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 from _shared.machine import summary
 from _shared.timing import TOTAL, Comparison
 from tabulate import tabulate
+
+from onenet.files import strict_json
 
 
 def table(comparison: Comparison) -> str:
@@ -58,7 +59,7 @@ def write(
     output.mkdir(parents=True, exist_ok=True)
     parts = {part: [to_json(one) for one in given] for part, given in results.items()}
     path = output / "benchmark.json"
-    path.write_text(json.dumps({"machine": machine, "parts": parts}, indent=1) + "\n")
+    path.write_text(strict_json({"machine": machine, "parts": parts}, indent=1) + "\n")
     tables = [
         "\n\n".join([f"## {part}", *map(table, comparisons)])
         for part, comparisons in results.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from onenet.data.annotations import sorted_categories
+from onenet.data.annotations import read_annotations, sorted_categories
 from onenet.data.checks import MISSING, OUTSIDE, find_files, refuse_missing, refuse_outside
-from onenet.data.coco_json import read_coco_json
+from onenet.data.coco_json import parse_coco_json, read_coco_json
 from onenet.data.dataset import read_source
 from onenet.data.sources import (
     KNOWN_DATASETS,
@@ -22,6 +23,7 @@ from onenet.data.sources import (
     check_num_classes,
     find_dataset,
 )
+from onenet.errors import DatasetError
 
 _SOURCES: dict[str, DatasetSource] = {}  # by name; what register_datasets has found
 
@@ -50,14 +52,22 @@ def register_datasets(names: Iterable[str]) -> None:
         )
 
 
+def is_ours(name: str) -> bool:
+    """Whether a data set's files were found by :func:`register_datasets`, not by Detectron2."""
+    return name in _SOURCES
+
+
 def load_records(source: DatasetSource) -> list[dict[str, Any]]:
     """Detectron2's dicts of a COCO file's images, in the order of their ids; boxes only.
+
+    Boxes that have no finite, positive size or lie outside their image are left out, and a warning
+    counts them. A file without annotations is that of a test set (:func:`check_annotated`).
 
     Raises:
         DatasetError: the file is not COCO detection data (the message names the entry), or an
             image lies outside of the folder.
     """
-    content, _ = read_source(source)
+    content, data = read_source(source, need_annotations=False)
     refuse_outside(source, find_files(source, (i["file_name"] for i in content["images"]))[OUTSIDE])
     categories = sorted_categories(content)
     label_of = {category["id"]: label for label, category in enumerate(categories)}
@@ -74,7 +84,9 @@ def load_records(source: DatasetSource) -> list[dict[str, Any]]:
         }
         for image in sorted(content["images"], key=lambda image: image["id"])
     }
-    for annotation in content["annotations"]:
+    for annotation, usable in zip(content["annotations"], data.usable.tolist(), strict=True):
+        if not usable:
+            continue
         records[annotation["image_id"]]["annotations"].append(
             {
                 "bbox": annotation["bbox"],
@@ -95,7 +107,7 @@ def class_names(name: str) -> list[str]:
     metadata = MetadataCatalog.get(name)
     if not metadata.get("thing_classes"):
         if metadata.get("evaluator_type") == "coco" and metadata.get("json_file"):
-            metadata.thing_classes = _summary(metadata.json_file)[0]
+            metadata.thing_classes = _summary(metadata.json_file).classes
         else:
             DatasetCatalog.get(name)  # may fill the metadata
     return list(metadata.get("thing_classes", ()))
@@ -113,6 +125,16 @@ def check_classes(names: Iterable[str], num_classes: int) -> None:
             check_num_classes(json_file, found, num_classes)
 
 
+def check_annotated(names: Iterable[str]) -> None:
+    """Raise ``DatasetError`` if a data set to train on has no annotations.
+
+    Only of data sets whose files :func:`register_datasets` found.
+    """
+    for name in names:
+        if name in _SOURCES and not _summary(str(_SOURCES[name].json_file)).annotated:
+            parse_coco_json(_SOURCES[name].json_file)  # raises the error
+
+
 def check_images(
     names: Iterable[str], *, keep_empty: bool = True, skip_missing: bool = False
 ) -> None:
@@ -125,23 +147,46 @@ def check_images(
         skip_missing: accept missing images as long as one is there.
 
     Raises:
-        DatasetError: images are missing, or lie outside of their folder.
+        DatasetError: images are missing, or lie outside of their folder, or there are none.
     """
     for name in names:
         if name not in _SOURCES:
             continue
         source = _SOURCES[name]
-        images = _summary(str(source.json_file))[1]
+        images = _summary(str(source.json_file)).images
         files = [file for file, has_objects in images if has_objects or keep_empty]
+        if not files:
+            what = "no images" if keep_empty else "no image with an object"
+            raise DatasetError(f"{source.json_file}: this file has {what}.")
         found = find_files(source, files)
         refuse_outside(source, found[OUTSIDE])
         refuse_missing(source, found[MISSING], len(files), allow_some=skip_missing)
 
 
+@dataclass(frozen=True)
+class _Summary:
+    """What is known of a COCO file.
+
+    Attributes:
+        classes: by label.
+        images: the file of each, and whether it has objects.
+        annotated: whether the file has annotations, be it none.
+    """
+
+    classes: list[str]
+    images: list[tuple[str, bool]]
+    annotated: bool
+
+
 @cache
-def _summary(json_file: str) -> tuple[list[str], list[tuple[str, bool]]]:
-    """The classes of a COCO file by label; its images, and whether each has objects."""
-    content = read_coco_json(Path(json_file))
-    taken = {a["image_id"] for a in content["annotations"] if not a.get("iscrowd", 0)}
-    images = [(image["file_name"], image["id"] in taken) for image in content["images"]]
-    return [category["name"] for category in sorted_categories(content)], images
+def _summary(json_file: str) -> _Summary:
+    annotated = True
+    try:
+        content = read_coco_json(Path(json_file))
+    except DatasetError:  # perhaps for want of annotations
+        content = read_coco_json(Path(json_file), need_annotations=False)
+        annotated = False
+    data = read_annotations(content)
+    taken = set(data.images[data.objects].tolist())
+    images = [(image["file_name"], n in taken) for n, image in enumerate(content["images"])]
+    return _Summary(data.class_names, images, annotated)

@@ -38,6 +38,7 @@ from onenet.training.signals import end_stopped, hand_on, stop_at_once
 
 from .config import load_cfg
 from .datasets import (
+    check_annotated,
     check_classes,
     check_images,
     class_names,
@@ -68,6 +69,7 @@ def run(args: argparse.Namespace, why: str) -> None:
         prepare(cfg, args)
         # By one process: this takes a while, and all would find the same.
         if not args.eval_only:
+            check_annotated(cfg.DATASETS.TRAIN)
             check_images(
                 cfg.DATASETS.TRAIN,
                 keep_empty=not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter
+from detectron2.utils.events import EventWriter, JSONWriter, get_event_storage
 from torch import nn
 
 from onenet.checkpoints.files import add_checkpoint, save_final, tag_last_checkpoint
+from onenet.files import open_lines, strict_json
 from onenet.training.signals import Stopped, StopRequests, stopped_after
 
 logger = logging.getLogger(__name__)
@@ -93,6 +95,30 @@ def stop(trainer: Any, number: int) -> Stopped:
     if checkpointer.saved != done:
         checkpointer.save(f"model_{done:07d}", iteration=done)
     return stopped_after(done + 1, number, checkpointer.last)
+
+
+class StrictWriter(JSONWriter):
+    """Detectron2's ``metrics.json``, but with ``null`` for NaN and infinity, as JSON has neither.
+
+    Args:
+        json_file: grows; half a line that a killed run left is removed.
+    """
+
+    def __init__(self, json_file: str) -> None:
+        open_lines(Path(json_file)).close()
+        super().__init__(json_file)
+
+    def write(self) -> None:
+        latest = get_event_storage().latest_with_smoothing_hint(self._window_size)
+        lines: dict[int, dict[str, float]] = defaultdict(dict)
+        for name, (value, iteration) in latest.items():
+            if iteration > self._last_write:
+                lines[iteration][name] = value
+        for iteration, values in sorted(lines.items()):
+            line = strict_json({**values, "iteration": iteration}, sort_keys=True)
+            self._file_handle.write(line + "\n")
+            self._last_write = iteration
+        self._file_handle.flush()
 
 
 class GoingOn(EventWriter):

@@ -12,7 +12,7 @@ import torch
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter
+from detectron2.utils.events import EventWriter, JSONWriter
 from torch import nn
 from torch.optim import Optimizer
 
@@ -33,7 +33,7 @@ from .datasets import class_names
 from .evaluation import build_evaluator
 from .hooks import CoreHooks
 from .loader import SkippingLoader, build_test_loader, build_train_loader
-from .saving import GoingOn, StopHook, WholeCheckpointer, stop
+from .saving import GoingOn, StopHook, StrictWriter, WholeCheckpointer, stop
 from .steps import guarded
 from .weights import load_weights
 
@@ -122,7 +122,11 @@ class Trainer(DefaultTrainer):
         return built
 
     def build_writers(self) -> list[EventWriter]:
-        return [GoingOn(writer) for writer in super().build_writers()]
+        metrics = str(Path(self.cfg.OUTPUT_DIR) / "metrics.json")
+        return [
+            GoingOn(StrictWriter(metrics) if isinstance(writer, JSONWriter) else writer)
+            for writer in super().build_writers()
+        ]
 
     def _evaluate(self) -> Any:
         """Evaluate; a signal to the first process does not wait for the end of it."""

@@ -38,7 +38,23 @@ class Annotations:
     @property
     def with_size(self) -> np.ndarray:
         """(T,) bool: whether a box has a finite, positive size, also as float32."""
-        return np.isfinite(self.xyxy).all(axis=1) & (self.boxes[:, 2:] > 0).all(axis=1)
+        boxes = self.xyxy
+        return np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+
+    @property
+    def usable(self) -> np.ndarray:
+        """(T,) bool: whether training and evaluation take a box, crowd or not.
+
+        The part of it within its image has a finite, positive size.
+        """
+        boxes, last = self.xyxy, self.sizes[self.images]
+        shown = (boxes[:, :2] < last) & (boxes[:, 2:] > 0)
+        return self.with_size & shown.all(axis=1)
+
+    @property
+    def objects(self) -> np.ndarray:
+        """(T,) bool: the boxes that training learns and evaluation wants found."""
+        return self.usable & ~self.crowd
 
     @property
     def xyxy(self) -> np.ndarray:

@@ -101,13 +101,12 @@ def check_objects(content: dict[str, Any], data: Annotations) -> list[Finding]:
         content: content of a COCO file without problems.
         data: its annotations.
     """
-    sized = data.with_size
-    objects = ~data.crowd & sized
+    sized, objects = data.with_size, data.objects
+    outside = sized & ~data.usable
     with np.errstate(invalid="ignore", over="ignore"):
         sizes, first = data.sizes[data.images], data.boxes[:, :2]
-        last = first + data.boxes[:, 2:]
-        outside = objects & ((last <= 0) | (first >= sizes)).any(axis=1)
-        beyond = objects & ((first < 0) | (last > sizes)).any(axis=1) & ~outside
+        beyond = objects & ((first < 0) | (first + data.boxes[:, 2:] > sizes)).any(axis=1)
+    drawn = ~data.crowd & sized  # whether their image shows them or not
     files = [image["file_name"] for image in content["images"]]
     by_image = np.bincount(data.images[objects], minlength=len(files))
     by_class = np.bincount(data.labels[objects], minlength=len(data.class_names))
@@ -127,14 +126,14 @@ def check_objects(content: dict[str, Any], data: Annotations) -> list[Finding]:
     empty = [files[i] for i in np.flatnonzero(by_image == 0)]
     dropped, doubtful, taken = Verdict.DROPPED, Verdict.DOUBTFUL, Verdict.TAKEN
     found = [
-        boxes(dropped, "boxes without a finite, positive size", ~data.crowd & ~sized),
+        boxes(dropped, "boxes without a finite, positive size", ~sized),
         boxes(dropped, "boxes wholly outside their image", outside),
-        *_doubts(data.at(objects), (outside | beyond)[objects]),
+        *_doubts(data.at(drawn), (outside | beyond)[drawn]),
         names(doubtful, "class names used more than once", _repeated(data.class_names)),
         names(doubtful, "files listed as more than one image", _repeated(files)),
         boxes(taken, "boxes that extend beyond their image and are clipped", beyond),
         boxes(taken, "boxes with the same class and corners as another", _repeats(data, objects)),
-        boxes(taken, "crowd regions, which do not count as objects", data.crowd),
+        boxes(taken, "crowd regions, which do not count as objects", data.crowd & data.usable),
         names(taken, "classes without an object", without),
         names(taken, "images without an object", empty),
     ]

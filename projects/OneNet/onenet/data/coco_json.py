@@ -17,6 +17,7 @@ from .sources import is_line, shortened
 
 PARTS = ("categories", "images", "annotations")  # in the order in which they are checked
 
+_NO_ANNOTATIONS = " A file without them can be tested on (--eval-only), but not trained on."
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -37,22 +38,29 @@ class Problem:
     text: str
 
 
-def read_coco_json(file: Path) -> dict[str, Any]:
+def read_coco_json(file: Path, *, need_annotations: bool = True) -> dict[str, Any]:
     """Read a COCO detection file and check every entry.
+
+    Args:
+        need_annotations: see :func:`parse_coco_json`.
 
     Raises:
         DatasetError: the file cannot be read, or an entry is wrong (the message names it).
     """
-    data = parse_coco_json(file)
+    data = parse_coco_json(file, need_annotations=need_annotations)
     for problem in find_problems(data):
         raise DatasetError(f"{file}: {problem.text}.")
     return data
 
 
-def parse_coco_json(file: Path) -> dict[str, Any]:
+def parse_coco_json(file: Path, *, need_annotations: bool = True) -> dict[str, Any]:
     """Read a COCO detection file and check that its lists exist, but not their entries.
 
     White space around the names of categories is left out.
+
+    Args:
+        need_annotations: refuse a file without ``annotations``, such as that of a test set whose
+            objects are secret (COCO's test-dev); else it gets an empty list.
 
     Raises:
         DatasetError: the file cannot be read, or lacks a list.
@@ -63,12 +71,15 @@ def parse_coco_json(file: Path) -> dict[str, Any]:
             f"{file} is not COCO detection data: expected an object with images, annotations "
             f"and categories, got a JSON {type(data).__name__}."
         )
+    if not need_annotations:
+        data.setdefault("annotations", [])
     for part in ("images", "annotations", "categories"):
         if not isinstance(data.get(part), list):
             what = "is not a list" if part in data else "is missing"
+            advice = _NO_ANNOTATIONS if part == "annotations" and part not in data else ""
             raise DatasetError(
                 f"{file} is not COCO detection data: {part!r} {what}; expected the lists images, "
-                f"annotations and categories, got {shortened(list(data)) or 'nothing'}."
+                f"annotations and categories, got {shortened(list(data)) or 'nothing'}.{advice}"
             )
     if not data["categories"]:
         raise DatasetError(f"{file}: 'categories' is empty; expected one entry per class.")
@@ -151,9 +162,9 @@ def _annotation_problem(annotation: dict, ids: dict[str, set[int]]) -> Found:
     crowd, area = annotation.get("iscrowd", 0), annotation.get("area", 0)
     if type(crowd) not in (bool, int, float) or crowd not in (0, 1):
         return "'iscrowd' is not 0 or 1", f"'iscrowd' must be 0 or 1, got {crowd!r:.60}"
-    if not _is_number(area) or not math.isfinite(area):
-        text = f"'area' must be a number of px², or be left out, got {area!r:.60}"
-        return "'area' is not a number", text
+    if not _is_number(area) or not math.isfinite(area) or area < 0:
+        text = f"'area' must be a number of px², 0 or more, or be left out, got {area!r:.60}"
+        return "'area' is not a number of px²", text
     return None
 
 

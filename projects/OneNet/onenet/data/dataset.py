@@ -54,13 +54,18 @@ class ImageRecord:
         return Targets(torch.from_numpy(self.boxes), torch.from_numpy(self.labels), size)
 
 
-def read_source(source: DatasetSource) -> tuple[dict[str, Any], Annotations]:
+def read_source(
+    source: DatasetSource, *, need_annotations: bool = True
+) -> tuple[dict[str, Any], Annotations]:
     """The content of a data set's JSON, and its objects; warns of objects that look wrong.
+
+    Args:
+        need_annotations: see :func:`~.coco_json.parse_coco_json`.
 
     Raises:
         DatasetError: the file is not COCO detection data; names the entry.
     """
-    content = read_coco_json(source.json_file)
+    content = read_coco_json(source.json_file, need_annotations=need_annotations)
     data = read_annotations(content)
     for finding in check_objects(content, data):
         if finding.verdict in (Verdict.DROPPED, Verdict.DOUBTFUL):
@@ -79,13 +84,14 @@ def spread_evenly(count: int, size: int) -> list[int]:
 class CocoDetection:
     """The images and boxes of one COCO JSON, ordered by image id.
 
-    Leaves out crowd regions and boxes without a finite, positive size. Warnings count what is
-    dropped and what looks wrong. Data per image lies in flat arrays, which are small and which
-    forked workers share.
+    Leaves out crowd regions, and boxes that have no finite, positive size or lie outside their
+    image. Warnings count what is dropped and what looks wrong. Data per image lies in flat arrays,
+    which are small and which forked workers share.
 
     Args:
         source: the files; see ``find_dataset``.
         keep_empty: keep images without objects.
+        need_annotations: refuse a file without ``annotations``; testing needs none.
 
     Attributes:
         source: as given.
@@ -99,13 +105,15 @@ class CocoDetection:
             lies outside the image folder, or no image is left.
     """
 
-    def __init__(self, source: DatasetSource, *, keep_empty: bool = True) -> None:
+    def __init__(
+        self, source: DatasetSource, *, keep_empty: bool = True, need_annotations: bool = True
+    ) -> None:
         self.source = source
-        content, data = read_source(source)
+        content, data = read_source(source, need_annotations=need_annotations)
         self.category_ids: list[int] = [category["id"] for category in sorted_categories(content)]
         self.class_names = data.class_names
 
-        objects = data.at(data.with_size & ~data.crowd)
+        objects = data.at(data.objects)
         counts = np.bincount(objects.images, minlength=len(data.sizes))
         image_ids = np.array([image["id"] for image in content["images"]], dtype=np.int64)
         order = np.argsort(image_ids)

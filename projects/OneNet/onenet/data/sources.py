@@ -19,6 +19,7 @@ ROOT_VARIABLE = "DETECTRON2_DATASETS"
 KNOWN_DATASETS = {
     "coco_2017_train": ("coco/annotations/instances_train2017.json", "coco/train2017"),
     "coco_2017_val": ("coco/annotations/instances_val2017.json", "coco/val2017"),
+    "coco_2017_test-dev": ("coco/annotations/image_info_test-dev2017.json", "coco/test2017"),
     "CrowdHuman_train": ("crowdhuman/annotations/train.json", "crowdhuman/CrowdHuman_train"),
     "CrowdHuman_val": ("crowdhuman/annotations/val.json", "crowdhuman/CrowdHuman_val"),
 }

@@ -47,10 +47,10 @@ def evaluate_crowdhuman(
     """Evaluate detections as CrowdHuman's official code does, with boxes clipped to the image.
 
     Args:
-        truth: content of a COCO file with one class
-            (:func:`~onenet.data.coco_json.read_coco_json`); crowd annotations are ignored regions.
-        results: detections of images in ``truth`` in COCO's results format; all of them count,
-            without a limit per image.
+        truth: content of a COCO file with one class (:func:`~.truth.counted`); crowd annotations
+            are ignored regions.
+        results: detections of images in ``truth`` in COCO's results format, finite; all of them
+            count, without a limit per image.
     """
     objects: dict[int, list] = defaultdict(list)
     regions: dict[int, list] = defaultdict(list)

@@ -74,8 +74,9 @@ def detections_per_object(
     and detections of no object do not count: AP covers them.
 
     Args:
-        annotations: COCO annotations of all images; crowd regions are left out.
-        results: detections of the same images in COCO's results format, in any order.
+        annotations: COCO annotations of all images that count (:func:`~.truth.counted`); crowd
+            regions are left out.
+        results: detections of the same images in COCO's results format, finite, in any order.
         min_iou: lowest IoU with the object.
 
     Returns:

@@ -17,6 +17,7 @@ from fvcore.common.registry import Registry
 
 from onenet.errors import ConfigError, look_up
 
+from .coco import average_precision
 from .crowdhuman import evaluate_crowdhuman
 
 
@@ -27,12 +28,12 @@ class Evaluator:
     Attributes:
         group: what the metrics' names start with, as in ``crowdhuman/AP``.
         score: ``(truth, results) -> metrics by name``, from the content of the data set's COCO file
-            (:func:`~onenet.data.coco_json.read_coco_json`) and all detections in COCO's results
-            format; ``None`` for COCO's AP, which each engine computes by its own library.
+            without the boxes that loaders leave out (:func:`~.truth.counted`), and all detections
+            in COCO's results format, which are finite. It is called if there is an object to find.
     """
 
     group: str
-    score: Callable[[Mapping[str, Any], Sequence[Mapping[str, Any]]], dict[str, float]] | None
+    score: Callable[[Mapping[str, Any], Sequence[Mapping[str, Any]]], dict[str, float]]
 
 
 # ``cfg -> Evaluator``; raises ConfigError if it does not fit the config.
@@ -51,7 +52,8 @@ def choose_evaluator(cfg: Any) -> Evaluator:
 @EVALUATOR_REGISTRY.register()
 def coco(cfg: Any) -> Evaluator:
     """COCO's AP of boxes, overall and by class."""
-    return Evaluator("bbox", None)
+    most = cfg.TEST.DETECTIONS_PER_IMAGE
+    return Evaluator("bbox", lambda truth, results: average_precision(truth, results, most))
 
 
 @EVALUATOR_REGISTRY.register()

@@ -141,8 +141,9 @@ class Evaluate(_Hook):
         if trainer.ema is not None and test_sets:
             logger.info("Evaluating the averaged weights (MODEL_EMA)")
         trainer.metrics = evaluate_all(self.cfg, trainer.result, test_sets)
-        if trainer.monitor is not None and trainer.metrics is not None:
-            trainer.monitor.write(trainer.iteration, trainer.metrics)
+        if trainer.monitor is not None and test_sets:
+            if trainer.metrics is not None:
+                trainer.monitor.write(trainer.iteration, trainer.metrics)
             pictures = draw_all(self.cfg, trainer.result, test_sets)
             trainer.monitor.pictures(trainer.iteration, pictures)
         trainer.fabric.barrier()

@@ -107,7 +107,7 @@ def _run(args: argparse.Namespace, why: str) -> dict[str, float] | None:
     train_sources = [find_dataset(name) for name in train_names]
     keep_empty = not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     train_sets = [CocoDetection(source, keep_empty=keep_empty) for source in train_sources]
-    test_sets = [CocoDetection(source) for source in test_sources]
+    test_sets = [CocoDetection(source, need_annotations=False) for source in test_sources]
     for dataset in (*train_sets, *test_sets):
         dataset.check_num_classes(cfg.MODEL.OneNet.NUM_CLASSES)
     for dataset in train_sets:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from onenet.errors import drop_stdout, print_any_text
+from onenet.files import open_lines, strict_json
 
 logger = logging.getLogger("onenet")
 _FORMAT = logging.Formatter("[%(asctime)s] %(message)s", datefmt="%m/%d %H:%M:%S")
@@ -75,13 +73,6 @@ def setup_logging(output_dir: Path | None, rank: int = 0) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _open_lines(path: Path) -> TextIO:
-    """Open a file to add lines to; half a line that a killed run left is removed."""
-    if path.is_file():
-        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
-    return path.open("a")
-
-
 class Monitor:
     """Curves and progress of a training run; rank 0 writes them.
 
@@ -98,7 +89,7 @@ class Monitor:
     ) -> None:
         self.max_iter = max_iter
         self.images_per_batch = images_per_batch
-        self.metrics_file = _open_lines(output_dir / "metrics.json")
+        self.metrics_file = open_lines(output_dir / "metrics.json")
         self.writer = SummaryWriter(output_dir, purge_step=start_iteration)
         self.bar = tqdm(
             total=max_iter,
@@ -150,11 +141,11 @@ class Monitor:
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
         """Add a line to ``metrics.json`` and points to TensorBoard's curves."""
         with self._going_on("metrics.json"):
-            self.metrics_file.write(json.dumps({"iteration": iteration, **values}) + "\n")
+            self.metrics_file.write(strict_json({"iteration": iteration, **values}) + "\n")
             self.metrics_file.flush()
         with self._going_on("TensorBoard's file"):
             for name, value in values.items():
-                if not np.isnan(value):
+                if np.isfinite(value):
                     self.writer.add_scalar(name, value, iteration)
 
     def pictures(self, iteration: int, images: Mapping[str, np.ndarray]) -> None:

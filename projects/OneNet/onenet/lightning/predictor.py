@@ -46,4 +46,4 @@ class Predictor(BasePredictor):
         ]
 
     def names_of(self, dataset: str) -> list[str]:
-        return CocoDetection(find_dataset(dataset)).class_names
+        return CocoDetection(find_dataset(dataset), need_annotations=False).class_names

@@ -20,7 +20,7 @@ def evaluate_all(
     """Score a model on every test set.
 
     Returns:
-        See :func:`~onenet.lightning.evaluate.evaluate`; ``None`` without test sets, too.
+        See :func:`~onenet.lightning.evaluate.evaluate`; ``None`` if there is nothing to score.
     """
     metrics: dict[str, float] = {}
     names = [dataset.source.name for dataset in test_sets]
