@@ -32,6 +32,7 @@ from onenet.cli import run_program
 from onenet.data.coco_json import read_coco_json
 from onenet.data.sources import shortened
 from onenet.errors import DatasetError
+from onenet.files import check_outputs
 
 LABELIMG_CLASSES = "classes.txt"  # labelImg writes it into the folder of the labels
 
@@ -146,7 +147,7 @@ def read_yolo(annotations: Path, images: Path, classes: Path) -> dict[str, Any]:
     else:
         with tempfile.TemporaryDirectory() as folder:
             data = Path(folder) / "data.yaml"
-            data.write_text(yaml.safe_dump({"names": read_lines(classes)}))
+            data.write_text(yaml.safe_dump({"names": read_lines(classes)}), encoding="utf-8")
             dataset = load(sv.DetectionDataset.from_yolo, images, annotations, data)
     check_partners(files, dataset.image_paths, every_image=False)
     return to_coco(dataset, sorted(dataset.image_paths), dataset.classes)
@@ -235,7 +236,7 @@ def to_coco(dataset: sv.DetectionDataset, paths: list[str], classes: list[str]) 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "coco.json"
         sv.DetectionDataset(classes, paths, boxes).as_coco(annotations_path=str(file))
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
     # supervision adds a licence to every data set, which it cannot know.
     keep = {
         "images": ("id", "file_name", "width", "height"),
@@ -252,12 +253,21 @@ def write(content: dict[str, Any], output: Path) -> None:
     """Write a COCO file, unless training would not read it."""
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_suffix(".partial")
-    partial.write_text(json.dumps(content))
+    partial.write_text(json.dumps(content), encoding="utf-8")
     read_coco_json(partial)
     os.replace(partial, output)
 
 
+def files_read(args: argparse.Namespace) -> list[Path]:
+    """Everything that a conversion reads; a JSON in these folders is an earlier output."""
+    folders = [folder for folder in (args.annotations, args.images) if folder.is_dir()]
+    found = [p for folder in folders for p in folder.rglob("*") if p.suffix.lower() != ".json"]
+    more = [getattr(args, name, None) for name in ("classes", "list")]
+    return [args.annotations, *found, *filter(None, more)]
+
+
 def run(args: argparse.Namespace) -> None:
+    check_outputs([args.output], files_read(args))
     if args.format == "voc":
         content = read_voc(args.annotations, args.images, args.classes, args.list)
     elif args.format == "yolo":

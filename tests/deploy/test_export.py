@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -168,6 +169,33 @@ def test_torch_export(shapes, tmp_path, capsys, monkeypatch):
     (code,) = (code for code in examples_in_the_docs() if "model.pt2" in code)
     exec(code, scope := {})
     assert scope["boxes"].shape == (2, 100, 4)
+
+
+def test_required_sizes(shapes, tmp_path, capsys):
+    """Such a file keeps the input when a simplifier takes defaults for constants."""
+    config, _ = trained(tmp_path, shapes)
+    output = tmp_path / "model.onnx"
+    export(config, output, "--engine", "lightning", "--require-sizes")
+    proto = onnx.load(output)
+    assert SIZES not in [value.name for value in proto.graph.initializer]
+    exported, predictor = OnnxPredictor(output, threads=1), Predictor(load_cfg(config))
+    assert [value.name for value in exported.session.get_inputs()] == [IMAGES, SIZES]
+    assert not exported.session.get_overridable_initializers()
+    image = noise(81, 200)
+    found, same = predictor(image), exported(image)
+    expected = (found.boxes, found.scores, found.labels)
+    assert_same_detections(expected, (same.boxes, same.scores, same.labels), (81, 200))
+    message = refused(capsys, config, tmp_path / "m.pt2", "--format", "torch", "--require-sizes")
+    assert "--require-sizes is for --format onnx" in message
+
+
+def test_the_models_files_are_not_overwritten(shapes, tmp_path, capsys):
+    config, weights = trained(tmp_path, shapes)
+    before = weights.read_bytes()
+    os.link(weights, tmp_path / "hard.onnx")
+    message = refused(capsys, config, tmp_path / "hard.onnx")
+    assert f"overwrite the input {weights}" in message and "hard.onnx" in message
+    assert weights.read_bytes() == before
 
 
 def test_what_is_not_exported(shapes, tmp_path, capsys, monkeypatch):

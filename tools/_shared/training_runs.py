@@ -93,20 +93,23 @@ class Children:
             self._ended = True
             running = list(self._running)
         try:
-            # Not SIGINT, which background programs may ignore.
-            _signal(running, signal.SIGTERM)
+            _end(running)
             for process in running:
                 process.wait()
         except KeyboardInterrupt:
-            _signal(running, signal.SIGKILL)
+            _end(running, at_once=True)
             raise
 
 
-def _signal(running: Sequence[subprocess.Popen], number: int) -> None:
+def _end(running: Sequence[subprocess.Popen], *, at_once: bool = False) -> None:
     """Send a signal to programs and their children, as a terminal does."""
     for process in running:
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
+            if not hasattr(os, "killpg"):  # on Windows, where this ends the program at once
+                process.terminate()
+                continue
+            # Not SIGINT, which background programs may ignore.
+            os.killpg(process.pid, signal.SIGKILL if at_once else signal.SIGTERM)
 
 
 @contextmanager
@@ -115,12 +118,14 @@ def _console(folder: Path | None) -> Iterator[IO[bytes] | None]:
     if folder is None:
         yield None
         return
-    import fcntl
-
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / CONSOLE).open("ab") as file:
         try:
+            import fcntl
+
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ModuleNotFoundError:  # on Windows, where nothing guards the folder
+            pass
         except BlockingIOError:
             raise RunError(
                 f"{folder}: a run is still working there; wait until it ends, or stop it"
@@ -233,7 +238,7 @@ def run_once(
 def finished_metrics(folder: Path) -> dict[str, float] | None:
     """The metrics that :func:`run_once` stored in a folder; ``None`` if the run is not finished."""
     result = folder / RESULT
-    return json.loads(result.read_text())["metrics"] if result.is_file() else None
+    return json.loads(result.read_text(encoding="utf-8"))["metrics"] if result.is_file() else None
 
 
 def check_same_config(folder: Path, cfg: Any, load_cfg: Callable[..., Any]) -> None:
@@ -279,5 +284,6 @@ def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 def _metrics(cfg: Any, folder: Path) -> dict[str, float]:
     """Metrics of the detections that a run wrote last."""
     (name,) = cfg.DATASETS.TEST
-    results = json.loads((folder / "inference" / "coco_instances_results.json").read_text())
+    file = folder / "inference" / "coco_instances_results.json"
+    results = json.loads(file.read_text(encoding="utf-8"))
     return score(cfg, CocoDetection(find_dataset(name)), results)[0]

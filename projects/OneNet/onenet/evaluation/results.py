@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ def results_folder(output_dir: str | Path, name: str, test_sets: Sequence[str]) 
     Args:
         name, test_sets: see :func:`set_prefix`.
     """
-    return Path(output_dir) / "inference" / set_prefix(name, test_sets)
+    # Windows takes no colon, as in JSON:FOLDER, nor a backslash in the name of a folder.
+    folder = re.sub(r'[\\:*?"<>|]', "_", set_prefix(name, test_sets))
+    return Path(output_dir) / "inference" / folder
 
 
 def to_coco(

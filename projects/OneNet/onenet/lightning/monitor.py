@@ -51,7 +51,7 @@ def setup_logging(output_dir: Path | None, rank: int = 0) -> None:
     handlers: list[logging.Handler] = [_TqdmHandler()]
     if output_dir is not None and rank == 0:
         output_dir.mkdir(parents=True, exist_ok=True)
-        handlers.append(_FileHandler(output_dir / "log.txt"))
+        handlers.append(_FileHandler(output_dir / "log.txt", encoding="utf-8"))
     for handler in logger.handlers[:]:
         logger.removeHandler(handler)
         handler.close()
@@ -69,7 +69,7 @@ def _open_lines(path: Path) -> TextIO:
     """Open a file to add lines to; half a line that a killed run left is removed."""
     if path.is_file():
         os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
-    return path.open("a")
+    return path.open("a", encoding="utf-8")
 
 
 class Monitor:
