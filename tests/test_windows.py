@@ -148,7 +148,7 @@ def test_data_sets_on_drives(monkeypatch, name, json_file, folder):
 
 
 def test_a_path_whose_backslash_became_a_tab():
-    """As in ``DATASETS.TRAIN '("C:\\\\train.json:C:\\\\images",)'`` with one backslash each."""
+    """As ``DATASETS.TRAIN`` gets it from a path in quotes with single backslashes."""
     with pytest.raises(DatasetError, match="control character: write C:/train"):
         find_dataset("C:\train.json:C:images")
 
