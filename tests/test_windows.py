@@ -25,6 +25,7 @@ FILES = sorted(
 MAY = {
     "tools/_shared/training_runs.py": {"os.killpg", "signal.SIGKILL", "fcntl"},
     "tools/_shared/machine.py": {"os.sysconf"},
+    "tools/dev/soak.py": {"os.sysconf"},
     "projects/OneNet/onenet/training/signals.py": {"signal.pthread_sigmask", "signal.sigwaitinfo"},
 }
 OS = (
@@ -93,6 +94,7 @@ def open_file(path, *args, **options):
     return opened(path, *args, **options)
 os.open = open_file
 sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 

@@ -241,7 +241,7 @@ def run(args: argparse.Namespace) -> int:
         args.output.mkdir(parents=True, exist_ok=True)
         if any(args.output.iterdir()):
             # It removes the runs that it has checked.
-            raise ResumeError(f"--output {args.output} must be a new or an empty folder")
+            raise OneNetError(f"--output {args.output} must be a new or an empty folder")
         return 0 if check(args.output.resolve(), args.runs, args.seed, args.opts) else 1
     with tempfile.TemporaryDirectory() as folder:
         return 0 if check(Path(folder), args.runs, args.seed, args.opts) else 1
