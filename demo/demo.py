@@ -1,4 +1,4 @@
-"""Detect objects in images, folders, videos or the webcam's stream.
+"""Detect objects in images, folders, videos, streams or a webcam's pictures.
 
     python demo/demo.py --config-file projects/OneNet/configs/onenet.res50.dcn.yaml \
         --input path/to/images --output path/to/pictures --opts MODEL.WEIGHTS path/to/model.pth
@@ -19,21 +19,29 @@ from typing import Any
 
 import cv2
 import numpy as np
-from inputs import find_images, picture_paths, video_path
+from inputs import find_images, picture_paths
+from results import Detections, Results
 from tqdm import tqdm
+from videos import Video, Writer, video_path
 
-from onenet.cli import add_engine_flag, add_import_flag, add_opts_flag, announce_engine, run_program
+from onenet.cli import (
+    add_engine_flag,
+    add_import_flag,
+    add_opts_flag,
+    announce_engine,
+    files_of_model,
+    natural,
+    run_program,
+)
 from onenet.data.images import read_image
 from onenet.deploy.runtime import OnnxPredictor
 from onenet.errors import OneNetError
-from onenet.files import strict_json
+from onenet.files import check_outputs
 from onenet.visualization.boxes import draw_boxes, enlargement
 
 PROGRAM = "demo.py"
 # An engine's or onenet.deploy.runtime's: has predict_batch, class_names and images_per_batch.
 Predictor = Any
-# onenet.structures.Detections or onenet.deploy.runtime.ArrayDetections.
-Detections = Any
 ESCAPE = 27
 
 
@@ -50,8 +58,20 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="images, folders (searched with their subfolders) or globs",
     )
-    parser.add_argument("--video-input", metavar="FILE", help="a video file")
-    parser.add_argument("--webcam", action="store_true", help="show the webcam live")
+    parser.add_argument(
+        "--video-input",
+        metavar="SOURCE",
+        help="a video file, an address (rtsp://…, http://…) or a device (/dev/video0); Ctrl-C ends "
+        "a stream and keeps what was written",
+    )
+    parser.add_argument(
+        "--webcam",
+        nargs="?",
+        type=natural,
+        const=0,
+        metavar="N",
+        help="show webcam N live (default: 0, the first one)",
+    )
     parser.add_argument(
         "--output",
         metavar="PATH",
@@ -79,14 +99,14 @@ def check_args(args: argparse.Namespace) -> None:
     """Raise ``OneNetError`` for arguments that cannot work, before a model is loaded."""
     if args.onnx and (args.opts or args.imports or args.engine != "auto"):
         raise OneNetError("--onnx gives a complete model: remove --engine, --import and --opts")
-    kinds = [bool(args.input), bool(args.video_input), args.webcam]
+    kinds = [bool(args.input), bool(args.video_input), args.webcam is not None]
     if sum(kinds) != 1:
         raise OneNetError("give one of --input, --video-input and --webcam")
     if not 0 <= args.confidence_threshold <= 1:
         raise OneNetError(
             f"--confidence-threshold must be between 0 and 1, got {args.confidence_threshold}"
         )
-    if args.webcam and (args.output or args.json):
+    if args.webcam is not None and (args.output or args.json):
         raise OneNetError("--webcam shows a window: remove --output and --json")
     if not args.output and not args.json and not has_display():
         raise OneNetError("no display to show a window on: give --output or --json")
@@ -105,24 +125,6 @@ def draw(image: np.ndarray, found: Detections, class_names: list[str]) -> np.nda
     return draw_boxes(
         image, found.boxes, found.labels, class_names, found.scores, scale=enlargement(image)
     )
-
-
-def describe(image: np.ndarray, found: Detections, class_names: list[str]) -> dict[str, Any]:
-    """An image's entry in the JSON file."""
-    rows = zip(found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True)
-    return {
-        "width": image.shape[1],
-        "height": image.shape[0],
-        "detections": [
-            {
-                "class": class_names[label],
-                "label": label,
-                "score": round(score, 4),
-                "box": [round(v, 2) for v in box],
-            }
-            for label, score, box in rows
-        ],
-    }
 
 
 def show(picture: np.ndarray, wait_ms: int) -> bool:
@@ -163,17 +165,29 @@ def read_images(paths: Iterable[tuple], failed: list[Path]) -> Iterator[tuple]:
             yield path, *rest, image
 
 
-def run_images(args: argparse.Namespace, images: list[tuple[Path, Path]], predictor: Predictor):
-    """Detect, draw and show or write. Returns JSON entries and the images that cannot be read."""
-    targets = picture_paths(images, Path(args.output)) if args.output else [None] * len(images)
-    paths = zip((path for path, _ in images), targets, strict=True)
-    entries, failed = [], []
+def run_images(
+    args: argparse.Namespace,
+    images: list[tuple[Path, Path]],
+    pictures: list[Path],
+    predictor: Predictor,
+    results: Results,
+) -> str | None:
+    """Detect, draw and show or write.
+
+    Args:
+        images: see :func:`inputs.find_images`.
+        pictures: the file for each image's picture; empty: write none.
+        results: gets the detections of every image.
+
+    Returns:
+        What went wrong: how many images could not be read; None: nothing.
+    """
+    paths = zip((path for path, _ in images), pictures or [None] * len(images), strict=True)
+    failed: list[Path] = []
     quiet = None if args.output or args.json else True  # no bar beside a window
-    results = detect_all(read_images(paths, failed), args, predictor)
-    bar = tqdm(results, total=len(images), unit="image", disable=quiet)
-    for path, target, image, found in bar:
-        entry = describe(image, found, predictor.class_names)
-        entries.append({"file": str(path), **entry})
+    items = detect_all(read_images(paths, failed), args, predictor)
+    for path, target, image, found in tqdm(items, total=len(images), unit="image", disable=quiet):
+        results.add({"file": str(path)}, image, found)
         if target is not None:
             picture = draw(image, found, predictor.class_names)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -183,67 +197,49 @@ def run_images(args: argparse.Namespace, images: list[tuple[Path, Path]], predic
             target.write_bytes(data.tobytes())
         elif not args.json and not show(draw(image, found, predictor.class_names), 0):
             break
-    return entries, failed
-
-
-def open_video(source: str | int) -> cv2.VideoCapture:
-    if isinstance(source, str) and not Path(source).is_file():
-        raise OneNetError(f"--video-input {source} is not a file")
-    video = cv2.VideoCapture(source)
-    if not video.isOpened():
-        name = "webcam 0" if source == 0 else f"--video-input {source}"
-        raise OneNetError(f"OpenCV cannot open {name}")
-    return video
-
-
-def read_frames(video: cv2.VideoCapture) -> Iterator[np.ndarray]:
-    """Yield (H, W, 3) uint8 RGB frames."""
-    while True:
-        more, frame = video.read()
-        if not more:
-            return
-        yield np.ascontiguousarray(frame[..., ::-1])
+    if failed:
+        return f"{len(failed)} of {len(failed) + results.count} images could not be read"
+    return None
 
 
 def run_video(
-    args: argparse.Namespace, video: cv2.VideoCapture, target: Path | None, predictor: Predictor
-) -> list[dict[str, Any]]:
-    """Detect, draw and show or write. Returns one JSON entry per frame, numbered from 0."""
-    entries, writer = [], None
-    total = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
-    frames = detect_all(enumerate(read_frames(video)), args, predictor)
-    bar = tqdm(frames, total=total if total > 0 else None, unit="frame", disable=None)
+    args: argparse.Namespace,
+    video: Video,
+    target: Path | None,
+    predictor: Predictor,
+    results: Results,
+) -> str | None:
+    """Detect, draw and show or write; frames are numbered from 0.
+
+    Args:
+        target: the file for the drawn video; None: write none.
+        results: gets the detections of every frame.
+
+    Returns:
+        What went wrong: the video ended early; None: nothing.
+    """
+    writer = None
+    items = detect_all(enumerate(video.frames()), args, predictor)
     try:
-        for number, image, found in bar:
-            entry = describe(image, found, predictor.class_names)
-            entries.append({"file": args.video_input, "frame": number, **entry})
+        for number, image, found in tqdm(items, total=video.total, unit="frame", disable=None):
+            results.add({"file": video.source, "frame": number}, image, found)
             if args.json and target is None:
                 continue
             picture = draw(image, found, predictor.class_names)
             if target is None:
                 if not show(picture, 1):
-                    break
+                    return None
                 continue
             if writer is None:
-                writer = open_writer(target, video.get(cv2.CAP_PROP_FPS), picture)
-            writer.write(picture[..., ::-1])
+                writer = Writer(target, video.fps, picture.shape[:2])
+            writer.write(picture)
     finally:
-        video.release()
+        video.close()
         if writer is not None:
-            writer.release()
-    if not entries:
-        raise OneNetError("OpenCV cannot read any frame of the video")
-    return entries
-
-
-def open_writer(target: Path, fps: float, picture: np.ndarray) -> cv2.VideoWriter:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    size = (picture.shape[1], picture.shape[0])
-    fps = fps if fps > 0 else 30.0
-    writer = cv2.VideoWriter(str(target), cv2.VideoWriter_fourcc(*"mp4v"), fps, size)
-    if not writer.isOpened():
-        raise OneNetError(f"OpenCV cannot write the video {target}")
-    return writer
+            writer.close()
+    if not results.count:
+        raise OneNetError(f"OpenCV cannot read any frame of {video.name}")
+    return video.lack(results.count)
 
 
 def load_predictor(args: argparse.Namespace) -> Predictor:
@@ -257,32 +253,38 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
 
 
 def run(args: argparse.Namespace) -> str | None:
-    """Run the demo. Returns a message if some images could not be read."""
+    """Run the demo. Returns a message if some images or frames could not be read."""
     check_args(args)
     output = Path(args.output).expanduser() if args.output else None
-    failed: list[Path] = []
+    json_file = Path(args.json).expanduser() if args.json else None
+    # Everything that can be refused is refused before the model is loaded.
+    sources: list[Any] = list(filter(None, [args.video_input]))
+    targets: list[Path] = []
     if args.input:
         images = find_images(args.input, output)
+        sources = [path for path, _ in images]
         if output:
-            picture_paths(images, output)  # raises errors before the model is loaded
-        entries, failed = run_images(args, images, load_predictor(args))
-        what = f"{len(entries)} image" + "s" * (len(entries) != 1)
-    else:
-        video = open_video(0 if args.webcam else args.video_input)
-        target = video_path(Path(args.video_input), output) if output else None
-        entries = run_video(args, video, target, load_predictor(args))
-        what = f"{len(entries)} frame" + "s" * (len(entries) != 1)
-    count = sum(len(entry["detections"]) for entry in entries)
-    line = f"{what}, {count} detection" + "s" * (count != 1)
-    if args.json:
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        lines = ",\n".join(strict_json(entry) for entry in entries)
-        Path(args.json).write_text(f"[\n{lines}\n]\n")
+            targets = picture_paths(images, output)
+    elif output:
+        targets = [video_path(args.video_input, output)]
+    check_outputs([*targets, *filter(None, [json_file])], [*sources, *files_of_model(args)])
+    video = None if args.input else Video(args.video_input or args.webcam)
+    predictor = load_predictor(args)
+    results = Results("frame" if video else "image", predictor.class_names, json_file)
+    try:
+        if video:
+            target = targets[0] if targets else None
+            trouble = run_video(args, video, target, predictor, results)
+        else:
+            trouble = run_images(args, images, targets, predictor, results)
+    except KeyboardInterrupt:  # how a stream ends
+        results.write()
+        print(f"{results} until then", file=sys.stderr)
+        raise
+    results.write()
     places = [str(place) for place in (args.output, args.json) if place]
-    print(line + (f": {' and '.join(places)}" if places else ""))
-    if failed:
-        return f"{len(failed)} of {len(failed) + len(entries)} images could not be read"
-    return None
+    print(str(results) + (f": {' and '.join(places)}" if places else ""))
+    return trouble
 
 
 def main(argv: list[str] | None = None) -> None:

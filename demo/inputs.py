@@ -69,8 +69,7 @@ def picture_paths(images: list[tuple[Path, Path]], output: Path) -> list[Path]:
     """Choose the file for each image's picture.
 
     Raises:
-        OneNetError: ``output`` is one file for several images or has another kind of suffix, or an
-            input would be overwritten.
+        OneNetError: ``output`` is one file for several images, or has another kind of suffix.
     """
     one_file = output.suffix.lower() in WRITTEN_SUFFIXES and not output.is_dir()
     if re.fullmatch(r"\.[A-Za-z]+", output.suffix) and not one_file and not output.exists():
@@ -83,30 +82,8 @@ def picture_paths(images: list[tuple[Path, Path]], output: Path) -> list[Path]:
     if not one_file and output.exists() and not output.is_dir():
         raise OneNetError(f"--output {output} is neither a folder nor a picture")
     if one_file:
-        targets = [output]
-    else:
-        targets = [
-            output / (n if n.suffix.lower() in WRITTEN_SUFFIXES else n.with_name(n.name + ".png"))
-            for _, n in images
-        ]
-    sources = {path.resolve() for path, _ in images}
-    for target in targets:
-        if target.resolve() in sources:
-            raise OneNetError(f"--output would overwrite the input {target}: give another folder")
-    return targets
-
-
-def video_path(source: Path, output: Path) -> Path:
-    """Choose the file for the drawn video.
-
-    Raises:
-        OneNetError: ``output`` is neither an .mp4 file nor a folder, or the input would be
-            overwritten.
-    """
-    if output.suffix and output.suffix.lower() != ".mp4" and not output.is_dir():
-        raise OneNetError(f"--output {output} must be an .mp4 file or a folder")
-    is_file = output.suffix.lower() == ".mp4" and not output.is_dir()
-    target = output if is_file else output / f"{source.stem}.mp4"
-    if target.resolve() == source.resolve():
-        raise OneNetError(f"--output would overwrite the input {source}: give another name")
-    return target
+        return [output]
+    return [
+        output / (n if n.suffix.lower() in WRITTEN_SUFFIXES else n.with_name(n.name + ".png"))
+        for _, n in images
+    ]

@@ -24,15 +24,24 @@ from statistics import median
 from _shared.ablations.plan import WEIGHTS, Plan, Training, check_opts
 from _shared.ablations.runs import run_all, say
 from _shared.ablations.spec import Spec, read_spec
-from _shared.ablations.table import write
+from _shared.ablations.table import files, write
 from _shared.detector_costs import load, time_all
 from _shared.machine import describe_machine
 from _shared.timing import TOTAL
 from _shared.training_runs import RunError, add_training_flags, dataset_opts, engine_name
 
-from onenet.cli import add_engine_flag, add_opts_flag, natural, positive, run_program
+from onenet.cli import (
+    add_engine_flag,
+    add_opts_flag,
+    files_of_model,
+    natural,
+    positive,
+    run_program,
+)
 from onenet.config.device import choose_device
+from onenet.data.sources import find_dataset
 from onenet.errors import OneNetError
+from onenet.files import check_outputs
 from onenet.lightning.config import load_cfg
 
 REPEATS, IMAGES = 40, 8  # to measure images/s: runs of each row, and different images
@@ -140,6 +149,9 @@ def run(args: argparse.Namespace) -> None:
             state = "done" if training.done else f"{training.iterations} iterations"
             print(f"  {training.name}: {state}, {training.folder}")
         return
+    data = [find_dataset(name).json_file for name in args.dataset]
+    inputs = [spec.path, *files_of_model(args, plan.config), *data]
+    check_outputs(files(plan.output, spec.path.stem), inputs)
     plan.output.mkdir(parents=True, exist_ok=True)
     cfg = plan.load(plan.opts)
     device = choose_device(cfg)
@@ -182,7 +194,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) == signal.SIG_DFL:  # not if nohup ignores it
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if (
+            number is not None and signal.getsignal(number) == signal.SIG_DFL
+        ):  # not if nohup ignores it
             signal.signal(number, signal.default_int_handler)  # otherwise the runs would go on
     main()

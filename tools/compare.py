@@ -21,15 +21,17 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from _shared.comparison import DetectorRow, write
+from _shared.comparison import FILES, DetectorRow, write
 from _shared.detector_costs import POST, Candidate, gflops, load, time_all
 from _shared.machine import describe_machine
 from _shared.timing import TOTAL, Timings
 from _shared.training_runs import add_training_flags, dataset_opts, flat, run_once
 
-from onenet.cli import add_opts_flag, positive, run_program
+from onenet.cli import add_opts_flag, files_of_model, positive, run_program
 from onenet.config.device import choose_device
+from onenet.data.sources import find_dataset
 from onenet.errors import ConfigError
+from onenet.files import check_outputs
 from onenet.lightning.config import load_cfg
 
 NMS_ON, NMS_OFF = ("MODEL.OneNet.NMS", "True"), ("MODEL.OneNet.NMS", "False")
@@ -149,6 +151,9 @@ def run(args: argparse.Namespace) -> None:
     opts = [*args.opts, *dataset_opts(*args.dataset)]
     remedies = {n: duplicates_of(load_cfg(c, opts)).remedy for n, c in configs.items()}
     output = Path(args.output)
+    targets = [*(output / name for name in FILES), *(output / n / "config.yaml" for n in configs)]
+    data = [find_dataset(name).json_file for name in args.dataset]
+    check_outputs(targets, [*files_of_model(args, *configs.values()), *data])
     metrics = {
         n: evaluate(c, output / n, opts, args.num_gpus, args.imports) for n, c in configs.items()
     }

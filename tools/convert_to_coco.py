@@ -22,6 +22,7 @@ from _shared.yolo import read_yolo
 
 from onenet.cli import run_program
 from onenet.errors import DatasetError
+from onenet.files import check_outputs
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -95,15 +96,20 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def check_output(args: argparse.Namespace) -> None:
-    """Raise ``DatasetError`` if the output is an input, or training could not read it."""
+    """Raise an error if the output is an input, or training could not read it."""
+    check_outputs([args.output], files_read(args))
     if args.output.suffix.lower() != ".json":
         raise DatasetError(
             f"--output {args.output} must end in .json: training reads it as OUTPUT.json:IMAGES"
         )
-    for name in ("annotations", "classes", "list"):
-        path = getattr(args, name, None)
-        if path and path.exists() and args.output.resolve() == path.resolve():
-            raise DatasetError(f"--output {args.output} would replace the file of --{name}")
+
+
+def files_read(args: argparse.Namespace) -> list[Path]:
+    """Everything that a conversion reads; a JSON in these folders is an earlier output."""
+    folders = [folder for folder in (args.annotations, args.images) if folder.is_dir()]
+    found = [p for folder in folders for p in folder.rglob("*") if p.suffix.lower() != ".json"]
+    more = [getattr(args, name, None) for name in ("classes", "list")]
+    return [args.annotations, *found, *filter(None, more)]
 
 
 def run(args: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ from onenet.checkpoints.files import read_checkpoint
 from onenet.checkpoints.weights import locate_weights, to_detectron2_name
 from onenet.cli import run_program
 from onenet.errors import CheckpointError
-from onenet.files import write_whole
+from onenet.files import check_outputs, write_whole
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -64,6 +64,7 @@ def run(args: argparse.Namespace) -> None:
     if output.suffix != ".pkl":
         raise CheckpointError(f"--output {output}: expected a name that ends with .pkl")
     source = locate_weights(args.input)
+    check_outputs([output], [source])
     content = convert(read_checkpoint(source)["model"])
     write_whole(output, pickle.dumps(content))
     print(f"{output}: {len(content['model'])} arrays of {source}")

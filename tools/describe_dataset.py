@@ -17,15 +17,16 @@ import numpy as np
 from _shared.dataset_plots import draw
 from tabulate import tabulate
 
-from onenet.cli import add_opts_flag, run_program
+from onenet.cli import add_opts_flag, files_of_model, run_program
 from onenet.data.annotations import Annotations, read_annotations
 from onenet.data.coco_json import read_coco_json
 from onenet.data.sources import find_dataset, shortened
 from onenet.errors import ConfigError, DatasetError
-from onenet.files import strict_json
+from onenet.files import check_outputs, strict_json
 from onenet.lightning.config import load_cfg
 
 QUANTILES = {"min": 0, "5 %": 5, "25 %": 25, "median": 50, "75 %": 75, "95 %": 95, "max": 100}
+DESCRIPTION, PICTURE = "description.json", "description.png"
 SMALL, LARGE = 32**2, 96**2  # px², the bounds of COCO's APs, APm and APl
 
 
@@ -167,10 +168,14 @@ def run(args: argparse.Namespace) -> None:
     content = read_coco_json(source.json_file)
     if not content["images"]:
         raise DatasetError(f"{source.json_file}: this file has no images")
+    files = [image["file_name"] for image in content["images"]]
+    if args.output:
+        images = [source.image_root / name for name in files]
+        inputs = [source.json_file, *images, *files_of_model(args)]
+        check_outputs([args.output / name for name in (DESCRIPTION, PICTURE)], inputs)
     data = read_annotations(content)
     description = {"name": source.json_file.name, **describe(data, resize)}
     print(tables(description))
-    files = [image["file_name"] for image in content["images"]]
     if missing := [name for name in files if not (source.image_root / name).is_file()]:
         print(f"\n{len(missing)} images are not in {source.image_root}: {shortened(missing)}")
     if args.output:
@@ -182,7 +187,7 @@ def save(
 ) -> None:
     """Write ``description.json`` and, if there are objects, ``description.png``."""
     folder.mkdir(parents=True, exist_ok=True)
-    file, picture = folder / "description.json", folder / "description.png"
+    file, picture = folder / DESCRIPTION, folder / PICTURE
     file.write_text(strict_json(description, indent=2, ensure_ascii=False), encoding="utf-8")
     objects = data.at(data.objects)
     if len(objects.labels) == 0:

@@ -21,7 +21,14 @@ import torch
 from PIL import Image
 
 import onenet
-from onenet.cli import add_engine_flag, add_import_flag, add_opts_flag, announce_engine, run_program
+from onenet.cli import (
+    add_engine_flag,
+    add_import_flag,
+    add_opts_flag,
+    announce_engine,
+    files_of_model,
+    run_program,
+)
 from onenet.data.images import shortest_edge_size
 from onenet.deploy.export import (
     BOX_TOLERANCE,
@@ -35,6 +42,7 @@ from onenet.deploy.export import (
 )
 from onenet.deploy.runtime import IMAGES, OUTPUTS, SIZES, ModelInfo, open_session, pad_images
 from onenet.errors import ExportError
+from onenet.files import check_outputs
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 INFO_FILE = "onenet.json"  # within a .pt2
@@ -58,6 +66,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config-file", required=True, metavar="FILE", help="the model's YAML")
     parser.add_argument("--format", choices=SUFFIXES, default="onnx", help="(default: %(default)s)")
     parser.add_argument("--output", required=True, metavar="FILE", help="*.onnx or *.pt2 to write")
+    parser.add_argument(
+        "--require-sizes",
+        action="store_true",
+        help="make the input sizes of an ONNX file required: for onnxsim, onnxslim and TensorRT, "
+        "which otherwise take its default for a constant and remove it",
+    )
     add_import_flag(parser)
     add_engine_flag(parser)
     add_opts_flag(parser)
@@ -71,6 +85,9 @@ def check_args(args: argparse.Namespace) -> None:
         raise ExportError(
             f"--output {args.output}: --format {args.format} needs a name that ends with {suffix}"
         )
+    if args.require_sizes and args.format != "onnx":
+        raise ExportError("--require-sizes is for --format onnx: in a .pt2, sizes is required")
+    check_outputs([args.output], files_of_model(args))
     if args.format == "onnx":
         require("onnx", "onnxscript", "onnxruntime")
 
@@ -90,8 +107,10 @@ def model_info(args: argparse.Namespace, cfg: Any, predictor: Any) -> ModelInfo:
     )
 
 
-def write_onnx(path: Path, deployed: Deployed, info: ModelInfo) -> Run:
-    path.write_bytes(to_onnx(deployed, info).SerializeToString())
+def write_onnx(
+    path: Path, deployed: Deployed, info: ModelInfo, *, require_sizes: bool = False
+) -> Run:
+    path.write_bytes(to_onnx(deployed, info, require_sizes=require_sizes).SerializeToString())
     session = open_session(path, ["CPUExecutionProvider"])
     print(f"ONNX opset {OPSET}")
     for kind, values in (
@@ -188,7 +207,9 @@ def run(args: argparse.Namespace) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".partial.{output.name}")
     try:
-        check_file(WRITERS[args.format](partial, deployed, info), predictor, info)
+        write = WRITERS[args.format]
+        options = {"require_sizes": True} if args.require_sizes else {}
+        check_file(write(partial, deployed, info, **options), predictor, info)
         os.replace(partial, output)
     finally:
         partial.unlink(missing_ok=True)

@@ -18,7 +18,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from _shared.examples import PICTURES, Example, add_image_flags, find_examples, open_dataset, save
+from _shared.examples import (
+    PICTURES,
+    Example,
+    add_image_flags,
+    files_of,
+    find_examples,
+    open_dataset,
+    save,
+)
 from PIL import Image
 from torchvision.ops import box_area
 from tqdm import tqdm
@@ -29,13 +37,14 @@ from onenet.assignment.explain import Assignment, assign
 from onenet.assignment.registry import PREDEFINED_COSTS
 from onenet.checkpoints.files import read_checkpoint
 from onenet.checkpoints.weights import load_weights, locate_weights
-from onenet.cli import add_import_flag, add_opts_flag, run_program
+from onenet.cli import add_import_flag, add_opts_flag, files_of_model, run_program
 from onenet.config.device import choose_device
 from onenet.data.images import read_image
 from onenet.data.sources import compare_classes, shortened
 from onenet.data.transforms import TrainTransform
 from onenet.detector import OneNet
 from onenet.errors import CheckpointError, ConfigError, DatasetError
+from onenet.files import check_outputs
 from onenet.lightning.build import build_detector
 from onenet.lightning.config import load_cfg
 from onenet.structures import Targets
@@ -208,13 +217,16 @@ def run(args: argparse.Namespace) -> None:
     checkpoints = args.checkpoints or [cfg.MODEL.WEIGHTS]
     if not checkpoints[0]:
         raise CheckpointError("MODEL.WEIGHTS is empty: give --opts MODEL.WEIGHTS model.pth")
+    read = [*files_of_model(args), *checkpoints, *(args.input or ())]
     if args.box:
+        check_outputs([args.output], read)
         if args.dataset or not args.input or len(args.input) != 1:
             raise DatasetError("--box needs a single --input image, and no --dataset")
         class_names = classes_of(checkpoints[0], cfg.MODEL.OneNet.NUM_CLASSES)
         examples = [given_example(args.input[0], args.box, class_names)]
     else:
         dataset = open_dataset(args.dataset, cfg.DATASETS.TEST)
+        check_outputs([args.output], [*read, *files_of(dataset)])
         dataset.check_num_classes(cfg.MODEL.OneNet.NUM_CLASSES)
         class_names = dataset.class_names
         examples = find_examples(dataset, args.input, args.count)

@@ -6,19 +6,19 @@
         --output output/shapes/validation.jpg
 
 ``--output`` is a picture, for a contact sheet of some images, or a folder, for one picture per
-image.
+image. Where two images would have one picture, such as a.jpg and a.png, their ids tell them apart.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from _shared.examples import PICTURES, save
+from _shared.examples import PICTURES, files_of, save
 from tqdm import tqdm
 
 from onenet.cli import positive, run_program
@@ -26,6 +26,7 @@ from onenet.data.dataset import CocoDetection, spread_evenly
 from onenet.data.images import read_image
 from onenet.data.sources import find_dataset
 from onenet.evaluation.results import read_results
+from onenet.files import check_outputs
 from onenet.structures import Detections
 from onenet.visualization.boxes import contact_sheet, draw_comparison
 
@@ -105,11 +106,28 @@ def draw(dataset: CocoDetection, index: int, found: Detections | None, least: fl
     )
 
 
+def picture_names(dataset: CocoDetection) -> list[Path]:
+    """A .jpg for each image of a data set, relative to the folder of pictures.
+
+    Named like the image or, where several images would share the name, with the image's id.
+    """
+    root = dataset.source.image_root
+    files = [Path(dataset.record(index).file_name) for index in range(len(dataset))]
+    names = [file.relative_to(root).with_suffix(".jpg") for file in files]
+    uses = Counter(str(name).casefold() for name in names)
+    return [
+        name if uses[str(name).casefold()] == 1 else name.with_suffix(f".{image_id}.jpg")
+        for name, image_id in zip(names, dataset.image_ids.tolist(), strict=True)
+    ]
+
+
 def run(args: argparse.Namespace) -> None:
     dataset = CocoDetection(find_dataset(args.dataset), need_annotations=False)
     results = detections_by_image(Path(args.input), dataset)
     output = Path(args.output)
     sheet = output.suffix.lower() in PICTURES
+    targets = [output] if sheet else [output / name for name in picture_names(dataset)]
+    check_outputs(targets, [args.input, *files_of(dataset)])
     count = min(args.count, len(dataset)) if sheet else len(dataset)
     pictures = []
     for index in tqdm(spread_evenly(count, len(dataset)), unit="image", disable=None):
@@ -118,8 +136,7 @@ def run(args: argparse.Namespace) -> None:
         if sheet:
             pictures.append(picture)
         else:
-            name = Path(dataset.record(index).file_name).relative_to(dataset.source.image_root)
-            save((output / name).with_suffix(".jpg"), picture)
+            save(targets[index], picture)
     if sheet:
         save(output, contact_sheet(pictures, args.columns, tile=max(pictures[0].shape[:2])))
     print(f"{count} of {len(dataset)} images, ground truth left, detections right: {output}")

@@ -16,12 +16,27 @@ import importlib
 from pathlib import Path
 
 import torch
-from _shared.examples import PICTURES, add_image_flags, find_examples, open_dataset, save
+from _shared.examples import (
+    PICTURES,
+    add_image_flags,
+    files_of,
+    find_examples,
+    open_dataset,
+    save,
+)
 
-from onenet.cli import add_engine_flag, add_import_flag, add_opts_flag, announce_engine, run_program
+from onenet.cli import (
+    add_engine_flag,
+    add_import_flag,
+    add_opts_flag,
+    announce_engine,
+    files_of_model,
+    run_program,
+)
 from onenet.data.sources import compare_classes
 from onenet.errors import ConfigError, DatasetError
 from onenet.evaluation.duplicates import find_duplicates, objects_of
+from onenet.files import check_outputs
 from onenet.structures import Detections, Targets
 from onenet.visualization.paper_figures import draw_duplicates
 
@@ -79,6 +94,7 @@ def run(args: argparse.Namespace) -> None:
     cfg = importlib.import_module(f"{package}.config").load_cfg(args.config_file, args.opts)
     build_predictor = importlib.import_module(f"{package}.predictor").build_predictor
     dataset = open_dataset(args.dataset, cfg.DATASETS.TEST)
+    check_outputs([args.output], [*files_of_model(args), *checkpoints, *files_of(dataset)])
     dataset.check_num_classes(cfg.MODEL.OneNet.NUM_CLASSES)
     examples = find_examples(dataset, args.input, args.count)
     images = [example.image for example in examples]

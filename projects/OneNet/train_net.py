@@ -4,12 +4,13 @@
 import importlib
 import sys
 
-from onenet.cli import choose_engine, one_line, training_parser
+from onenet.cli import choose_engine, one_line, print_anything, training_parser
 from onenet.config.imports import import_files
 from onenet.errors import ConfigError
 
 
 def main() -> None:
+    print_anything()
     args = training_parser().parse_args()
     if args.replay is not None:
         with one_line(args.traceback):

@@ -113,3 +113,16 @@ def test_divergence_ends_with_one_line_and_code_1(shapes, tmp_path, capsys):
     error = capsys.readouterr().err.splitlines()[-1]
     assert stop.value.code == 1
     assert "iteration 1: loss_ce = nan" in error and ".jpg" in error
+
+
+def test_a_batch_norm_of_one_value_per_channel(shapes, tmp_path, capsys):
+    small = {"INPUT__MIN_SIZE_TRAIN": [32], "INPUT__MAX_SIZE_TRAIN": 32}
+    with pytest.raises(SystemExit) as stop:
+        train_d2(
+            write_config(
+                tmp_path, shapes, SOLVER__IMS_PER_BATCH=1, INPUT__CROP__ENABLED=False, **small
+            )
+        )
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2
+    assert error.startswith("error: a batch norm got one value per channel")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import cv2
 import numpy as np
@@ -199,6 +200,70 @@ def test_wrong_outputs(tmp_path, capsys):
     assert "neither" in fails(capsys, "--input", a, "--output", tmp_path / "file")
     assert str(tmp_path / "file") in fails(capsys, "--input", a, "--output", tmp_path / "file/sub")
     assert a.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "words", [("--json", "in/a.png"), ("--output", "o/b.png", "--json", "o/b.png")]
+)
+def test_json_over_an_image(tmp_path, monkeypatch, capsys, words):
+    source = write_image(tmp_path / "in" / "a.png")
+    before = source.read_bytes()
+    monkeypatch.chdir(tmp_path)
+    fails(capsys, "--input", "in/a.png", *words)
+    assert source.read_bytes() == before and files(tmp_path) == ["in/a.png"]
+
+
+def test_links_to_an_input_are_not_written_through(tmp_path, capsys):
+    source = write_image(tmp_path / "in" / "a.png")
+    before = source.read_bytes()
+    (tmp_path / "soft").mkdir()
+    (tmp_path / "soft" / "a.png").symlink_to(source)
+    (tmp_path / "hard").mkdir()
+    os.link(source, tmp_path / "hard" / "a.png")
+    for folder in ("soft", "hard"):
+        message = fails(capsys, "--input", source.parent, "--output", tmp_path / folder)
+        assert "overwrite the input" in message and f"{folder}/a.png" in message
+    assert source.read_bytes() == before
+
+
+def test_two_images_whose_pictures_would_be_one_file(tmp_path, capsys):
+    write_image(tmp_path / "in" / "a.gif")
+    write_image(tmp_path / "in" / "a.gif.png")
+    message = fails(capsys, "--input", tmp_path / "in", "--output", tmp_path / "o")
+    assert "one file" in message and "a.gif.png" in message
+    assert not (tmp_path / "o").exists()
+
+
+def test_the_models_files_are_inputs(tmp_path, monkeypatch, capsys):
+    source = write_image(tmp_path / "a.png")
+    (tmp_path / "base.yaml").write_text("MODEL:\n  WEIGHTS: start.pth\n")
+    (tmp_path / "c.yaml").write_text("_BASE_: base.yaml\n")
+    for name in ("start.pth", "mine.pth", "rule.py"):
+        (tmp_path / name).write_text("")
+    monkeypatch.chdir(tmp_path)
+    more = ("--import", "rule.py", "--opts", "MODEL.WEIGHTS", "mine.pth")
+    for name in ("c.yaml", "base.yaml", "start.pth", "mine.pth", "rule.py"):
+        message = fails(capsys, "--input", source, "--json", name, *more)
+        assert "overwrite the input" in message and name in message
+
+
+def test_what_was_found_before_ctrl_c_is_written(tmp_path, monkeypatch, capsys):
+    for name in ("a.png", "b.png", "c.png"):
+        write_image(tmp_path / "in" / name)
+    detect, calls = BrightPart.predict_batch, []
+
+    def interrupt(self, images):
+        calls.append(images)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return detect(self, images)
+
+    monkeypatch.setattr(BrightPart, "predict_batch", interrupt)
+    with pytest.raises(SystemExit) as stopped:
+        run("--input", tmp_path / "in", "--json", tmp_path / "o.json")
+    assert stopped.value.code == 130
+    assert len(json.loads((tmp_path / "o.json").read_text())) == 2
+    assert "2 images, 2 detections until then" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", [ValueError, FileNotFoundError])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -109,7 +110,8 @@ def test_onnx_runtime_detects_what_torch_does(head, shapes, tmp_path, capsys):
     averaged = {"weights": AVERAGED} if head == "dcn" else {}
     config, _ = trained(tmp_path, shapes, averaged, **HEADS[head])
     output = tmp_path / "new" / "model.onnx"
-    export(config, output, "--engine", "lightning")
+    required = head == "stages"  # the heads do not differ in this
+    export(config, output, "--engine", "lightning", *["--require-sizes"] * required)
     report = capsys.readouterr().out
     assert "checked  2 × 3 × 256 × 288" in report and f"{output}: " in report
     assert [file.name for file in output.parent.iterdir()] == ["model.onnx"]
@@ -118,6 +120,8 @@ def test_onnx_runtime_detects_what_torch_does(head, shapes, tmp_path, capsys):
     predictor, exported = Predictor(load_cfg(config)), OnnxPredictor(output, threads=1)
     session, info = exported.session, exported.info
     check_inputs_and_outputs(session)
+    # Simplifiers take what has a default for a constant.
+    assert [value.name for value in session.get_inputs()] == [IMAGES, SIZES][: 1 + required]
     assert exported.class_names == predictor.class_names
     assert (info.max_detections, info.min_size, info.max_size, info.stride) == (100, 64, 64, 32)
     assert (info.config, info.input_format, info.ema) == ("tiny.yaml", "RGB", bool(averaged))
@@ -135,10 +139,11 @@ def test_onnx_runtime_detects_what_torch_does(head, shapes, tmp_path, capsys):
         again = session.run(None, {IMAGES: batch, SIZES: true_sizes})
         assert all((a == b).all() for a, b in zip(outputs, again, strict=True))
 
-    image = noise(64, 96)
-    (expected,) = by_torch(predictor, [image])
-    whole = session.run(None, {IMAGES: image.transpose(2, 0, 1)[None]})
-    assert_same_detections(expected, [values[0] for values in whole], (64, 96))
+    if not required:
+        image = noise(64, 96)
+        (expected,) = by_torch(predictor, [image])
+        whole = session.run(None, {IMAGES: image.transpose(2, 0, 1)[None]})
+        assert_same_detections(expected, [values[0] for values in whole], (64, 96))
     image = noise(81, 200)
     found = predictor(image)
     expected = (found.boxes, found.scores, found.labels)
@@ -170,9 +175,20 @@ def test_torch_export(shapes, tmp_path, capsys, monkeypatch):
     assert scope["boxes"].shape == (2, 100, 4)
 
 
+def test_the_models_files_are_not_overwritten(shapes, tmp_path, capsys):
+    config, weights = trained(tmp_path, shapes)
+    before = weights.read_bytes()
+    os.link(weights, tmp_path / "hard.onnx")
+    message = refused(capsys, config, tmp_path / "hard.onnx")
+    assert f"overwrite the input {weights}" in message and "hard.onnx" in message
+    assert weights.read_bytes() == before
+
+
 def test_what_is_not_exported(shapes, tmp_path, capsys, monkeypatch):
     config, _ = trained(tmp_path, shapes)
     file = tmp_path / "model.onnx"
+    message = refused(capsys, config, tmp_path / "m.pt2", "--format", "torch", "--require-sizes")
+    assert "--require-sizes is for --format onnx" in message
     message = refused(capsys, config, tmp_path / "model.pt2")
     assert "--format onnx needs a name that ends with .onnx" in message
     message = refused(capsys, config, file, "--opts", "MODEL.OneNet.NMS", "True")

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 from helpers.onnx_example import INFO, examples_in_the_docs, white, write_model
 from helpers.project import ROOT
@@ -124,6 +125,20 @@ def test_wrong_metadata_are_refused(tmp_path, key, text):
     assert message == f"{path} is not a file of tools/export.py: {key} in its metadata is {text!r}"
 
 
+def test_a_simplified_file_without_its_input_sizes_is_refused(model):
+    """As onnxsim and onnxslim leave a file: ``sizes`` is a constant."""
+    proto = onnx.load(model)
+    kept = [value for value in proto.graph.input if value.name != "sizes"]
+    del proto.graph.input[:]
+    proto.graph.input.extend(kept)
+    whole = onnx.numpy_helper.from_array(np.full((1, 2), 10**6), "sizes")
+    proto.graph.initializer.append(whole)
+    onnx.save(proto, str(model))
+    message = refused(model)
+    assert message.startswith(f"{model} has no input sizes, which tools/export.py gave it")
+    assert "export with --require-sizes, and simplify that file" in message
+
+
 def test_a_provider_that_is_not_there_is_refused(model):
     message = refused(model, providers=["NoExecutionProvider", "CPUExecutionProvider"])
     assert "no NoExecutionProvider; it has" in message and "CPUExecutionProvider" in message
@@ -139,13 +154,12 @@ def test_examples_in_the_docs(tmp_path, monkeypatch, capsys):
     Image.fromarray(white(40, 30)).save(tmp_path / "image.jpg")
     monkeypatch.chdir(tmp_path)
     with_onnx = [code for code in examples_in_the_docs() if "model.onnx" in code]
-    assert len(with_onnx) == 3
+    assert len(with_onnx) == 2
     scopes: list[dict] = [{} for _ in with_onnx]
     for code, scope in zip(with_onnx, scopes, strict=True):
         exec(code, scope)
     assert capsys.readouterr().out.startswith("Käfer ")
     assert scopes[1]["boxes"].shape == (2, 3, 4) and scopes[1]["class_names"][2] == "Käfer"
-    assert (tmp_path / "model_with_sizes.onnx").is_file()
 
 
 def test_numpy_pillow_and_onnx_runtime_are_enough(model):

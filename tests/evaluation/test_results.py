@@ -102,6 +102,6 @@ def test_detections_that_are_not_finite_are_left_out_with_a_warning(caplog):
 def test_no_two_test_sets_share_a_folder_or_a_name():
     sets = ["a/b.json:c", "a_b.json:c", "a/b.json/c", "d", "d"]
     prefixes = [set_prefix(name, sets) for name in sets]
-    assert prefixes == ["a_b.json:c/", "a_b.json:c_2/", "a_b.json_c/", "d/", "d/"]
+    assert prefixes == ["a_b.json:c/", "a_b.json:c_2/", "a_b.json_c_3/", "d/", "d/"]
     assert len({results_folder("run", name, sets) for name in sets}) == 4
     assert set_prefix("d", ["d", "d"]) == set_prefix("d", ["d"]) == ""

@@ -58,6 +58,52 @@ def write_image(path, image=None):
     return path
 
 
+def write_video(path, code, count, width=640, height=512):
+    """A video of a red square that moves, before a background that moves."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*code), 12.5, (width, height))
+    if not writer.isOpened():
+        pytest.skip(f"this OpenCV writes no {code}")
+    noise = np.random.default_rng(0).integers(0, 60, (8, 10, 3), np.uint8)
+    noise = cv2.resize(noise, (width, height))
+    for k in range(count):
+        frame = red_square(20 + 40 * k % (width - 100), width, height)
+        writer.write(np.where(frame.any(axis=2, keepdims=True), frame, np.roll(noise, 9 * k, 1)))
+    writer.release()
+    return path
+
+
+def frames(path):
+    """The frames of a video, (H, W, 3) uint8 RGB, and its rate."""
+    capture = cv2.VideoCapture(str(path))
+    return list(demo.Video(str(path)).frames()), capture.get(cv2.CAP_PROP_FPS)
+
+
+def camera(source, count=10**9, sizes=((512, 640),), total=-1.0):
+    """A class like ``cv2.VideoCapture`` that expects a source and gives ``count`` frames."""
+
+    class Camera:
+        def __init__(self, opened):
+            assert opened == source
+            self.read_so_far = 0
+
+        def isOpened(self):
+            return True
+
+        def get(self, name):
+            return total if name == cv2.CAP_PROP_FRAME_COUNT else float("nan")
+
+        def read(self):
+            self.read_so_far += 1
+            height, width = sizes[self.read_so_far % len(sizes)]
+            more = self.read_so_far <= count
+            return more, red_square(width=width, height=height) if more else None
+
+        def release(self):
+            pass
+
+    return Camera
+
+
 def run(*arguments):
     demo.main(["--config-file", "c.yaml", *map(str, arguments)])
 

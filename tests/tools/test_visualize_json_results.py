@@ -95,4 +95,4 @@ def test_an_entry_that_is_wrong_is_named(script, data, capsys, change, reason):
 def test_missing_file(script, data, capsys):
     with pytest.raises(SystemExit):
         script.main(arguments(data, "sheet.png", "none.json"))
-    assert "none.json: No such file" in capsys.readouterr().err
+    assert "none.json cannot be read: No such file" in capsys.readouterr().err

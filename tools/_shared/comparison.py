@@ -43,6 +43,8 @@ class DetectorRow:
     gflops: float
 
 
+# What :func:`write` writes.
+FILES = ("comparison.md", "comparison.csv", "comparison.json", "comparison.png")
 COLUMNS = {
     "name": "config",
     "remedy": "against duplicates",
@@ -107,14 +109,15 @@ def write(output: Path, rows: Sequence[DetectorRow], machine: dict[str, Any], de
         "in turn, batch norms folded. GFLOPs count multiply-adds."
     )
     command = f"`{machine['command']}`"
-    (output / "comparison.md").write_text(
-        "\n\n".join([text, notes, summary(machine), command]) + "\n"
+    markdown, csv_file, json_file, chart = (output / name for name in FILES)
+    markdown.write_text(
+        "\n\n".join([text, notes, summary(machine), command]) + "\n", encoding="utf-8"
     )
-    with (output / "comparison.csv").open("w", newline="") as file:
+    with csv_file.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(COLUMNS))
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
     content = {"machine": machine, "rows": [asdict(row) for row in rows], **details}
-    (output / "comparison.json").write_text(strict_json(content, indent=1) + "\n")
-    draw(rows, output / "comparison.png")
+    json_file.write_text(strict_json(content, indent=1) + "\n", encoding="utf-8")
+    draw(rows, chart)
     return text

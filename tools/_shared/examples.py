@@ -105,6 +105,12 @@ def find_examples(
     return [Example(read_image(record.file_name), record.targets()) for record in chosen]
 
 
+def files_of(dataset: CocoDetection) -> list[Path]:
+    """The annotation file and the images of a data set, which no output may overwrite."""
+    images = (dataset.record(index).file_name for index in range(len(dataset)))
+    return [dataset.source.json_file, *map(Path, images)]
+
+
 def save(path: Path, picture: np.ndarray) -> None:
     """Write a (H, W, 3) uint8 RGB picture in the format of the path's suffix, with its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -75,7 +75,7 @@ def _versions() -> dict[str, str]:
 def _cpu_info(key: str) -> str:
     """The value of a line in Linux's /proc/cpuinfo; "" if there is none."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return ""
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")

@@ -58,7 +58,9 @@ def write_split(output: Path, split: str, arguments: dict[str, int]) -> int:
         "annotations": annotations,
     }
     (output / "annotations").mkdir(exist_ok=True)
-    (output / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    (output / "annotations" / f"instances_{split}.json").write_text(
+        json.dumps(content), encoding="utf-8"
+    )
     return len(annotations)
 
 
@@ -110,12 +112,12 @@ def make_dataset(
             )
     output.mkdir(parents=True, exist_ok=True)
     # After an interruption the record says so, and the next run draws again.
-    (output / RECORD).write_text(json.dumps({**record, "complete": False}) + "\n")
+    (output / RECORD).write_text(json.dumps({**record, "complete": False}) + "\n", encoding="utf-8")
     for split in SPLITS:
         (output / "annotations" / f"instances_{split}.json").unlink(missing_ok=True)
         for index in range(arguments[split], (old or record)["arguments"][split]):
             (output / split / f"{index:06d}.jpg").unlink(missing_ok=True)
     for split in SPLITS:
         write_split(output, split, arguments)
-    (output / RECORD).write_text(json.dumps(record) + "\n")
+    (output / RECORD).write_text(json.dumps(record) + "\n", encoding="utf-8")
     return True

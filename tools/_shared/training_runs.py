@@ -97,20 +97,23 @@ class Children:
             self._ended = True
             running = list(self._running)
         try:
-            # Not SIGINT, which background programs may ignore.
-            _signal(running, signal.SIGTERM)
+            _end(running)
             for process in running:
                 process.wait()
         except KeyboardInterrupt:
-            _signal(running, signal.SIGKILL)
+            _end(running, at_once=True)
             raise
 
 
-def _signal(running: Sequence[subprocess.Popen], number: int) -> None:
+def _end(running: Sequence[subprocess.Popen], *, at_once: bool = False) -> None:
     """Send a signal to programs and their children, as a terminal does."""
     for process in running:
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
+            if not hasattr(os, "killpg"):  # on Windows, where this ends the program at once
+                process.terminate()
+                continue
+            # Not SIGINT, which background programs may ignore.
+            os.killpg(process.pid, signal.SIGKILL if at_once else signal.SIGTERM)
 
 
 @contextmanager
@@ -119,12 +122,14 @@ def _console(folder: Path | None) -> Iterator[IO[bytes] | None]:
     if folder is None:
         yield None
         return
-    import fcntl
-
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / CONSOLE).open("ab") as file:
         try:
+            import fcntl
+
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ModuleNotFoundError:  # on Windows, where nothing guards the folder
+            pass
         except BlockingIOError:
             raise RunError(
                 f"{folder}: a run is still working there; wait until it ends, or stop it"
@@ -242,7 +247,7 @@ def finished_metrics(folder: Path) -> dict[str, float] | None:
     result = folder / RESULT
     if not result.is_file():
         return None
-    metrics = json.loads(result.read_text())["metrics"]
+    metrics = json.loads(result.read_text(encoding="utf-8"))["metrics"]
     return {name: math.nan if value is None else value for name, value in metrics.items()}
 
 

@@ -29,8 +29,10 @@ from pathlib import Path
 
 import torch
 
-from onenet.cli import positive, run_program
+from onenet.cli import files_of_model, positive, run_program
+from onenet.data.sources import find_dataset
 from onenet.errors import OneNetError
+from onenet.files import check_outputs
 from onenet.inference.optimize import allow_many_sizes
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # tools/
@@ -207,6 +209,10 @@ def run(args: argparse.Namespace, command: str) -> dict[str, list[Comparison]]:
     if args.threads:
         torch.set_num_threads(args.threads)
     options = complete(args)
+    if args.output:
+        data = [find_dataset(options.dataset).json_file] if options.dataset else []
+        inputs = [*files_of_model(args, *options.configs), *data]
+        check_outputs(report.files(args.output, args.parts), inputs)
     torch.manual_seed(0)
     # All inputs have one size, so cuDNN can search for the fastest algorithm.
     torch.backends.cudnn.benchmark = True

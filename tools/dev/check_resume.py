@@ -178,7 +178,7 @@ def train(words: Sequence[str], log: str) -> None:
     """Train in this process, and print to the file ``log``."""
     from onenet.lightning.main import run
 
-    with open(log, "a") as file:
+    with open(log, "a", encoding="utf-8") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
     run(training_parser().parse_args(words), "tools/dev/check_resume.py")
@@ -239,6 +239,9 @@ def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(1)
     if args.output is not None:
         args.output.mkdir(parents=True, exist_ok=True)
+        if any(args.output.iterdir()):
+            # It removes the runs that it has checked.
+            raise OneNetError(f"--output {args.output} must be a new or an empty folder")
         return 0 if check(args.output.resolve(), args.runs, args.seed, args.opts) else 1
     with tempfile.TemporaryDirectory() as folder:
         return 0 if check(Path(folder), args.runs, args.seed, args.opts) else 1

@@ -120,7 +120,11 @@ def take_reading(pid: int, iteration: int) -> Reading:
         OSError: one of the processes has ended.
     """
     tasks = Path(f"/proc/{pid}/task").iterdir()
-    children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    children = [
+        int(child)
+        for task in tasks
+        for child in (task / "children").read_text(encoding="utf-8").split()
+    ]
     memory, *worker_memory = (_resident(process) for process in (pid, *children))
     files, threads = (
         sum(len(os.listdir(f"/proc/{process}/{kind}")) for process in (pid, *children))
@@ -130,7 +134,7 @@ def take_reading(pid: int, iteration: int) -> Reading:
 
 
 def _resident(pid: int) -> float:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1])
     return pages * os.sysconf("SC_PAGESIZE") / 2**20
 
 
@@ -154,7 +158,11 @@ def _logged(metrics: Path) -> int:
     """The last iteration whose losses are in ``metrics.json``."""
     if not metrics.exists():
         return 0
-    lines = [line for line in metrics.read_text().split("\n")[:-1] if "total_loss" in line]
+    lines = [
+        line
+        for line in metrics.read_text(encoding="utf-8").split("\n")[:-1]
+        if "total_loss" in line
+    ]
     return json.loads(lines[-1])["iteration"] if lines else 0
 
 
@@ -242,7 +250,7 @@ def run(args: argparse.Namespace) -> int:
     finally:  # also if the training fails
         draw(readings, args.settle).savefig(folder / "soak.png")
         content = strict_json([asdict(reading) for reading in readings], indent=1)
-        (folder / "soak.json").write_text(content + "\n")
+        (folder / "soak.json").write_text(content + "\n", encoding="utf-8")
     found = growth(readings, args.settle)
     for name, value in found.items():
         print(

@@ -9,12 +9,15 @@ import argparse
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TypeVar
 
 from .config.imports import import_files
+from .config.yaml import read_with_bases
 from .errors import ConfigError, OneNetError, drop_stdout, end_with, print_any_text
 
 Result = TypeVar("Result")
@@ -44,11 +47,21 @@ def run_program(
     Returns:
         What ``run`` returns.
     """
+    print_anything()
     add_traceback_flag(parser)
     args = parser.parse_args(argv)
     with one_line(args.traceback, interrupted):
         import_files(getattr(args, "imports", ()))
         return run(args)
+
+
+def print_anything() -> None:
+    """Let standard output escape what its encoding lacks, as Python lets standard error do.
+
+    Windows' cp1252 has few alphabets, and a class may be named in any.
+    """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @contextmanager
@@ -197,6 +210,25 @@ def add_traceback_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--traceback", action="store_true", help="also show where in the code an error occurred"
     )
+
+
+def files_of_model(args: argparse.Namespace, *configs: str | Path) -> list[Path]:
+    """The existing files that the flags for a model name, so that no output overwrites them.
+
+    Args:
+        args: may have ``config_file``, ``onnx``, ``imports`` and ``opts``.
+        configs: further configs. The bases and the weights of each count, too.
+    """
+    files = [*filter(None, [getattr(args, "config_file", None)]), *configs]
+    words = [*files, getattr(args, "onnx", None), *getattr(args, "imports", ())]
+    words += getattr(args, "opts", ())
+    for file in files:
+        with suppress(ConfigError):  # the program reports it when it reads the config
+            for path, values in read_with_bases(Path(file)):
+                model = values.get("MODEL")
+                words += [path, model.get("WEIGHTS") if isinstance(model, dict) else None]
+    paths = (os.path.expanduser(word) for word in words if isinstance(word, str | Path) and word)
+    return [Path(path) for path in paths if os.path.isfile(path)]
 
 
 def natural(text: str) -> int:

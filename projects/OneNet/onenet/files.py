@@ -1,4 +1,4 @@
-"""Reading text as every program reads it, and writing files whole or not at all."""
+"""Reading text, and writing files: whole or not at all, and never onto what a program reads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable
+import time
+import unicodedata
+from collections.abc import Callable, Hashable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -17,6 +19,7 @@ from typing import Any, BinaryIO, TextIO
 from .errors import DatasetError, OneNetError, WriteError
 
 logger = logging.getLogger(__name__)
+_TRIES, _PAUSE = 10, 0.1  # of a rename that is denied, and s between two of them
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP)  # a folder, on some network file systems
 
@@ -86,7 +89,7 @@ def write_whole(path: Path, content: bytes | Callable[[BinaryIO], object]) -> No
                 raise counter.error
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        _rename(partial, path)
         _sync_folder(path.parent)
     except BaseException as error:
         with suppress(OSError):
@@ -126,8 +129,22 @@ def _explain(path: Path, size: int, error: OSError) -> str:
     return text + (f", {missing:,} more than are free" if missing > 0 else "") + "; make room"
 
 
+def _rename(partial: Path, path: Path) -> None:
+    # Windows denies it while another program, such as a virus scanner, has the old file open.
+    for left in reversed(range(_TRIES)):
+        try:
+            return os.replace(partial, path)
+        except PermissionError:
+            if not left:
+                raise
+            time.sleep(_PAUSE)
+
+
 def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folder, and here nobody may list it
+        return
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -174,5 +191,86 @@ def remove_partial_files(folder: Path) -> None:
     """
     for partial in (*folder.glob(".*.partial"), *(folder / "inference").rglob(".*.partial")):
         if partial.is_file():
-            partial.unlink()
-            logger.info("Removed %s, which a killed run left unfinished", partial)
+            try:
+                partial.unlink()
+            except PermissionError as error:  # on Windows, another program has it open
+                logger.warning("%s could not be removed: %s", partial, error.strerror)
+            else:
+                logger.info("Removed %s, which a killed run left unfinished", partial)
+
+
+def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path] = ()) -> None:
+    """Refuse outputs that would replace a file that is read, or each other.
+
+    Recognises a file by any of its paths: relative ones, links, hard links, and other case where
+    the disk ignores it.
+
+    Args:
+        outputs: the files that a program will write.
+        inputs: the files that it reads, or that belong to what it reads; may be missing.
+
+    Raises:
+        OneNetError: names the output, and the input or the other output.
+    """
+    places = _Places()
+    read = {places.key(path): path for path in inputs}
+    written: dict[Hashable, str | Path] = {}
+    for path in outputs:
+        key = places.key(path)
+        if key in read:
+            same = "" if str(read[key]) == str(path) else f", which is the same file as {path}"
+            raise OneNetError(
+                f"the output would overwrite the input {read[key]}{same}: give another output"
+            )
+        if key in written:
+            raise OneNetError(
+                f"two outputs would be one file: {written[key]} and {path}; rename one of the "
+                "inputs, or give another output"
+            )
+        written[key] = path
+
+
+class _Places:
+    """Keys of files, equal for paths of one file, even if it does not exist yet."""
+
+    def __init__(self) -> None:
+        self._ignores_case: dict[str, bool] = {}
+
+    def key(self, path: str | Path) -> Hashable:
+        real = os.path.realpath(os.path.expanduser(path))
+        if (key := _inode(real)) is not None:
+            return key
+        folder, names = real, []
+        while (key := _inode(folder)) is None and os.path.dirname(folder) != folder:
+            folder, name = os.path.split(folder)
+            names.append(name)
+        if folder not in self._ignores_case:
+            self._ignores_case[folder] = _ignores_case(folder)
+        if self._ignores_case[folder]:
+            names = [unicodedata.normalize("NFC", name).casefold() for name in names]
+        return (key, *names)
+
+
+def _inode(path: str) -> Hashable | None:
+    """What all paths of a file share; ``None`` if there is no such file."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):  # not there, or not a path
+        return None
+    # Some network disks of Windows number no files.
+    return (found.st_dev, found.st_ino) if found.st_ino else os.path.normcase(path)
+
+
+def _ignores_case(folder: str) -> bool:
+    """Whether names in an existing folder that differ only in case are one file."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if (other := entry.name.swapcase()) != entry.name:
+                found = _inode(os.path.join(folder, other))
+                return found is not None and found == _inode(entry.path)
+    parent, name = os.path.split(folder)
+    if not name:
+        return os.path.normcase("A") == "a"
+    if name.swapcase() == name:
+        return _ignores_case(parent)
+    return _inode(os.path.join(parent, name.swapcase())) == _inode(folder)

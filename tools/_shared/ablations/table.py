@@ -118,6 +118,11 @@ def _cell(values: Sequence[float], decimals: int) -> str:
     return text if deviation is None else f"{text} ± {deviation:.{decimals}f}"
 
 
+def files(output: Path, name: str) -> list[Path]:
+    """What :func:`write` writes."""
+    return [output / f"{name}{suffix}" for suffix in (".md", ".csv", ".json", ".png")]
+
+
 def write(
     output: Path,
     name: str,
@@ -129,18 +134,19 @@ def write(
     """Write ``NAME.md``, ``.csv``, ``.json`` and ``.png`` into ``output``; returns the table."""
     text = table(rows)
     parts = [f"# {title}", text, NOTES, summary(dict(machine)), f"`{machine['command']}`"]
-    (output / f"{name}.md").write_text("\n\n".join(parts) + "\n")
-    _write_csv(output / f"{name}.csv", rows)
+    markdown, csv_file, json_file, chart = files(output, name)
+    markdown.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    _write_csv(csv_file, rows)
     content = {"title": title, "machine": machine, "rows": [_to_json(row) for row in rows]}
-    (output / f"{name}.json").write_text(strict_json(content, indent=1) + "\n")
-    draw(rows, plot, title, output / f"{name}.png")
+    json_file.write_text(strict_json(content, indent=1) + "\n", encoding="utf-8")
+    draw(rows, plot, title, chart)
     return text
 
 
 def _write_csv(path: Path, rows: Sequence[Row]) -> None:
     """Write a line per row and seed."""
     columns = _columns(rows)
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([*rows[0].labels, "seed", "state", *columns])
         for row in rows:

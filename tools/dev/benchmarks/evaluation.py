@@ -117,7 +117,7 @@ def run(options: Options) -> list[Comparison]:
     figures: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         truth = Path(folder) / "truth.json"
-        truth.write_text(json.dumps(content))
+        truth.write_text(json.dumps(content), encoding="utf-8")
 
         def theirs(watch: Stopwatch) -> None:
             figures[PYCOCOTOOLS] = with_pycocotools(truth, results, watch)

@@ -70,14 +70,14 @@ def _cuda_peak(work: Callable[[], Any]) -> float:
 def _cpu_peak(work: Callable[[], Any]) -> float:
     work()  # the first run starts threads and loads code that stays
     before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets VmHWM
     work()
     return (_resident("VmHWM") - before) / MIB
 
 
 def _resident(name: str) -> int:
     """Bytes from a line of /proc/self/status, which gives KiB."""
-    lines = _STATUS.read_text().splitlines()
+    lines = _STATUS.read_text(encoding="utf-8").splitlines()
     line = next(line for line in lines if line.startswith(f"{name}:"))
     return 1024 * int(line.split()[1])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -52,25 +52,33 @@ def _number(value: Any) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+def files(output: Path, parts: Iterable[str]) -> list[Path]:
+    """What :func:`write` writes for parts of the benchmark."""
+    return [
+        output / name for name in ("benchmark.md", "benchmark.json", *map("{}.png".format, parts))
+    ]
+
+
 def write(
     output: Path, results: Mapping[str, Sequence[Comparison]], machine: Mapping[str, Any]
 ) -> list[Path]:
     """Write ``benchmark.json``, ``benchmark.md`` and a chart for each part; returns their paths."""
     output.mkdir(parents=True, exist_ok=True)
     parts = {part: [to_json(one) for one in given] for part, given in results.items()}
-    path = output / "benchmark.json"
-    path.write_text(strict_json({"machine": machine, "parts": parts}, indent=1) + "\n")
+    markdown, path, *charts = files(output, results)
+    content = {"machine": machine, "parts": parts}
+    path.write_text(strict_json(content, indent=1) + "\n", encoding="utf-8")
     tables = [
         "\n\n".join([f"## {part}", *map(table, comparisons)])
         for part, comparisons in results.items()
     ]
     text = "\n\n".join([f"`{machine['command']}`", summary(machine), *tables])
-    (output / "benchmark.md").write_text(text + "\n")
-    paths = [path, output / "benchmark.md"]
-    for part, comparisons in results.items():
+    markdown.write_text(text + "\n", encoding="utf-8")
+    paths = [path, markdown]
+    for chart, comparisons in zip(charts, results.values(), strict=True):
         if comparisons:
-            paths.append(output / f"{part}.png")
-            draw(comparisons, paths[-1])
+            paths.append(chart)
+            draw(comparisons, chart)
     return paths
 
 

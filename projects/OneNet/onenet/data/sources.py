@@ -77,6 +77,10 @@ def find_dataset(name: str) -> DatasetSource:
         json_file = Path(os.path.expanduser(name[: split + len(".json")]))
         image_root = Path(os.path.expanduser(name[split + len(".json:") :]))
         advice = "write your own data as ANNOTATIONS.json:IMAGE_FOLDER."
+        if not is_line(name):  # quotes within a config make a tab of \\t
+            advice = (
+                "a backslash in quotes made a control character: write C:/train, not C:\\train."
+            )
     if not os.path.isfile(json_file):  # Path.is_file raises if the name is too long
         raise DatasetError(
             f"Data set {name!r}: no annotation file {str(json_file)!r} "

@@ -99,10 +99,15 @@ def to_torch(deployed: Deployed) -> ExportedProgram:
     return _trace(deployed, batch, {0: batch})
 
 
-def to_onnx(deployed: Deployed, info: ModelInfo) -> onnx.ModelProto:
+def to_onnx(deployed: Deployed, info: ModelInfo, *, require_sizes: bool = False) -> onnx.ModelProto:
     """Make the ONNX model, with ``info`` as its metadata.
 
-    Its input ``sizes`` is optional; without it, every image fills its place in the batch.
+    Args:
+        deployed: the graph.
+        info: the metadata.
+        require_sizes: make the input ``sizes`` required, which simplifiers and TensorRT otherwise
+            take for a constant. By default it is optional; without it, every image fills its place
+            in the batch.
 
     Raises:
         ExportError: onnx or onnxscript is not installed, or the graph holds an operator of
@@ -127,8 +132,9 @@ def to_onnx(deployed: Deployed, info: ModelInfo) -> onnx.ModelProto:
     _name_dimensions(graph.input[1], "batch_or_1", 2)
     for output in graph.output:
         _name_dimensions(output, "batch", "detections", *[4] * (output.name == "boxes"))
-    default = np.full((1, 2), _WHOLE, np.int64)
-    graph.initializer.append(onnx.numpy_helper.from_array(default, SIZES))
+    if not require_sizes:
+        default = np.full((1, 2), _WHOLE, np.int64)
+        graph.initializer.append(onnx.numpy_helper.from_array(default, SIZES))
     _strip(graph)
     for key, value in info.to_metadata().items():
         proto.metadata_props.add(key=key, value=value)

@@ -124,8 +124,8 @@ class OnnxPredictor:
         class_names: name of each label.
 
     Raises:
-        ExportedModelError: no such file, not an exported OneNet, ONNX Runtime is not installed,
-            or it lacks a provider.
+        ExportedModelError: no such file, not an exported OneNet, one that lost an input to a
+            simplifier, ONNX Runtime is not installed, or it lacks a provider.
     """
 
     def __init__(
@@ -142,6 +142,7 @@ class OnnxPredictor:
         except ExportedModelError as error:
             raise ExportedModelError(f"{path} is {error}") from None
         self.class_names = self.info.class_names
+        check_inputs(path, self.session)
 
     def __call__(self, image: np.ndarray) -> ArrayDetections:
         """Detect objects in one image, (H, W, 3) uint8 RGB; see :meth:`predict_batch`."""
@@ -214,6 +215,18 @@ def open_session(
         return onnxruntime.InferenceSession(path, options, list(providers))
     except Exception as error:  # its errors have no common base class
         raise ExportedModelError(f"ONNX Runtime cannot load {path}: {error}") from error
+
+
+def check_inputs(path: str | PathLike[str], session: Any) -> None:
+    """Raise ``ExportedModelError`` unless a file still has the inputs that the export gave it."""
+    inputs = [*session.get_inputs(), *session.get_overridable_initializers()]
+    missing = [name for name in (IMAGES, SIZES) if name not in [value.name for value in inputs]]
+    if missing:
+        raise ExportedModelError(
+            f"{path} has no input {' and '.join(missing)}, which tools/export.py gave it. A "
+            "simplifier (onnxsim, onnxslim) or converter takes the default of sizes for a constant "
+            "and removes it: export with --require-sizes, and simplify that file"
+        )
 
 
 def pad_images(images: Sequence[np.ndarray], stride: int) -> tuple[np.ndarray, np.ndarray]:

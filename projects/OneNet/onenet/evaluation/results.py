@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,12 @@ def set_prefix(name: str, test_sets: Sequence[str]) -> str:
         return ""
     alike = [one for one in sets if _as_folder(one) == _as_folder(name)]
     number = alike.index(name)  # of the sets "a/b" and "a_b"
-    return f"{_as_folder(name)}{f'_{number + 1}' if number else ''}/"
+    return f"{name.replace('/', '_')}{f'_{number + 1}' if number else ''}/"
 
 
 def _as_folder(name: str) -> str:
-    return name.replace("/", "_")
+    # Windows takes none of these in the name of a folder; JSON:FOLDER has a colon.
+    return re.sub(r'[/\\:*?"<>|]', "_", name)
 
 
 def results_folder(output_dir: str | Path, name: str, test_sets: Sequence[str]) -> Path:
@@ -42,7 +44,7 @@ def results_folder(output_dir: str | Path, name: str, test_sets: Sequence[str]) 
     Args:
         name, test_sets: see :func:`set_prefix`.
     """
-    return Path(output_dir) / "inference" / set_prefix(name, test_sets)
+    return Path(output_dir) / "inference" / _as_folder(set_prefix(name, test_sets).rstrip("/"))
 
 
 def to_coco(

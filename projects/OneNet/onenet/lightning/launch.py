@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -111,7 +112,7 @@ def _exit_like(error: ProcessExitedException) -> NoReturn:
     status, how = error.exit_code, f"ended with status {error.exit_code}"
     if status < 0:
         status, how = 128 - status, f"was ended by {error.signal_name}"
-        if status == 128 + signal.SIGKILL:
+        if status == 128 + getattr(signal, "SIGKILL", math.inf):  # Windows has none
             how += ", which also happens when memory runs out"
     if status not in _EXPLAINED:
         line = f"error: the process of local rank {error.error_index} {how}"

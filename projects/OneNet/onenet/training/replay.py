@@ -68,7 +68,7 @@ def replay(
     package, _ = choose_engine(dump.engine)
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "config.yaml"
-        config.write_text(dump.config)
+        config.write_text(dump.config, encoding="utf-8")
         rebuilt = importlib.import_module(f"{package}.replay").rebuild(config, list(opts))
     model = rebuilt.model
     try:
