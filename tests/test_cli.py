@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +28,7 @@ from onenet.errors import ConfigError
 from onenet.lightning import main
 from onenet.lightning.config import load_cfg
 from onenet.lightning.launch import check_processes, join
+from onenet.training import launchers
 
 
 def refused(capsys: pytest.CaptureFixture, config: Path, *words: Any) -> str:
@@ -259,8 +259,9 @@ def test_another_process_waits_for_the_first_to_tell_what_all_find(config, monke
     slept, left = [], []
     monkeypatch.setattr(main.time, "sleep", slept.append)
     monkeypatch.setattr(main, "leave", left.append)
+    monkeypatch.setattr(launchers, "_own", False)  # and again afterwards
     with unchanged_process():
-        os.environ["LOCAL_RANK"] = "1"
+        launchers.become(1)
         with pytest.raises(SystemExit) as stop:
             main.run(arguments(config, opts=["NO.SUCH", "KEY"]), "a test")
     assert stop.value.code == 2 and slept == [main.PATIENCE] and left == [2]

@@ -10,6 +10,7 @@ import torch
 import torchvision
 from helpers.configs import R50, refused
 from helpers.detectron2_runs import name_of, train_d2, trained
+from helpers.launchers import TORCHRUN
 from helpers.runs import edit_json, load, write_config
 
 from onenet.d2.config import load_cfg
@@ -113,3 +114,12 @@ def test_divergence_ends_with_one_line_and_code_1(shapes, tmp_path, capsys):
     error = capsys.readouterr().err.splitlines()[-1]
     assert stop.value.code == 1
     assert "iteration 1: loss_ce = nan" in error and ".jpg" in error
+
+
+def test_torchrun_is_refused(shapes, tmp_path, monkeypatch, capsys):
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as stop:
+        train_d2(write_config(tmp_path, shapes))
+    told = "error: torchrun has started this program, but Detectron2 starts its own processes"
+    assert stop.value.code == 2 and told in capsys.readouterr().err

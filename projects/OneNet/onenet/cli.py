@@ -86,7 +86,8 @@ examples:
   train on your own data:
     %(prog)s --config-file projects/OneNet/configs/onenet.res18.nodcn.yaml \\
         DATASETS.TRAIN '("train.json:images",)' DATASETS.TEST '("val.json:images",)' \\
-        MODEL.OneNet.NUM_CLASSES 3
+        MODEL.OneNet.NUM_CLASSES 3 SOLVER.IMS_PER_BATCH 16 SOLVER.BASE_LR 2.5e-5 \\
+        SOLVER.MAX_ITER 12000 SOLVER.STEPS '(8000,10700)'
 """,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

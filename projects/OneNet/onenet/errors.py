@@ -77,6 +77,12 @@ class LostProcessError(OneNetError):
     exit_status = 1
 
 
+class DataWorkerError(OneNetError):
+    """A data worker has ended, or cannot pass on what it has read."""
+
+    exit_status = 1
+
+
 class WriteError(OneNetError):
     """A file could not be written; what its name held before is unchanged."""
 

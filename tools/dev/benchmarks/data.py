@@ -31,7 +31,7 @@ def make_loader(options: Options, dataset: CocoDetection, workers: int, images: 
         ["MODEL.OneNet.NUM_CLASSES", len(dataset.class_names), "SOLVER.IMS_PER_BATCH", BATCH]
         + ["DATALOADER.NUM_WORKERS", workers, "MODEL.DEVICE", options.device.type],
     )
-    endless = build_train_loader(cfg, [dataset])
+    endless = build_train_loader(cfg, [dataset]).loader
     return DataLoader(
         endless.dataset,
         batch_sampler=list(islice(endless.batch_sampler, images // BATCH)),
