@@ -23,6 +23,7 @@ from onenet.errors import ConfigError
 from onenet.lightning.build import build_detector
 from onenet.lightning.config import load_cfg
 from onenet.lightning.launch import check_processes
+from onenet.lightning.predictor import build_predictor
 from onenet.structures import Targets
 
 
@@ -175,6 +176,13 @@ def test_training_and_evaluation_in_bfloat16_name_the_key(shapes, tmp_path, caps
     assert capsys.readouterr().out.count("SOLVER.AMP.ENABLED False is faster here") == 1
     train(config, "--eval-only", "TEST.PRECISION", "bfloat16")
     assert capsys.readouterr().out.count("TEST.PRECISION float32 is faster here") == 1
+
+
+@pytest.mark.usefixtures("slow")
+def test_the_demos_model_in_bfloat16_names_the_key(shapes, tmp_path, caplog):
+    config, _ = trained(tmp_path, shapes)
+    build_predictor(str(config), ["TEST.PRECISION", "bfloat16"])
+    assert "TEST.PRECISION float32 is faster here" in caplog.text
 
 
 # The learning rate

@@ -78,6 +78,32 @@ def test_a_signal_that_is_ignored_stays_ignored(number):
         signal.signal(number, before)
 
 
+HUNG_UP = """
+import sys, time
+from onenet.training.signals import StopRequests, end_stopped, stopped_after
+
+with StopRequests() as requests:
+    print("ready", flush=True)
+    while not (number := requests.agreed()):
+        time.sleep(0.01)
+    print("progress", file=sys.stderr, flush=True)
+print("saved", file=open(sys.argv[1], "w"))
+end_stopped(stopped_after(3, number, None), print)
+"""
+
+
+def test_a_terminal_that_closes_does_not_keep_a_run_from_saving(tmp_path):
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-c", HUNG_UP, tmp_path / "saved"]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    assert os.read(ours, 100).startswith(b"ready")
+    os.close(ours)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(120) == 129
+    assert (tmp_path / "saved").read_text() == "saved\n"
+
+
 @pytest.mark.parametrize("number", SIGNALS[1:])
 def test_a_process_that_waits_for_others_hands_signals_on(number):
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)

@@ -13,7 +13,12 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from torch import nn
 
-from onenet.checkpoints.files import add_checkpoint, save_final, tag_last_checkpoint
+from onenet.checkpoints.files import (
+    add_checkpoint,
+    find_checkpoints,
+    save_final,
+    tag_last_checkpoint,
+)
 from onenet.training.signals import Stopped, StopRequests, how_it_stopped, stopped_after
 
 logger = logging.getLogger(__name__)
@@ -98,7 +103,10 @@ def save_done(trainer: Any) -> str:
     checkpointer, done = trainer.checkpointer, trainer.iter
     if done >= trainer.start_iter and checkpointer.saved != done:
         checkpointer.save(f"model_{done:07d}", iteration=done)
-    return how_it_stopped(done + 1, checkpointer.last)
+    last = checkpointer.last
+    if not checkpointer.save_to_disk:  # another process does
+        last = next(iter(find_checkpoints(Path(checkpointer.save_dir))), None)
+    return how_it_stopped(done + 1, last)
 
 
 class GoingOn(EventWriter):

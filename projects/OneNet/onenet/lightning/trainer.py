@@ -194,7 +194,7 @@ class Trainer:
             if self.fabric.world_size == 1:
                 self.read_losses()
             self._write()
-        return how_it_stopped(self.iteration, self.checkpoints.last)
+        return how_it_stopped(self.iteration, self.checkpoints.newest())
 
     def step(self, batch: list[TrainItem]) -> dict[str, Tensor]:
         """One iteration on this process' share of the batch; see :func:`train_step`."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import select
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -69,13 +71,18 @@ def end_stopped(error: KeyboardInterrupt, log: Callable[[str], None] | None) -> 
 
 @contextmanager
 def _handled_by(handle: Callable[[int, Any], None]) -> Iterator[None]:
+    def handle_signal(number: int, frame: Any) -> None:
+        if number == getattr(signal, "SIGHUP", None):
+            _leave_terminal()
+        handle(number, frame)
+
     before = {}
     # Only Python's main thread can set handlers.
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             # A job in the background may ignore Ctrl-C; nohup ignores SIGHUP.
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                before[number] = signal.signal(number, handle)
+                before[number] = signal.signal(number, handle_signal)
     try:
         yield
     finally:
@@ -92,6 +99,18 @@ def stop_at_once() -> AbstractContextManager[None]:
     return _handled_by(handle)
 
 
+def _leave_terminal() -> None:
+    """Drop what is printed from now on if the terminal is closed, as printing would raise."""
+    time.sleep(0.1)  # a pipe's reader may be about to end, too
+    for stream in (1, 2):
+        poll = select.poll()
+        poll.register(stream, 0)
+        if poll.poll(0):  # errors alone
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream)
+            os.close(null)
+
+
 def hand_on() -> AbstractContextManager[None]:
     """A context for a process that waits for its children: passes signals on to them.
 
@@ -101,7 +120,8 @@ def hand_on() -> AbstractContextManager[None]:
     def handle(number: int, _: Any) -> None:
         if number != signal.SIGINT:
             for child in multiprocessing.active_children():
-                os.kill(child.pid, number)
+                with suppress(ProcessLookupError):
+                    os.kill(child.pid, number)
 
     return _handled_by(handle)
 
