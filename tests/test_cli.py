@@ -245,7 +245,11 @@ def test_more_gpus_than_there_are(config, monkeypatch):
 
 def test_terminal_shows_the_run_and_nothing_else(config, tmp_path):
     """In a separate process, since libraries warn once, on import."""
-    code, out, err = finish(start(config, "DATALOADER.NUM_WORKERS", 1, new=True, PYTHONWARNINGS=""))
+    code, out, err = finish(
+        start(
+            config, "DATALOADER.NUM_WORKERS", 1, "SOLVER.STEPS", "()", new=True, PYTHONWARNINGS=""
+        )
+    )
     assert code == 0 and err == ""
     lines = out.splitlines()
     assert all(line.startswith(("[", "|", "duplicates: ")) or not line for line in lines), out

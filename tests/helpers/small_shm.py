@@ -126,6 +126,7 @@ def main(engine: str, config: Path) -> None:
         place = Trainer, "run_step", "iter"
     with full_from(*place):
         stopped = outcome(train, config)
+    fill()  # also what the worker has left
     unstarted = outcome(train, config, "--eval-only")
     FILLER.unlink()
     resumed = outcome(train, config, "--resume")
