@@ -59,19 +59,23 @@ def outcomes(engine: str, config: Path) -> list[dict[str, Any]]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def error_line(outcome: dict[str, Any]) -> str:
+    """The only error that a program has printed."""
+    text = outcome["out"] + outcome["err"]
+    (line,) = (line for line in text.splitlines() if "error: " in line and line[0] != "[")
+    assert "Traceback" not in text and line in outcome["err"]
+    return line
+
+
 def check_outcomes(engine: str, config: Path) -> int:
     """Check what a full /dev/shm does to a run; returns the iteration that it was saved after."""
     stopped, unstarted, resumed = outcomes(engine, config)
-    (line,) = stopped["err"].splitlines()
-    assert stopped["status"] == 1 and "Traceback" not in stopped["out"]
+    assert [one["status"] for one in (stopped, unstarted, resumed)] == [1, 1, 0]
+    line, at_start = map(error_line, (stopped, unstarted))
     assert line.startswith("error: /dev/shm is too small for the images that data workers pass on")
-    assert ADVICE.search(line)
+    assert ADVICE.search(line) and ADVICE.search(at_start)
     done = int(re.search(r"Training stopped after iteration (\d+); --resume goes on", line)[1])
-    assert line.endswith(f"model_{done - 1:07d}.pth") and done >= 3
-    assert unstarted["status"] == 1
-    (line,) = unstarted["err"].splitlines()
-    assert ADVICE.search(line)
-    assert (resumed["status"], resumed["err"]) == (0, "")
+    assert line.endswith(f"model_{done - 1:07d}.pth") and done >= 2
     return done
 
 

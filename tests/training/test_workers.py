@@ -24,7 +24,7 @@ def test_a_full_shared_memory_ends_in_a_line_and_the_run_goes_on(shapes, tmp_pat
     whole = write_config(tmp_path / "whole", shapes, **{**QUICK, "SOLVER__CHECKPOINT_PERIOD": done})
     train(whole, "DATASETS.TEST", "()")
     for file in (f"model_{done - 1:07d}.pth", "model_final.pth"):
-        assert_same(*(load(path.parent / "run" / file) for path in (config, whole)))
+        assert_same(*(load(path.parent / "run" / file)["model"] for path in (config, whole)))
 
 
 def kill_workers() -> None:
