@@ -215,3 +215,8 @@ def test_training_names_steps_that_it_does_not_reach(shapes, tmp_path, capsys):
     log = capsys.readouterr().out
     assert log.count("never lowers the learning rate (5)") == 1
     assert "SOLVER.STEPS (5,)" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_a_short_training_gets_steps_that_can_be_set(caplog):
+    warn_of_idle_steps(load_cfg(R50, ["SOLVER.MAX_ITER", "2"]))
+    assert caplog.messages[0].endswith("SOLVER.STEPS '(1,)'")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from onenet.errors import ConfigError
 
@@ -59,13 +60,14 @@ def _has_mps() -> bool:
 
 
 def warn_of_bfloat16(device: torch.device, change: str) -> None:
-    """Warn, once a process, that bfloat16 is slow on a CPU that cannot compute in it.
+    """Warn, once and in the first process, that bfloat16 is slow on a CPU without units for it.
 
     Args:
         device: that computes.
         change: the key with the value that is faster, such as "TEST.PRECISION float32".
     """
-    if device.type == "cpu" and has_bfloat16() is False:
+    others = dist.is_available() and dist.is_initialized() and dist.get_rank() > 0
+    if device.type == "cpu" and not others and has_bfloat16() is False:
         _warn_of_bfloat16(change)
 
 

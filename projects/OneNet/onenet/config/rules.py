@@ -100,13 +100,12 @@ def warn_of_idle_steps(cfg: Any) -> None:
     effect = "never lowers the learning rate" if len(idle) == len(s.STEPS) else "skips these"
     logger.warning(
         "SOLVER.STEPS %s: training ends at SOLVER.MAX_ITER %d and %s (%s). About 2/3 and 8/9 of "
-        "MAX_ITER are usual: SOLVER.STEPS '(%d, %d)'",
+        "MAX_ITER are usual: SOLVER.STEPS '%s'",
         tuple(s.STEPS),
         s.MAX_ITER,
         effect,
         ", ".join(map(str, idle)),
-        s.MAX_ITER * 2 // 3,
-        s.MAX_ITER * 8 // 9,
+        tuple(sorted({s.MAX_ITER * 2 // 3, s.MAX_ITER * 8 // 9} - {0})),
     )
 
 

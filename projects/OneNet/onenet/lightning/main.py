@@ -153,7 +153,8 @@ def _work(
     make_deterministic(cfg)
 
     if not args.eval_only:
-        warn_of_idle_steps(cfg)
+        if fabric.global_rank == 0:
+            warn_of_idle_steps(cfg)
         if cfg.SOLVER.AMP.ENABLED:
             warn_of_bfloat16(fabric.device, "SOLVER.AMP.ENABLED False")
         resume = args.resume or fabric.broadcast(again and has_own_checkpoint(folder))
