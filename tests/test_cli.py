@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +28,7 @@ from onenet.errors import ConfigError
 from onenet.lightning import main
 from onenet.lightning.config import load_cfg
 from onenet.lightning.launch import check_processes, join
+from onenet.training import launchers
 
 
 def refused(capsys: pytest.CaptureFixture, config: Path, *words: Any) -> str:
@@ -245,7 +245,11 @@ def test_more_gpus_than_there_are(config, monkeypatch):
 
 def test_terminal_shows_the_run_and_nothing_else(config, tmp_path):
     """In a separate process, since libraries warn once, on import."""
-    code, out, err = finish(start(config, "DATALOADER.NUM_WORKERS", 1, new=True, PYTHONWARNINGS=""))
+    code, out, err = finish(
+        start(
+            config, "DATALOADER.NUM_WORKERS", 1, "SOLVER.STEPS", "()", new=True, PYTHONWARNINGS=""
+        )
+    )
     assert code == 0 and err == ""
     lines = out.splitlines()
     assert all(line.startswith(("[", "|", "duplicates: ")) or not line for line in lines), out
@@ -259,8 +263,9 @@ def test_another_process_waits_for_the_first_to_tell_what_all_find(config, monke
     slept, left = [], []
     monkeypatch.setattr(main.time, "sleep", slept.append)
     monkeypatch.setattr(main, "leave", left.append)
+    monkeypatch.setattr(launchers, "_own", False)  # and again afterwards
     with unchanged_process():
-        os.environ["LOCAL_RANK"] = "1"
+        launchers.become(1)
         with pytest.raises(SystemExit) as stop:
             main.run(arguments(config, opts=["NO.SUCH", "KEY"]), "a test")
     assert stop.value.code == 2 and slept == [main.PATIENCE] and left == [2]

@@ -4,13 +4,13 @@
 import importlib
 import sys
 
-from onenet.cli import choose_engine, one_line, print_anything, training_parser
+from onenet.cli import choose_engine, one_line, training_parser
 from onenet.config.imports import import_files
-from onenet.errors import ConfigError
+from onenet.errors import ConfigError, print_any_text
 
 
 def main() -> None:
-    print_anything()
+    print_any_text()
     args = training_parser().parse_args()
     if args.replay is not None:
         with one_line(args.traceback):

@@ -11,13 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog, detection_utils
+from detectron2.data import (
+    DatasetCatalog,
+    MetadataCatalog,
+    detection_utils,
+    get_detection_dataset_dicts,
+)
 from detectron2.data import transforms as T
+from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.structures import BoxMode
 from helpers.coco_example import GOOD
 from helpers.configs import ROOT, SHIPPED, flat, write
-from helpers.detectron2_runs import name_of
-from helpers.runs import edit_json
+from helpers.detectron2_runs import name_of, train_d2
+from helpers.runs import edit_json, write_config
 from PIL import Image
 
 from onenet.d2 import OneNetDatasetMapper, register_datasets
@@ -27,6 +33,7 @@ from onenet.data.dataset import CocoDetection
 from onenet.data.sources import check_same_classes, find_dataset
 from onenet.errors import ConfigError, DatasetError
 from onenet.lightning.config import load_cfg as load_embedded
+from onenet.lightning.sampler import repeat_factors
 
 R18 = ROOT / "projects" / "OneNet" / "configs" / "onenet.res18.nodcn.yaml"
 
@@ -277,3 +284,26 @@ def test_broken_images_are_named(record, tmp_path):
         mapper({**record, "file_name": str(tmp_path / "b.png")})
     with pytest.raises(DatasetError, match="c.png' does not exist; check the image folder"):
         mapper({**record, "file_name": str(tmp_path / "c.png")})
+
+
+@pytest.mark.parametrize("root", [True, False])
+@pytest.mark.parametrize("keep_empty", [True, False])
+def test_repeat_factors_are_detectron2s(shapes, tmp_path, root, keep_empty):
+    def crowd(content):
+        for i, annotation in enumerate(content["annotations"]):
+            annotation["iscrowd"] = int(i % 3 == 0)
+
+    name = f"{edit_json(shapes, tmp_path / 'a', 'train', crowd)}/annotations/instances_train.json"
+    name += f":{shapes}/train"
+    register_datasets([name])
+    records = get_detection_dataset_dicts([name], filter_empty=not keep_empty)
+    theirs = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(records, 0.8, root)
+    data = CocoDetection(find_dataset(name), keep_empty=keep_empty)
+    assert data.image_ids.tolist() == [record["image_id"] for record in records]
+    ours = repeat_factors(len(data), *data.shown, threshold=0.8, root=root)
+    assert ours.tolist() == theirs.tolist() and ours.max() > 1
+
+
+def test_steps_that_training_does_not_reach_are_told(shapes, tmp_path, capsys):
+    train_d2(write_config(tmp_path, shapes, SOLVER__MAX_ITER=1, DATASETS__TEST=[]))
+    assert "never lowers the learning rate (5)" in capsys.readouterr().out

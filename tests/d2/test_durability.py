@@ -17,13 +17,13 @@ from detectron2.utils.events import EventWriter
 from helpers.detectron2_runs import train_d2
 from helpers.full_disk import flip_a_bit, full, full_disk
 from helpers.runs import load, metrics, write_config
-from torch.utils.data import DataLoader
 
 from onenet.d2 import Trainer
 from onenet.d2.config import load_cfg
 from onenet.d2.datasets import register_datasets
 from onenet.d2.loader import build_test_loader, build_train_loader
 from onenet.d2.saving import GoingOn
+from onenet.training.workers import Watched
 
 QUICK = {"SOLVER__MAX_ITER": 4, "SOLVER__CHECKPOINT_PERIOD": 2, "DATASETS__TEST": []}
 
@@ -48,7 +48,13 @@ def names(run: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("number", "name", "code"), [(signal.SIGINT, "Ctrl-C", 130), (signal.SIGTERM, "SIGTERM", 143)]
+    ("number", "name", "code"),
+    [
+        (signal.SIGINT, "Ctrl-C", 130),
+        (signal.SIGTERM, "SIGTERM", 143),
+        (signal.SIGHUP, "SIGHUP", 129),
+        (signal.SIGUSR1, "SIGUSR1", 128 + signal.SIGUSR1),
+    ],
 )
 def test_a_stopped_run_is_saved_and_goes_on(
     shapes, tmp_path, monkeypatch, capsys, number, name, code
@@ -139,11 +145,11 @@ def test_a_writer_without_room_is_told_once(caplog):
 
 def test_the_workers_leave_signals_to_the_first_process(shapes, tmp_path, monkeypatch):
     done = []
-    monkeypatch.setattr("onenet.d2.loader.leave_signals_to_the_first", lambda: done.append(1))
+    monkeypatch.setattr("onenet.d2.loader.init_worker", lambda: done.append(1))
     cfg = load_cfg(write_config(tmp_path, shapes))
     register_datasets((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     loaders = [build_train_loader(cfg), build_test_loader(cfg, cfg.DATASETS.TEST[0])]
     for count, loader in enumerate(loaders, start=1):
-        inner = loader if isinstance(loader, DataLoader) else loader.dataset
-        inner.worker_init_fn(0)
+        inner = loader if isinstance(loader, Watched) else loader.dataset
+        inner.loader.worker_init_fn(0)
         assert len(done) == count

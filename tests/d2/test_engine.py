@@ -247,7 +247,7 @@ def test_test_images_come_in_batches_of_one_shape(shapes, tmp_path):
     data = edit_json(shapes, tmp_path / "turned", "val", turn)
     cfg = load_cfg(write_config(tmp_path, data, TEST__IMS_PER_BATCH=2))
     register_datasets(cfg.DATASETS.TEST)
-    loader = Trainer.build_test_loader(cfg, cfg.DATASETS.TEST[0])
+    loader = Trainer.build_test_loader(cfg, cfg.DATASETS.TEST[0]).loader
     assert loader.batch_sampler.batch_size == 2
     records = DatasetCatalog.get(cfg.DATASETS.TEST[0])
     order = [records[i]["height"] for i in loader.batch_sampler.sampler]

@@ -10,6 +10,7 @@ import torch
 import torchvision
 from helpers.configs import R50, refused
 from helpers.detectron2_runs import name_of, train_d2, trained
+from helpers.launchers import TORCHRUN
 from helpers.runs import edit_json, load, write_config
 
 from onenet.d2.config import load_cfg
@@ -126,3 +127,12 @@ def test_a_batch_norm_of_one_value_per_channel(shapes, tmp_path, capsys):
     error = capsys.readouterr().err.splitlines()[-1]
     assert stop.value.code == 2
     assert error.startswith("error: a batch norm got one value per channel")
+
+
+def test_torchrun_is_refused(shapes, tmp_path, monkeypatch, capsys):
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as stop:
+        train_d2(write_config(tmp_path, shapes))
+    told = "error: torchrun has started this program, but Detectron2 starts its own processes"
+    assert stop.value.code == 2 and told in capsys.readouterr().err

@@ -6,11 +6,11 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,7 +32,7 @@ from helpers.runs import (
 from onenet.checkpoints.files import read_last_checkpoint
 from onenet.lightning.monitor import Monitor
 from onenet.lightning.trainer import Trainer
-from onenet.training.signals import Stopped, StopRequests, hand_on, stop_at_once
+from onenet.training.signals import SIGNALS, Stopped, StopRequests, hand_on, stop_at_once
 
 
 def test_checkpoints_to_keep_are_none_or_more(shapes, tmp_path, capsys):
@@ -46,7 +46,7 @@ def send(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_noted_in_a_loop_and_raised_elsewhere(number):
     before = signal.getsignal(number)
     with pytest.raises(Stopped) as stopped, stop_at_once():
@@ -66,25 +66,53 @@ def test_a_second_interrupt_stops_at_once_and_a_second_sigterm_waits():
         send(signal.SIGINT)
 
 
-def test_an_interrupt_that_is_ignored_stays_ignored():
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as of a job in the background
+# As of a job in the background, and as nohup does.
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_that_is_ignored_stays_ignored(number):
+    before = signal.signal(number, signal.SIG_IGN)
     try:
         with stop_at_once(), StopRequests() as requests:
-            send(signal.SIGINT)
+            send(number)
             assert requests.agreed() == 0
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
 
 
-def test_a_process_that_waits_for_others_hands_sigterm_on(monkeypatch):
-    ended = []
-    child = SimpleNamespace(terminate=lambda: ended.append("child"))
-    monkeypatch.setattr("multiprocessing.active_children", lambda: [child])
-    with hand_on():
+HUNG_UP = """
+import sys, time
+from onenet.training.signals import StopRequests, end_stopped, stopped_after
+
+with StopRequests() as requests:
+    print("ready", flush=True)
+    while not (number := requests.agreed()):
+        time.sleep(0.01)
+    print("progress", file=sys.stderr, flush=True)
+print("saved", file=open(sys.argv[1], "w"))
+end_stopped(stopped_after(3, number, None), print)
+"""
+
+
+def test_a_terminal_that_closes_does_not_keep_a_run_from_saving(tmp_path):
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-c", HUNG_UP, tmp_path / "saved"]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    assert os.read(ours, 100).startswith(b"ready")
+    os.close(ours)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(120) == 129
+    assert (tmp_path / "saved").read_text() == "saved\n"
+
+
+@pytest.mark.parametrize("number", SIGNALS[1:])
+def test_a_process_that_waits_for_others_hands_signals_on(number):
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    with pytest.MonkeyPatch.context() as patch, hand_on(), child:
+        patch.setattr("multiprocessing.active_children", lambda: [child])
         send(signal.SIGINT)  # reaches children from the terminal
-        assert not ended
-        send(signal.SIGTERM)
-    assert ended == ["child"]
+        assert child.poll() is None
+        send(number)
+        assert child.wait(60) == -number
 
 
 QUICK = {"SOLVER__MAX_ITER": 4, "SOLVER__CHECKPOINT_PERIOD": 2, "DATASETS__TEST": []}
@@ -113,16 +141,20 @@ def at_iteration(monkeypatch: pytest.MonkeyPatch, number: int, act: Any) -> Iter
         yield
 
 
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR1, 128 + signal.SIGUSR1)],
+)
 def test_a_stopped_run_is_saved_and_ends_like_an_uninterrupted_one(
-    shapes, tmp_path, monkeypatch, capsys, uninterrupted
+    shapes, tmp_path, monkeypatch, capsys, uninterrupted, number, status
 ):
     config, run = write_config(tmp_path, shapes, **QUICK), tmp_path / "run"
     with pytest.raises(SystemExit) as stop:
-        with at_iteration(monkeypatch, 3, lambda: send(signal.SIGTERM)):
+        with at_iteration(monkeypatch, 3, lambda: send(number)):
             train(config)
-    assert stop.value.code == 143
+    assert stop.value.code == status
     last = run / "model_0000002.pth"  # of the third iteration, between two periods
-    told = f"SIGTERM: stopped after iteration 3; --resume goes on from {last}"
+    told = f"{number.name}: stopped after iteration 3; --resume goes on from {last}"
     assert capsys.readouterr().err.splitlines()[-1] == told
     assert told in (run / "log.txt").read_text()
     assert not (run / "model_final.pth").exists()

@@ -67,20 +67,25 @@ def in_parts(one_process, tmp_path_factory) -> tuple[Path, str]:
     """The same of two processes that accumulate gradients."""
     folder = tmp_path_factory.mktemp("parts")
     words = ("--num-gpus", "2", "SOLVER.ACCUMULATE", "2", "OUTPUT_DIR", folder)
-    return folder, two(one_process[1], *words, new=True)
+    return folder, two(one_process[1], *words, new=True, LOCAL_RANK="0", NODE_RANK="1")
 
 
-def two(config: Path, *words: Any, program: tuple[str, ...] = (), new: bool = False) -> str:
+def two(config: Path, *words: Any, **options: Any) -> str:
     """Stdout of a run of two processes; see :func:`start`."""
     # A job of SLURM with one task must not keep the program from starting its own processes.
     slurm = {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train", "SLURM_NTASKS_PER_NODE": "1"}
-    code, out, err = finish(start(config, *words, program=program, new=new, **slurm))
+    code, out, err = finish(start(config, *words, **options, **slurm))
     assert code == 0, err
     return out
 
 
 def flat(tensors: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def test_variables_of_another_launcher_are_not_used_and_torchruns_are(in_parts, by_torchrun):
+    assert "LOCAL_RANK=0, NODE_RANK=1 in the environment: not used" in in_parts[1]
+    assert "torchrun has started 2 processes on this machine and 2 in all" in by_torchrun[1]
 
 
 @pytest.mark.parametrize("kind", ["in_parts", "by_torchrun"])

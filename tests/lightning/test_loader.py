@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 import traceback
 from itertools import islice
@@ -60,6 +61,7 @@ def config(*train: str, workers: int = 0, group: bool = True, keep_empty: bool =
             "ASPECT_RATIO_GROUPING": group,
             "FILTER_EMPTY_ANNOTATIONS": not keep_empty,
             "SKIP_UNREADABLE": False,
+            "SAMPLER_TRAIN": "TrainingSampler",
         }
     )
     cfg.SOLVER = CfgNode({"IMS_PER_BATCH": 4})
@@ -261,3 +263,30 @@ def test_test_items_are_resized_and_know_the_original(tmp_path):
     assert third.image.shape == (3, 19, 12) and third.image.dtype == torch.uint8  # 32 * 12 / 20
     assert third.file_name == str(tmp_path / "data" / "3.png")
     assert [b[0].image_id for b in loader] == [1, 2, 3, 4, 5, 6]  # a second pass too
+
+
+def test_images_of_rare_classes_come_more_often(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    first, second = (make_dataset(tmp_path / name) for name in ("a", "b"))
+    cfg = config(first, second)
+    plain = [item.image_id for batch in take(30, cfg) for item in batch]
+    cfg.DATALOADER |= {
+        "SAMPLER_TRAIN": "RepeatFactorTrainingSampler",
+        "REPEAT_THRESHOLD": 1.0,
+        "REPEAT_SQRT": False,
+    }
+    loader = build_train_loader(cfg).loader
+    data, factors = loader.dataset, loader.batch_sampler.factors
+    images, labels = data.shown
+    assert len(factors) == len(data) == 2 * len(load(first))
+    for index in range(len(data)):
+        record = data._read(index)[0]
+        assert set(record.labels) <= set(labels[images == index])
+    shares = np.bincount(labels) / len(data)
+    rarest = [min(shares[labels[images == i]], default=1) for i in range(len(data))]
+    assert factors == pytest.approx(1 / np.array(rarest))
+    assert "DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler: an epoch has" in caplog.text
+    repeated = [item.image_id for batch in take(30, cfg) for item in batch]
+    assert repeated != plain
+    resumed = [item.image_id for batch in take(10, cfg, start_iteration=20) for item in batch]
+    assert resumed == repeated[80:]

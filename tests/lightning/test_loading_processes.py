@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from onenet.training.signals import SIGNALS
+
 LOADS = """
 import multiprocessing, os, time
 from torch.utils.data import DataLoader, get_worker_info
-from onenet.training.signals import leave_signals_to_the_first
+from onenet.training.workers import init_worker
 
 class Pids:
     def __len__(self):
@@ -26,7 +28,7 @@ if __name__ == "__main__":
     multiprocessing.set_forkserver_preload(["torch.utils.data"])
     loader = DataLoader(
         Pids(), num_workers=2, multiprocessing_context="{start}", persistent_workers=True,
-        worker_init_fn=leave_signals_to_the_first,
+        worker_init_fn=init_worker,
     )
     print(*{{int(pid) for pid in loader}}, flush=True)
     input()
@@ -56,7 +58,7 @@ def test_they_end_with_the_first_or_by_it_alone(tmp_path, start, by):
     workers = [int(pid) for pid in program.stdout.readline().split()]
     try:
         assert len(workers) == 2 and all(map(is_running, workers))
-        for number in (signal.SIGINT, signal.SIGTERM):  # of a terminal, and of a scheduler, to all
+        for number in SIGNALS:  # of a terminal, and of a scheduler, to all
             for pid in workers:
                 os.kill(pid, number)
         time.sleep(0.2)

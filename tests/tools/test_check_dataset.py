@@ -167,7 +167,20 @@ def die(*_: Any) -> None:
 def test_a_process_that_dies_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(checks, "read_image", die)  # forked processes inherit this
     source = DatasetSource("mine", tmp_path / "d.json", tmp_path)
-    with pytest.raises(DatasetError, match="A process reading images of .* died"):
+    with pytest.raises(DatasetError, match="A process reading images of .* died.*/dev/shm has"):
+        list(check_pixels(source, content()["images"], workers=1))
+
+
+def test_processes_that_cannot_be_started(tmp_path, monkeypatch):
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")  # semaphores lie in /dev/shm, too
+
+    monkeypatch.setattr("multiprocessing.process.BaseProcess.start", fail)
+    source = DatasetSource("mine", tmp_path / "d.json", tmp_path)
+    told = (
+        r"--workers 1: .* cannot be started \(No space left on device\)\. /dev/shm .* --workers 0"
+    )
+    with pytest.raises(DatasetError, match=told):
         list(check_pixels(source, content()["images"], workers=1))
 
 

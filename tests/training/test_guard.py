@@ -22,15 +22,16 @@ def set_gradients(model: nn.Module, value: float = 2.0, last: float | None = Non
     model.head.weight.grad[0, 1] = value if last is None else last
 
 
-def guard_of(model: nn.Module, tolerated: int = 0, **solver: Any) -> Guard:
+def guard_of(model: nn.Module, tolerated: int = 0, fused: bool = True, **solver: Any) -> Guard:
     cfg = config(BASE_LR=0.1, **solver)
-    return Guard(build_optimizer(cfg, model, fused=True), model, tolerated)
+    return Guard(build_optimizer(cfg, model, fused=fused), model, tolerated)
 
 
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("name", ["SGD", "ADAMW"])
-def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(name):
+def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(name, fused):
     model = Detector()
-    guard = guard_of(model, 3, OPTIMIZER=name)
+    guard = guard_of(model, 3, fused, OPTIMIZER=name)
     set_gradients(model)
     # 2 · (4 + 2) weights and biases of the backbone, 3 of the head.
     assert guard.step().item() == pytest.approx(2 * math.sqrt(15)) and guard.good

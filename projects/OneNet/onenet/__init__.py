@@ -6,6 +6,8 @@ Import public names from here: the modules behind them may move.
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,6 +41,10 @@ if TYPE_CHECKING:
     from .heads.retinanet import RetinaNetHead
     from .structures import Detections, Matches, Predictions, TargetBatch, Targets
     from .training.hooks import HOOK_REGISTRY, Hook
+
+if sys.platform == "darwin" and "torch" not in sys.modules:
+    # torch reads this when it is imported: what MPS, the Mac's GPU, lacks then runs on the CPU.
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 __version__ = "0.1.0"
 

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from .config.imports import import_files
 from .config.yaml import read_with_bases
-from .errors import ConfigError, OneNetError, drop_stdout, end_with, print_any_text
+from .errors import ConfigError, OneNetError, drop_stream, end_with, print_any_text
 
 Result = TypeVar("Result")
 
@@ -47,21 +47,12 @@ def run_program(
     Returns:
         What ``run`` returns.
     """
-    print_anything()
+    print_any_text()
     add_traceback_flag(parser)
     args = parser.parse_args(argv)
     with one_line(args.traceback, interrupted):
         import_files(getattr(args, "imports", ()))
         return run(args)
-
-
-def print_anything() -> None:
-    """Let standard output escape what its encoding lacks, as Python lets standard error do.
-
-    Windows' cp1252 has few alphabets, and a class may be named in any.
-    """
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @contextmanager
@@ -77,13 +68,12 @@ def one_line(show_traceback: bool, interrupted: str = "interrupted") -> Iterator
             130 after Ctrl-C, and silently with 141 where the reader of stdout is gone, as a shell
             reports it (128 + SIGPIPE).
     """
-    print_any_text()
     try:
         yield
         sys.stdout.flush()
     except BrokenPipeError as error:
         # The reader of a pipe, such as head, has all that it wants. Python would complain at exit.
-        drop_stdout()
+        drop_stream(sys.stdout.fileno())
         raise SystemExit(128 + 13) from error
     except (OneNetError, OSError) as error:
         end_with(error, show_traceback)
@@ -106,7 +96,8 @@ examples:
   train on your own data:
     %(prog)s --config-file projects/OneNet/configs/onenet.res18.nodcn.yaml \\
         DATASETS.TRAIN '("train.json:images",)' DATASETS.TEST '("val.json:images",)' \\
-        MODEL.OneNet.NUM_CLASSES 3
+        MODEL.OneNet.NUM_CLASSES 3 SOLVER.IMS_PER_BATCH 16 SOLVER.BASE_LR 2.5e-5 \\
+        SOLVER.MAX_ITER 12000 SOLVER.STEPS '(8000,10700)'
 """,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

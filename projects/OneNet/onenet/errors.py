@@ -79,6 +79,12 @@ class LostProcessError(OneNetError):
     exit_status = 1
 
 
+class DataWorkerError(OneNetError):
+    """A data worker has ended, or cannot pass on what it has read."""
+
+    exit_status = 1
+
+
 class WriteError(OneNetError):
     """A file could not be written; what its name held before is unchanged."""
 
@@ -125,12 +131,16 @@ def print_any_text() -> None:
     Class and file names come in every alphabet; a terminal with ``LANG=C`` or a Windows code page
     must not end a program because of one.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not a notebook's
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def drop_stdout() -> None:
-    """Send stdout to nowhere, after a write to it has failed: later ones and the exit pass."""
+def drop_stream(number: int) -> None:
+    """Send a stream to nowhere after a write to it has failed, so that later ones pass.
+
+    Args:
+        number: 1 for stdout, 2 for stderr.
+    """
     null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
+    os.dup2(null, number)
     os.close(null)

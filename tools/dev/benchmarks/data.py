@@ -17,6 +17,7 @@ from onenet.data.dataset import CocoDetection
 from onenet.data.sources import find_dataset
 from onenet.lightning.config import load_cfg
 from onenet.lightning.loader import build_train_loader
+from onenet.training.workers import Watched
 
 BATCH = 8
 
@@ -31,14 +32,17 @@ def make_loader(options: Options, dataset: CocoDetection, workers: int, images: 
         ["MODEL.OneNet.NUM_CLASSES", len(dataset.class_names), "SOLVER.IMS_PER_BATCH", BATCH]
         + ["DATALOADER.NUM_WORKERS", workers, "MODEL.DEVICE", options.device.type],
     )
-    endless = build_train_loader(cfg, [dataset])
-    return DataLoader(
-        endless.dataset,
-        batch_sampler=list(islice(endless.batch_sampler, images // BATCH)),
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        collate_fn=endless.collate_fn,
-        pin_memory=endless.pin_memory,
+    endless = build_train_loader(cfg, [dataset]).loader
+    return Watched(
+        DataLoader(
+            endless.dataset,
+            batch_sampler=list(islice(endless.batch_sampler, images // BATCH)),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            collate_fn=endless.collate_fn,
+            pin_memory=endless.pin_memory,
+            worker_init_fn=endless.worker_init_fn,
+        )
     )
 
 

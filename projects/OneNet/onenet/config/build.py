@@ -19,6 +19,8 @@ from onenet.heads.base import Head
 from onenet.heads.registry import HEAD_REGISTRY
 from onenet.inference.optimize import prepare
 
+from .device import warn_of_bfloat16
+
 
 def model_options(cfg: Any, backbone: nn.Module, shapes: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of :class:`~onenet.detector.OneNet` around an engine's backbone.
@@ -101,6 +103,8 @@ def prepare_inference(cfg: Any, model: nn.Module) -> nn.Module:
                 f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}"
             )
         return model.eval()
+    if test.PRECISION == "bfloat16":
+        warn_of_bfloat16(next(model.parameters()).device, "TEST.PRECISION float32")
     try:
         return prepare_model(fuse=test.FUSE, precision=test.PRECISION, compile=test.COMPILE)
     except ValueError as error:

@@ -7,6 +7,7 @@ registered parts (head, matcher, location cost, criterion) are checked when the 
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -40,6 +41,7 @@ from .values import (
     whole,
 )
 
+logger = logging.getLogger(__name__)
 PLAIN_BACKBONE = "build_resnet_backbone"
 # The levels of each pyramid above those of the stages.
 FPN_BACKBONES = {
@@ -87,6 +89,24 @@ def check_embedded(cfg: Any) -> None:
         "1 for torchvision's detectors, which normalise the losses of each part separately",
     )
     choose_evaluator(cfg)
+
+
+def warn_of_idle_steps(cfg: Any) -> None:
+    """Warn of ``SOLVER.STEPS`` that training does not reach, which lower no rate."""
+    s = cfg.SOLVER
+    idle = [step for step in s.STEPS if step >= s.MAX_ITER]
+    if not idle or s.LR_SCHEDULER_NAME != "WarmupMultiStepLR":
+        return
+    effect = "never lowers the learning rate" if len(idle) == len(s.STEPS) else "skips these"
+    logger.warning(
+        "SOLVER.STEPS %s: training ends at SOLVER.MAX_ITER %d and %s (%s). About 2/3 and 8/9 of "
+        "MAX_ITER are usual: SOLVER.STEPS '%s'",
+        tuple(s.STEPS),
+        s.MAX_ITER,
+        effect,
+        ", ".join(map(str, idle)),
+        tuple(sorted({s.MAX_ITER * 2 // 3, s.MAX_ITER * 8 // 9} - {0})),
+    )
 
 
 def check_shares(cfg: Any, processes: int) -> None:
@@ -220,6 +240,7 @@ COMMON: list[Rule] = [
     one_of("INPUT.FORMAT", "RGB", "BGR"),
     *each("DATASETS", "TRAIN TEST", texts, "a list of known names or ANNOTATIONS.json:FOLDER"),
     ("DATALOADER.NUM_WORKERS", *NATURAL),
+    ("DATALOADER.REPEAT_THRESHOLD", *NOT_NEGATIVE),
     one_of("SOLVER.OPTIMIZER", "ADAMW", "SGD"),
     one_of("SOLVER.WARMUP_METHOD", "linear", "constant"),
     *each("SOLVER", "MAX_ITER CHECKPOINT_PERIOD IMS_PER_BATCH", *POSITIVE),
@@ -241,7 +262,7 @@ COMMON: list[Rule] = [
 
 EMBEDDED: list[Rule] = [
     ("VERSION", lambda value: value == 2, "2, the version of Detectron2's config format"),
-    ("MODEL.DEVICE", lambda value: re.fullmatch(r"cpu|cuda(:\d+)?", value) is not None, DEVICES),
+    ("MODEL.DEVICE", lambda value: bool(re.fullmatch(r"cpu|mps|cuda(:\d+)?", value)), DEVICES),
     ("MODEL.BACKBONE.FREEZE_AT", lambda value: 0 <= value <= 5, "a whole number from 0 to 5"),
     one_of("MODEL.RESNETS.DEPTH", 18, 34, 50, 101),
     one_of("MODEL.RESNETS.NORM", "BN", "FrozenBN", "SyncBN"),
@@ -249,5 +270,6 @@ EMBEDDED: list[Rule] = [
     ("MODEL.FPN.IN_FEATURES", *TEXTS),
     ("MODEL.FPN.OUT_CHANNELS", *SIZE),
     *each("MODEL.TORCHVISION", "SCORE_THRESH NMS_THRESH", *SHARE),
+    one_of("DATALOADER.SAMPLER_TRAIN", "TrainingSampler", "RepeatFactorTrainingSampler"),
     one_of("SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "WarmupCosineLR"),
 ]

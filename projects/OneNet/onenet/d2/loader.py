@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from onenet.data.batching import group_by_shape, resized_shape
 from onenet.data.unreadable import SkippedImages, read_next
 from onenet.inference.batch_size import images_per_batch
-from onenet.training.signals import leave_signals_to_the_first
+from onenet.training.workers import Watched, init_worker
 
 from .dataset_mapper import OneNetDatasetMapper
 
@@ -27,25 +27,28 @@ def build_train_loader(cfg: Any) -> Any:
     """Detectron2's loader with OneNet's mapper; a :class:`SkippingLoader` if the config asks."""
     mapper = OneNetDatasetMapper(cfg, is_train=True)
     if not cfg.DATALOADER.SKIP_UNREADABLE:
-        return _undisturbed(build_detection_train_loader(cfg, mapper=mapper))
+        return _watched(build_detection_train_loader(cfg, mapper=mapper))
     records = get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     )
     records = [{**record, "index": index} for index, record in enumerate(records)]
     skipping = _SkippingMapper(records, mapper)
     loader = build_detection_train_loader(cfg, dataset=records, mapper=skipping)
-    return SkippingLoader(_undisturbed(loader))
+    return SkippingLoader(_watched(loader))
 
 
-def _undisturbed(loader: Any) -> Any:
-    """Make the workers of Detectron2's loader leave signals to the main process."""
+def _watched(loader: Any) -> Any:
+    """Watch the processes of Detectron2's loader; they leave signals to the main process."""
     inner = loader if isinstance(loader, DataLoader) else loader.dataset
     inner.worker_init_fn = partial(_init_worker, inner.worker_init_fn)
+    if inner is loader:
+        return Watched(inner)
+    loader.dataset = Watched(inner)
     return loader
 
 
 def _init_worker(also: Callable[[int], None] | None, worker: int) -> None:
-    leave_signals_to_the_first()
+    init_worker()
     if also is not None:
         also(worker)
 
@@ -86,7 +89,7 @@ def build_test_loader(cfg: Any, dataset_name: str) -> Any:
     sizes = ((records[i]["height"], records[i]["width"]) for i in share)
     limits = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
     groups = group_by_shape(resized_shape(*size, *limits) for size in sizes)
-    return _undisturbed(
+    return _watched(
         build_detection_test_loader(
             records,
             mapper=OneNetDatasetMapper(cfg, is_train=False),

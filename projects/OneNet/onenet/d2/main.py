@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -21,11 +22,12 @@ from torch.multiprocessing import ProcessExitedException
 from onenet.config.build import prepare_inference
 from onenet.config.device import make_deterministic
 from onenet.config.imports import import_files
-from onenet.config.rules import check_shares
+from onenet.config.rules import check_shares, warn_of_idle_steps
 from onenet.data.sources import check_same_classes
 from onenet.errors import ConfigError, NonFiniteError, OneNetError, end_with
 from onenet.evaluation.registry import choose_evaluator
 from onenet.files import remove_partial_files
+from onenet.training.launchers import of_torchrun, take_environment
 from onenet.training.setup import (
     check_gpus,
     check_meeting_place,
@@ -65,6 +67,7 @@ def run(args: argparse.Namespace, why: str) -> None:
         if not logger.handlers:  # until Detectron2's log is set up
             logger.addHandler(logging.StreamHandler(sys.stdout))
             logger.setLevel(logging.INFO)
+        take_environment(args)
         cfg = load_cfg(args.config_file, args.opts)
         prepare(cfg, args)
         # By one process: this takes a while, and all would find the same.
@@ -131,8 +134,13 @@ def prepare(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def _check_processes(cfg: CfgNode, args: argparse.Namespace) -> None:
+    if of_torchrun() and int(os.environ["WORLD_SIZE"]) > 1:
+        raise ConfigError(
+            "torchrun has started this program, but Detectron2 starts its own processes: leave "
+            "torchrun out and give --num-gpus. --engine lightning works with both"
+        )
     processes = args.num_gpus * args.num_machines
-    if processes > 1 and cfg.MODEL.DEVICE == "cpu":
+    if processes > 1 and cfg.MODEL.DEVICE in ("cpu", "mps"):
         raise ConfigError(
             f"--num-gpus {args.num_gpus}: Detectron2 runs several processes on CUDA only; "
             "--engine lightning does on the CPU, too"
@@ -143,7 +151,7 @@ def _check_processes(cfg: CfgNode, args: argparse.Namespace) -> None:
     if args.eval_only:
         return
     check_shares(cfg, processes)
-    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
+    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE in ("cpu", "mps"):
         raise ConfigError(
             "SOLVER.AMP.ENABLED: Detectron2 trains with it on CUDA only; --engine lightning does "
             "on the CPU, too"
@@ -162,6 +170,7 @@ def work(cfg: CfgNode, args: argparse.Namespace, why: str) -> Any:
         share_log()
         logger.info("Detectron2's engine (%s), torch %s", why, torch.__version__)
         if not args.eval_only:
+            warn_of_idle_steps(cfg)
             trainer = Trainer(cfg)
             trainer.resume_or_load(resume=args.resume)
             return trainer.train()

@@ -14,9 +14,14 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, JSONWriter, get_event_storage
 from torch import nn
 
-from onenet.checkpoints.files import add_checkpoint, save_final, tag_last_checkpoint
+from onenet.checkpoints.files import (
+    add_checkpoint,
+    find_checkpoints,
+    save_final,
+    tag_last_checkpoint,
+)
 from onenet.files import open_lines, strict_json
-from onenet.training.signals import Stopped, StopRequests, stopped_after
+from onenet.training.signals import Stopped, StopRequests, how_it_stopped, stopped_after
 
 logger = logging.getLogger(__name__)
 
@@ -91,10 +96,19 @@ def stop(trainer: Any, number: int) -> Stopped:
         trainer: Detectron2's, with a :class:`WholeCheckpointer`.
         number: of the signal.
     """
+    save_done(trainer)
+    return stopped_after(trainer.iter + 1, number, trainer.checkpointer.last)
+
+
+def save_done(trainer: Any) -> str:
+    """Save the last iteration, ``trainer.iter``, unless that is done; says what resuming finds."""
     checkpointer, done = trainer.checkpointer, trainer.iter
-    if checkpointer.saved != done:
+    if done >= trainer.start_iter and checkpointer.saved != done:
         checkpointer.save(f"model_{done:07d}", iteration=done)
-    return stopped_after(done + 1, number, checkpointer.last)
+    last = checkpointer.last
+    if not checkpointer.save_to_disk:  # another process does
+        last = next(iter(find_checkpoints(Path(checkpointer.save_dir))), None)
+    return how_it_stopped(done + 1, last)
 
 
 class StrictWriter(JSONWriter):

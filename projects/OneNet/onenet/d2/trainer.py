@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from onenet.checkpoints.files import read_last_checkpoint
 from onenet.checkpoints.resume import log_no_checkpoint, restore, without_resuming
-from onenet.errors import CheckpointError, WriteError
+from onenet.errors import CheckpointError, DataWorkerError, OneNetError, WriteError
 from onenet.evaluation.results import results_folder
 from onenet.ops.memory_format import memory_format
 from onenet.training.ema import ModelEMA
@@ -33,7 +33,7 @@ from .datasets import class_names
 from .evaluation import build_evaluator
 from .hooks import CoreHooks
 from .loader import SkippingLoader, build_test_loader, build_train_loader
-from .saving import GoingOn, StopHook, StrictWriter, WholeCheckpointer, stop
+from .saving import GoingOn, StopHook, StrictWriter, WholeCheckpointer, save_done, stop
 from .steps import guarded
 from .weights import load_weights
 
@@ -139,6 +139,10 @@ class Trainer(DefaultTrainer):
                 self._last_eval_results = self.test(self.cfg, model)
         except Stopped as stopped:
             raise stopped if over else stop(self, stopped.number) from None
+        except DataWorkerError as error:
+            if over:
+                raise
+            raise DataWorkerError(f"{error}. Training {save_done(self)}") from error
         except (OSError, WriteError) as error:
             told = f"the evaluation's files could not be written: {error}"
             if over:
@@ -159,6 +163,14 @@ class Trainer(DefaultTrainer):
     ) -> DatasetEvaluator:
         folder = results_folder(cfg.OUTPUT_DIR, dataset_name, cfg.DATASETS.TEST)
         return build_evaluator(cfg, dataset_name, output_folder or str(folder))
+
+    def run_step(self) -> None:
+        """See Detectron2; where a process that loads data fails, saves what is done."""
+        try:
+            super().run_step()
+        except DataWorkerError as error:
+            self.iter -= 1  # the last one that is done
+            raise DataWorkerError(f"{error}. Training {save_done(self)}") from error
 
     def train(self) -> Any:
         results = super().train()
@@ -184,7 +196,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: Any, model: nn.Module) -> Optimizer:
-        return build_optimizer(cfg, model, fused=not cfg.SOLVER.AMP.ENABLED)
+        fused = not cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE != "mps"
+        return build_optimizer(cfg, model, fused=fused)
 
 
 class _ClassNames:
@@ -206,3 +219,9 @@ def share_log() -> None:
     ours.handlers[:] = theirs.handlers
     ours.setLevel(logging.INFO)
     ours.propagate = theirs.propagate
+    # It would print a traceback of errors that end in a line.
+    logging.getLogger("detectron2.engine.train_loop").addFilter(_is_unexplained)
+
+
+def _is_unexplained(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], OneNetError))

@@ -24,6 +24,7 @@ from onenet.errors import DatasetError, UnreadableImageError
 from .annotations import Annotations
 from .coco_json import PARTS, Problem
 from .images import check_image_size, read_image
+from .shared_memory import shared_memory
 from .sources import DatasetSource, shortened
 
 # Environment variable: folders, separated by colons, that links in a data set may lead to.
@@ -259,19 +260,27 @@ def check_pixels(
         workers: number of processes that read; 0: read in this process.
 
     Raises:
-        DatasetError: a worker process died, which happens when memory runs out.
+        DatasetError: a worker process cannot be started, or died, as when memory runs out.
     """
     check = partial(_pixel_problem, source)
     if workers == 0:
         yield from map(check, images)
         return
-    pool = ProcessPoolExecutor(workers, initializer=_ignore_interrupts)
     try:
-        yield from pool.map(check, images, chunksize=16)
+        pool = ProcessPoolExecutor(workers, initializer=_ignore_interrupts)
+        results = pool.map(check, images, chunksize=16)
+    except OSError as error:
+        raise DatasetError(
+            f"--workers {workers}: the processes that read images cannot be started "
+            f"({error.strerror}). {shared_memory()}. With --workers 0, this process reads"
+        ) from error
+    try:
+        yield from results
     except BrokenProcessPool as error:
         raise DatasetError(
             f"A process reading images of {source.image_root} died, perhaps because memory ran "
-            "out. To find the image, repeat with --workers 0: the progress bar stops at it"
+            f"out. {shared_memory()}. To find the image, repeat with --workers 0: the progress bar "
+            "stops at it"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

@@ -99,6 +99,8 @@ class CocoDetection:
         category_ids: the JSON's category id of each label.
         image_ids: (B,) int64, ids of the data set's B images.
         sizes: (B, 2) int64, height and width of each image in px.
+        shown: (2, P) int64, each pair of an image's position and the label of a class that it
+            shows, once. Crowd regions and what is left out count here, as in Detectron2.
 
     Raises:
         DatasetError: the file is not COCO detection data (the message names the entry), an image
@@ -121,6 +123,10 @@ class CocoDetection:
         if len(kept) == 0:
             what = "no images" if keep_empty else "no image with an object"
             raise DatasetError(f"{source.json_file}: this file has {what}.")
+        position = np.full(len(order), -1)
+        position[kept] = np.arange(len(kept))
+        shown = np.stack([position[data.images], data.labels])
+        self.shown = np.unique(shown[:, shown[0] >= 0], axis=1)
         rank = np.argsort(order)[objects.images]
         objects = objects.at(np.argsort(rank, kind="stable"))
 

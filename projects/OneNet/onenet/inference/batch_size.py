@@ -9,5 +9,5 @@ import torch
 
 def images_per_batch(cfg: Any) -> int:
     """``TEST.IMS_PER_BATCH``, or what its 0 stands for on the device that is used."""
-    on_cuda = torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu"
+    on_cuda = torch.cuda.is_available() and cfg.MODEL.DEVICE.startswith("cuda")
     return cfg.TEST.IMS_PER_BATCH or (8 if on_cuda else 1)

@@ -68,6 +68,12 @@ class Checkpoints:
         if self.fabric.global_rank == 0 and add_checkpoint(path, content, self.keep):
             self.last = path
 
+    def newest(self) -> Path | None:
+        """:attr:`last`, for processes that only the disk tells of it, too."""
+        if self.fabric.global_rank == 0:
+            return self.last
+        return next(iter(find_checkpoints(self.folder)), None)
+
     def wait(self) -> None:
         """Let every process know the last checkpoint, once the first process has written it."""
         self.last = self.fabric.broadcast(self.last)

@@ -121,7 +121,7 @@ def get_cfg() -> CfgNode:
     cfg.MODEL = node()
     # Or "CenterNet", or "torchvision." and RetinaNet, FCOS, FasterRCNN, SSD300 or SSDlite320.
     cfg.MODEL.META_ARCHITECTURE = "OneNet"
-    cfg.MODEL.DEVICE = "cuda"  # "cpu", "cuda" or "cuda:N"
+    cfg.MODEL.DEVICE = "cuda"  # "cpu", "cuda", "cuda:N" or "mps"
     cfg.MODEL.WEIGHTS = ""  # file, torchvision://NAME or detectron2://...; "" starts at random
     cfg.MODEL.PIXEL_MEAN = [103.530, 116.280, 123.675]  # in INPUT.FORMAT's order, of 0..255
     cfg.MODEL.PIXEL_STD = [1.0, 1.0, 1.0]  # in INPUT.FORMAT's order, of 0..255
@@ -170,6 +170,10 @@ def get_cfg() -> CfgNode:
     cfg.DATALOADER.NUM_WORKERS = 4  # processes that read images, for each GPU
     cfg.DATALOADER.ASPECT_RATIO_GROUPING = True  # no wide and tall images in one batch
     cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = True  # train without images that have no objects
+    # Or "RepeatFactorTrainingSampler": images of rare classes several times in an epoch.
+    cfg.DATALOADER.SAMPLER_TRAIN = "TrainingSampler"
+    cfg.DATALOADER.REPEAT_THRESHOLD = 0.0  # share of images below which a class is rare
+    cfg.DATALOADER.REPEAT_SQRT = True  # repeat by the square root of what is missing to that share
 
     cfg.SOLVER = node()
     cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupMultiStepLR"  # or "WarmupCosineLR"

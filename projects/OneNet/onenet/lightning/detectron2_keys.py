@@ -5,9 +5,6 @@ from __future__ import annotations
 # A name covers everything below it too.
 DETECTRON2_ONLY = frozenset(
     {
-        "DATALOADER.REPEAT_SQRT",
-        "DATALOADER.REPEAT_THRESHOLD",
-        "DATALOADER.SAMPLER_TRAIN",
         "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST",
         "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN",
         "DATASETS.PROPOSAL_FILES_TEST",

@@ -34,40 +34,48 @@ from onenet.checkpoints.files import find_checkpoints
 from onenet.config.device import choose_device, device_of
 from onenet.config.rules import check_shares
 from onenet.errors import ConfigError
+from onenet.training.launchers import become, is_one_of_several, of_torchrun
 from onenet.training.setup import check_gpus, check_meeting_place
-from onenet.training.signals import hand_on
+from onenet.training.signals import SIGNALS, hand_on
 
-_EXPLAINED = (1, 2, 130, 143)  # statuses of a process that has said why it ends
+# Statuses of a process that has said why it ends.
+_EXPLAINED = (1, 2, *(128 + number for number in SIGNALS))
 
 
 def check_processes(cfg: Any, args: argparse.Namespace) -> None:
     """Refuse numbers of processes that cannot work.
 
     Raises:
-        ConfigError: more GPUs than there are, or what :func:`check_shares` finds.
+        ConfigError: more GPUs than there are, what MPS lacks, or what :func:`check_shares` finds.
     """
     devices, nodes = _devices_and_nodes(args)
-    if device_of(cfg).type == "cuda":
+    device = device_of(cfg).type
+    if device == "cuda":
         check_gpus(devices)
+    if device == "mps" and devices * nodes > 1:
+        raise ConfigError(
+            f"--num-gpus {devices}: MODEL.DEVICE mps is one GPU; several processes run with "
+            "MODEL.DEVICE cpu"
+        )
+    if device == "mps" and cfg.SOLVER.AMP.ENABLED and not args.eval_only:
+        raise ConfigError(
+            "SOLVER.AMP.ENABLED is True; expected False, as MODEL.DEVICE mps trains in float32"
+        )
     if not args.eval_only:
         check_shares(cfg, devices * nodes)
 
 
 def _devices_and_nodes(args: argparse.Namespace) -> tuple[int, int]:
     """Processes on each machine, and machines."""
-    if not _of_torchrun():
+    if not of_torchrun():
         return args.num_gpus, args.num_machines
     devices = int(os.environ["LOCAL_WORLD_SIZE"])
     return devices, int(os.environ["WORLD_SIZE"]) // devices
 
 
-def _of_torchrun() -> bool:
-    return "TORCHELASTIC_RUN_ID" in os.environ
-
-
 def must_start(args: argparse.Namespace) -> bool:
     """Whether the processes that flags ask for are still to be started."""
-    return args.num_gpus * args.num_machines > 1 and "LOCAL_RANK" not in os.environ
+    return args.num_gpus * args.num_machines > 1 and not is_one_of_several()
 
 
 def start(args: argparse.Namespace, run: Callable[..., Any], *words: Any) -> None:
@@ -93,7 +101,7 @@ def start(args: argparse.Namespace, run: Callable[..., Any], *words: Any) -> Non
 
 
 def _work(local_rank: int, run: Callable[..., Any], *words: Any) -> None:
-    os.environ["LOCAL_RANK"] = str(local_rank)
+    become(local_rank)
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     # tqdm's own lock outlives a killed process, and Python warns of it.
     tqdm.set_lock(threading.RLock())
@@ -131,7 +139,7 @@ def join(cfg: Any, args: argparse.Namespace) -> Fabric:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     which: Any = devices
-    torchrun = _of_torchrun()
+    torchrun = of_torchrun()
     if torchrun and nodes == 1 and _restarts() and _agent_has_the_store():
         _meet_again(device)
     if device.type == "cuda" and devices == 1 and device.index is not None and not torchrun:
@@ -187,7 +195,7 @@ def leave(status: int) -> None:
     A regular exit closes what they share, which takes seconds and may wait for processes that have
     ended.
     """
-    if "LOCAL_RANK" in os.environ:
+    if is_one_of_several():
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -220,7 +228,7 @@ def _set_rendezvous(args: argparse.Namespace) -> None:
         )
     check_meeting_place(args)
     if args.dist_url == "auto":
-        host, port = "127.0.0.1", os.environ.get("MASTER_PORT") or str(_free_port())
+        host, port = "127.0.0.1", str(_free_port())
     else:
         scheme, _, address = args.dist_url.partition("://")
         host, _, port = address.rpartition(":")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from onenet.config.device import device_of
 from onenet.data.batching import group_by_shape, resized_shape
 from onenet.data.dataset import CocoDetection, ImageRecord
 from onenet.data.images import check_image_size, read_image
@@ -19,10 +21,12 @@ from onenet.data.unreadable import read_next
 from onenet.errors import DatasetError
 from onenet.inference.batch_size import images_per_batch
 from onenet.structures import Targets
-from onenet.training.signals import leave_signals_to_the_first
+from onenet.training.workers import Watched, init_worker
 
 from .items import TestItem, TrainItem
-from .sampler import InfiniteBatchSampler
+from .sampler import InfiniteBatchSampler, repeat_factors
+
+logger = logging.getLogger(__name__)
 
 
 class TrainDataset(Dataset[TrainItem]):
@@ -70,6 +74,13 @@ class TrainDataset(Dataset[TrainItem]):
         """(len,) bool: which images are wider than high."""
         sizes = np.concatenate([d.sizes for d in self.datasets])
         return sizes[:, 1] > sizes[:, 0]
+
+    @property
+    def shown(self) -> np.ndarray:
+        """(2, P) int64: :attr:`CocoDetection.shown` of all images."""
+        starts = [0, *self._ends[:-1]]
+        parts = zip(self.datasets, starts, strict=True)
+        return np.concatenate([d.shown + [[start], [0]] for d, start in parts], axis=1)
 
     def __getitem__(self, key: tuple[int, int]) -> TrainItem:
         position, index = key
@@ -134,7 +145,7 @@ def build_train_loader(
     rank: int = 0,
     world_size: int = 1,
     start_iteration: int = 0,
-) -> DataLoader[list[TrainItem]]:
+) -> Watched:
     """An endless loader of this process' share of every batch, as ``list[TrainItem]``.
 
     Args:
@@ -146,6 +157,7 @@ def build_train_loader(
 
     Raises:
         DatasetError: the data is wrong; for single images, raised while iterating.
+        DataWorkerError: while iterating, a process that loads data fails.
         ValueError: the processes cannot share a batch evenly, or an INPUT value is wrong.
     """
     if datasets is None:
@@ -175,24 +187,46 @@ def build_train_loader(
         cfg.SOLVER.IMS_PER_BATCH,
         seed=cfg.SEED,
         wide=data.wide if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
+        factors=_repeat_factors(cfg, data),
         rank=rank,
         world_size=world_size,
         start_iteration=start_iteration,
     )
     workers = cfg.DATALOADER.NUM_WORKERS
-    return DataLoader(
-        data,
-        batch_sampler=sampler,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        collate_fn=list,
-        pin_memory=_on_cuda(cfg),
-        worker_init_fn=leave_signals_to_the_first,
+    return Watched(
+        DataLoader(
+            data,
+            batch_sampler=sampler,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            collate_fn=list,
+            pin_memory=_on_cuda(cfg),
+            worker_init_fn=init_worker,
+        )
     )
 
 
+def _repeat_factors(cfg: Any, data: TrainDataset) -> np.ndarray | None:
+    """What ``DATALOADER.SAMPLER_TRAIN`` and the keys of repeating say."""
+    c = cfg.DATALOADER
+    if c.SAMPLER_TRAIN == "TrainingSampler":
+        return None
+    options = {"threshold": c.REPEAT_THRESHOLD, "root": c.REPEAT_SQRT}
+    factors = repeat_factors(len(data), *data.shown, **options)
+    logger.info(
+        "DATALOADER.SAMPLER_TRAIN %s: an epoch has %.1f images on average, %d of %d repeated "
+        "(REPEAT_THRESHOLD %g)",
+        c.SAMPLER_TRAIN,
+        factors.sum(dtype=np.float64),
+        (factors > 1).sum(),
+        len(data),
+        c.REPEAT_THRESHOLD,
+    )
+    return factors
+
+
 def _on_cuda(cfg: Any) -> bool:
-    return torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu"
+    return device_of(cfg).type == "cuda"
 
 
 def build_test_transform(cfg: Any) -> TestTransform:
@@ -202,7 +236,7 @@ def build_test_transform(cfg: Any) -> TestTransform:
 
 def build_test_loader(
     cfg: Any, dataset: CocoDetection, *, rank: int = 0, world_size: int = 1
-) -> DataLoader[list[TestItem]]:
+) -> Watched:
     """A loader of this process' images of ``dataset``, as ``list[TestItem]``.
 
     Images of one padded size share batches; otherwise the order is that of the data set.
@@ -215,17 +249,20 @@ def build_test_loader(
 
     Raises:
         DatasetError: the number of classes is wrong; while iterating, an image is unreadable.
+        DataWorkerError: while iterating, a process that loads data fails.
     """
     dataset.check_num_classes(cfg.MODEL.OneNet.NUM_CLASSES)
     data = TestDataset(dataset, build_test_transform(cfg), image_format=cfg.INPUT.FORMAT)
     share = range(rank, len(data), world_size)
     shapes = [data.shape(index) for index in share]
     groups = group_by_shape(shapes, images_per_batch(cfg))
-    return DataLoader(
-        data,
-        batch_sampler=[[share[i] for i in group] for group in groups],
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        collate_fn=list,
-        pin_memory=_on_cuda(cfg),
-        worker_init_fn=leave_signals_to_the_first,
+    return Watched(
+        DataLoader(
+            data,
+            batch_sampler=[[share[i] for i in group] for group in groups],
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            collate_fn=list,
+            pin_memory=_on_cuda(cfg),
+            worker_init_fn=init_worker,
+        )
     )

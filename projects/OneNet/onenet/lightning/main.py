@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import time
 import warnings
 from pathlib import Path
@@ -15,12 +14,14 @@ from lightning.fabric import Fabric
 
 from onenet.checkpoints.weights import load_weights, locate_weights
 from onenet.config.build import prepare_inference
-from onenet.config.device import make_deterministic
+from onenet.config.device import make_deterministic, warn_of_bfloat16
 from onenet.config.imports import import_files
+from onenet.config.rules import warn_of_idle_steps
 from onenet.data.dataset import CocoDetection
 from onenet.data.sources import compare_classes, find_dataset
 from onenet.errors import LostProcessError, OneNetError, end_with
 from onenet.files import remove_partial_files, write_whole
+from onenet.training.launchers import local_rank, take_environment
 from onenet.training.setup import data_sets, load_to_evaluate, needs_weights, output_errors
 from onenet.training.signals import end_stopped, stop_at_once
 
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace, why: str) -> dict[str, float] | None:
     except OneNetError as error:
         _exit(error, args.traceback)
     except KeyboardInterrupt as error:
-        if int(os.environ.get("LOCAL_RANK", 0)) > 0:
+        if local_rank() > 0:
             time.sleep(PATIENCE)
             end_stopped(error, None)
         end_stopped(error, lambda line: logger.warning(line, extra={"on_bar": True}))
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace, why: str) -> dict[str, float] | None:
 def _exit(error: OneNetError, show_traceback: bool) -> NoReturn:
     # A DataLoader puts the traceback of its worker before the message.
     message = str(error).rpartition(f"{type(error).__name__}: ")[2].strip()
-    if int(os.environ.get("LOCAL_RANK", 0)) > 0:
+    if local_rank() > 0:
         # If all fail alike, the first process says so and ends this one.
         time.sleep(PATIENCE)
     logger.error("error: %s", message, extra={"on_bar": True})  # for log.txt
@@ -94,8 +95,8 @@ def _exit(error: OneNetError, show_traceback: bool) -> NoReturn:
 
 def _run(args: argparse.Namespace, why: str) -> dict[str, float] | None:
     _silence()
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    setup_logging(None, rank=local_rank)
+    setup_logging(None, rank=local_rank())
+    take_environment(args)
     import_files(args.imports)
     cfg = load_cfg(args.config_file, args.opts)
     check_processes(cfg, args)
@@ -117,7 +118,7 @@ def _run(args: argparse.Namespace, why: str) -> dict[str, float] | None:
     for test_set in test_sets if train_sets else ():
         compare_classes(*_classes(train_sets[0]), *_classes(test_set))
 
-    if local_rank == 0 and needs_weights(cfg, args):
+    if local_rank() == 0 and needs_weights(cfg, args):
         # Fetched once a machine: other processes wait in join().
         locate_weights(cfg.MODEL.WEIGHTS)
     return _work(cfg, args, why, join(cfg, args), train_sets, test_sets)
@@ -145,13 +146,17 @@ def _work(
         why,
         fabric.world_size,
         "es" * (fabric.world_size > 1),
-        torch.cuda.get_device_name() if fabric.device.type == "cuda" else "the CPU",
+        _name(fabric.device),
         torch.__version__,
     )
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     make_deterministic(cfg)
 
     if not args.eval_only:
+        if fabric.global_rank == 0:
+            warn_of_idle_steps(cfg)
+        if cfg.SOLVER.AMP.ENABLED:
+            warn_of_bfloat16(fabric.device, "SOLVER.AMP.ENABLED False")
         resume = args.resume or fabric.broadcast(again and has_own_checkpoint(folder))
         if again:
             then = "goes on from its last checkpoint" if resume else "has none to go on from"
@@ -161,6 +166,12 @@ def _work(
     model = build_detector(cfg)
     load_to_evaluate(cfg, model, map(_classes, test_sets), load_weights)
     return evaluate_all(cfg, prepare_inference(cfg, model.to(fabric.device)), test_sets)
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    return "the CPU" if device.type == "cpu" else "the Mac's GPU (MPS)"
 
 
 def _classes(dataset: CocoDetection) -> tuple[Path, list[str]]:

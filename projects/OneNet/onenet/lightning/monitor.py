@@ -14,7 +14,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from onenet.errors import drop_stdout, print_any_text
+from onenet.errors import drop_stream, print_any_text
 from onenet.files import open_lines, strict_json
 
 logger = logging.getLogger("onenet")
@@ -34,7 +34,7 @@ class _TqdmHandler(logging.StreamHandler):
             tqdm.write(self.format(record), file=sys.stdout)
             sys.stdout.flush()
         except OSError as error:
-            drop_stdout()
+            drop_stream(sys.stdout.fileno())
             logger.warning("stdout takes no more lines (%s): the log goes on in log.txt", error)
 
 

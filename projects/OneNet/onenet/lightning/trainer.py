@@ -18,6 +18,7 @@ from onenet.checkpoints.resume import restore
 from onenet.checkpoints.weights import AVERAGED, load_weights
 from onenet.data.dataset import CocoDetection
 from onenet.data.unreadable import SkippedImages
+from onenet.errors import DataWorkerError
 from onenet.ops.memory_format import memory_format
 from onenet.training.dump import dump_batch
 from onenet.training.ema import ModelEMA
@@ -25,6 +26,7 @@ from onenet.training.guard import Guard
 from onenet.training.history import History, check_finite
 from onenet.training.hooks import Average, Hook, HookStates, build_hooks
 from onenet.training.optim import build_optimizer, build_scheduler
+from onenet.training.signals import how_it_stopped
 from onenet.training.step import train_step
 
 from .build import build_detector
@@ -88,7 +90,8 @@ class Trainer:
             load_weights(self.model, cfg.MODEL.WEIGHTS, new_classes=True)
         with fabric.autocast():
             self.model.to(fabric.device, memory_format=memory_format(fabric.device))
-        self.optimizer = build_optimizer(cfg, self.model, fused=True)
+        # MPS cannot be trusted to skip a step of a fused optimiser.
+        self.optimizer = build_optimizer(cfg, self.model, fused=fabric.device.type != "mps")
         self.guard = Guard(self.optimizer, self.model, cfg.SOLVER.SKIP_NONFINITE)
         self.scheduler = build_scheduler(cfg, self.optimizer)
         self.ema = ModelEMA(self.model, cfg.MODEL_EMA.DECAY) if cfg.MODEL_EMA.ENABLED else None
@@ -151,6 +154,7 @@ class Trainer:
             On the first process the metrics of the last evaluation, if there was one.
 
         Raises:
+            DataWorkerError: a process that loads data failed; what was done has been saved.
             NonFiniteError: a loss or gradient is NaN or infinite in more iterations in a row than
                 ``SOLVER.SKIP_NONFINITE``. Weights and earlier checkpoints are unchanged.
             OutOfMemoryError: names the settings that need less.
@@ -161,22 +165,36 @@ class Trainer:
             for hook in self.hooks:
                 hook.trainer = self
                 hook.before_train()
-            batches = iter(self._batches())
-            self.model.train()
-            while not self.done:
-                for hook in self.hooks:
-                    hook.before_step()
-                start = time.perf_counter()
-                batch = next(batches)
-                self.data_time += time.perf_counter() - start
-                self.values = self.step(batch)
-                self.history.add(self.values, [item.file_name for item in batch])
-                self.iteration += 1
-                for hook in self.hooks:
-                    hook.after_step()
-            for hook in self.hooks:
-                hook.at_end()
+            try:
+                self._run()
+            except DataWorkerError as error:
+                raise DataWorkerError(f"{error}. Training {self._save_alone()}") from error
         return self.metrics
+
+    def _run(self) -> None:
+        batches = iter(self._batches())
+        self.model.train()
+        while not self.done:
+            for hook in self.hooks:
+                hook.before_step()
+            start = time.perf_counter()
+            batch = next(batches)
+            self.data_time += time.perf_counter() - start
+            self.values = self.step(batch)
+            self.history.add(self.values, [item.file_name for item in batch])
+            self.iteration += 1
+            for hook in self.hooks:
+                hook.after_step()
+        for hook in self.hooks:
+            hook.at_end()
+
+    def _save_alone(self) -> str:
+        """Save between two iterations, without the other processes; says what resuming finds."""
+        if self.values:  # after a step
+            if self.fabric.world_size == 1:
+                self.read_losses()
+            self._write()
+        return how_it_stopped(self.iteration, self.checkpoints.newest())
 
     def step(self, batch: list[TrainItem]) -> dict[str, Tensor]:
         """One iteration on this process' share of the batch; see :func:`train_step`."""
@@ -244,6 +262,9 @@ class Trainer:
             NonFiniteError: a loss, weight or statistic is NaN or infinite.
         """
         self.read_losses()
+        self._write()
+
+    def _write(self) -> None:
         if not self.is_first or self._saved_at == self.iteration:
             return
         self._saved_at = self.iteration

@@ -13,18 +13,18 @@ from .optim import gradient_norm
 
 
 class Guard:
-    """Steps of a fused optimiser, skipped if a gradient is NaN or infinite.
+    """Steps of an optimiser, skipped if a gradient is NaN or infinite.
 
     A skipped step leaves the weights and the optimiser's state unchanged and restores the
     statistics of batch norms. :func:`~onenet.training.accumulation.forward_backward` turns losses
     that are not finite into such gradients, which all processes share, so all skip the same steps.
 
-    The device decides, and the host does not wait for it. After more than ``tolerated`` bad
-    iterations in a row all further steps are skipped, so when the host reads the losses, the model
-    is still what the last of these iterations started from.
+    With a fused optimiser the device decides, and the host does not wait for it. After more than
+    ``tolerated`` bad iterations in a row all further steps are skipped, so when the host reads the
+    losses, the model is still what the last of these iterations started from.
 
     Args:
-        optimizer: fused.
+        optimizer: fused, or the host waits for the device in every step.
         model: the optimiser's, on its device.
         tolerated: how many iterations in a row may go wrong.
 
@@ -58,9 +58,12 @@ class Guard:
         norm = gradient_norm(self.model)
         self.good = norm.isfinite() & (self._in_a_row <= self.tolerated)
         self._in_a_row = torch.where(self.good, 0, self._in_a_row + 1)
-        # The attribute through which a gradient scaler makes fused optimisers skip a step.
-        self.optimizer.found_inf = (~self.good).float()
-        self.optimizer.step()
+        if self.optimizer.defaults["fused"]:
+            # The attribute through which a gradient scaler makes such optimisers skip a step.
+            self.optimizer.found_inf = (~self.good).float()
+            self.optimizer.step()
+        elif self.good:
+            self.optimizer.step()
         self._put_back()
         return norm
 

@@ -1,24 +1,29 @@
-"""SIGTERM and Ctrl-C: training stops after an iteration, the same one in all processes."""
+"""Ctrl-C and the signals of schedulers: training stops after an iteration, the same on all."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import select
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 
-from .distributed import processes
+from onenet.errors import drop_stream
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+from .distributed import processes, rank
+
+# Of a terminal that closes, and of Slurm before it ends a job. Windows has neither.
+_MORE = [getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *_MORE)
 _INTERRUPTED = "interrupted; --resume goes on from the last checkpoint"
 
 
@@ -31,7 +36,8 @@ class Stopped(KeyboardInterrupt):
     """
 
     def __init__(self, number: int, done: str = _INTERRUPTED) -> None:
-        super().__init__(f"{_NAMES[signal.Signals(number)]}: {done}")
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        super().__init__(f"{name}: {done}")
         self.number = number
 
 
@@ -43,12 +49,17 @@ def stopped_after(iteration: int, number: int, last: Path | None) -> Stopped:
         number: of the signal.
         last: the checkpoint that ``--resume`` continues from, if there is one.
     """
+    return Stopped(number, how_it_stopped(iteration, last))
+
+
+def how_it_stopped(iteration: int, last: Path | None) -> str:
+    """The line of a training that ends between two iterations; see :func:`stopped_after`."""
     then = f"--resume goes on from {last}" if last else "there is no checkpoint to resume from"
-    return Stopped(number, f"stopped after iteration {iteration}; {then}")
+    return f"stopped after iteration {iteration}; {then}"
 
 
 def end_stopped(error: KeyboardInterrupt, log: Callable[[str], None] | None) -> NoReturn:
-    """End the program with status 130 or 143, as the signal would, after a line on stderr.
+    """End the program with 128 and the signal's number as status, after a line on stderr.
 
     Args:
         log: gets the same line; ``None``: another process prints it.
@@ -62,13 +73,18 @@ def end_stopped(error: KeyboardInterrupt, log: Callable[[str], None] | None) -> 
 
 @contextmanager
 def _handled_by(handle: Callable[[int, Any], None]) -> Iterator[None]:
+    def handle_signal(number: int, frame: Any) -> None:
+        if number == getattr(signal, "SIGHUP", None):
+            _leave_terminal()
+        handle(number, frame)
+
     before = {}
     # Only Python's main thread can set handlers.
     if threading.current_thread() is threading.main_thread():
-        for number in _SIGNALS:
-            # A job in the background may ignore Ctrl-C.
+        for number in SIGNALS:
+            # A job in the background may ignore Ctrl-C; nohup ignores SIGHUP.
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                before[number] = signal.signal(number, handle)
+                before[number] = signal.signal(number, handle_signal)
     try:
         yield
     finally:
@@ -77,7 +93,7 @@ def _handled_by(handle: Callable[[int, Any], None]) -> Iterator[None]:
 
 
 def stop_at_once() -> AbstractContextManager[None]:
-    """A context in which SIGTERM and Ctrl-C raise :class:`Stopped`."""
+    """A context in which Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 raise :class:`Stopped`."""
 
     def handle(number: int, _: Any) -> None:
         raise Stopped(number)
@@ -85,22 +101,33 @@ def stop_at_once() -> AbstractContextManager[None]:
     return _handled_by(handle)
 
 
+def _leave_terminal() -> None:
+    """Drop what is printed from now on if the terminal is closed, as printing would raise."""
+    time.sleep(0.1)  # a pipe's reader may be about to end, too
+    for stream in (1, 2):
+        poll = select.poll()
+        poll.register(stream, 0)
+        if poll.poll(0):  # errors alone
+            drop_stream(stream)
+
+
 def hand_on() -> AbstractContextManager[None]:
-    """A context for a process that waits for its children: passes SIGTERM on to them.
+    """A context for a process that waits for its children: passes signals on to them.
 
     Ctrl-C reaches them anyway.
     """
 
     def handle(number: int, _: Any) -> None:
-        if number == signal.SIGTERM:
+        if number != signal.SIGINT:
             for child in multiprocessing.active_children():
-                child.terminate()
+                with suppress(ProcessLookupError):
+                    os.kill(child.pid, number)
 
     return _handled_by(handle)
 
 
 class StopRequests:
-    """A context that notes SIGTERM and Ctrl-C, so that the loop can finish its iteration.
+    """A context that notes the signals, so that the loop can finish its iteration.
 
     A second Ctrl-C raises :class:`Stopped` at once. If the loop fails, a noted signal is raised
     again: another process may have failed for the same reason, and sent it.
@@ -127,7 +154,7 @@ class StopRequests:
         if self._noted and number == signal.SIGINT:
             raise Stopped(number)
         self._noted = self._noted or number
-        if number == signal.SIGINT and os.environ.get("LOCAL_RANK", "0") == "0":
+        if number == signal.SIGINT and rank() == 0:
             # Not print(), which the signal may have interrupted.
             os.write(2, b"\nstopping after this iteration; Ctrl-C again stops at once\n")
 
@@ -146,7 +173,8 @@ def leave_signals_to_the_first(_: int = 0) -> None:
     A signal to the whole group is for the parent alone. The parent may end in any way, ``kill -9``
     included. A ``worker_init_fn`` of ``DataLoader``.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, *_MORE):
+        signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_told, daemon=True).start()
