@@ -73,6 +73,8 @@ def load_to_evaluate(
 ) -> None:
     """Load ``MODEL.WEIGHTS`` for ``--eval-only``; warn if classes differ or there are no weights.
 
+    Weights with the classes of the first test set in another order are mapped by name.
+
     Args:
         test_sets: the name of each, and its classes by label.
         load: the engine's :func:`~onenet.checkpoints.weights.load_weights`.
@@ -83,6 +85,8 @@ def load_to_evaluate(
     if not cfg.MODEL.WEIGHTS:
         logger.warning("MODEL.WEIGHTS is empty: evaluating a model with random weights")
         return
-    trained = load(model, cfg.MODEL.WEIGHTS, detector=True).get("class_names", [])
+    test_sets = list(test_sets)
+    options = {"detector": True, "class_names": test_sets[0][1]}
+    trained = load(model, cfg.MODEL.WEIGHTS, **options).get("class_names", [])
     for name, classes in test_sets:
         compare_classes(cfg.MODEL.WEIGHTS, trained, name, classes)
