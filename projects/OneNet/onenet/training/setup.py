@@ -16,6 +16,8 @@ from onenet.checkpoints.files import find_checkpoints
 from onenet.data.sources import compare_classes
 from onenet.errors import ConfigError, WriteError
 
+from .run_folder import RunFolder
+
 logger = logging.getLogger(__name__)
 
 
@@ -48,6 +50,16 @@ def check_meeting_place(args: argparse.Namespace) -> None:
             "--dist-url auto works on one machine; for several give tcp://HOST:PORT of the "
             "first one on each"
         )
+
+
+def check_folder(cfg: Any, args: argparse.Namespace) -> None:
+    """Raise ``ConfigError`` if a training cannot start in ``OUTPUT_DIR``: see ``RunFolder.check``.
+
+    The run checks it again when it holds the folder.
+    """
+    with output_errors(cfg):
+        folder = RunFolder(Path(cfg.OUTPUT_DIR))
+        folder.check(resume=args.resume, overwrite=args.overwrite, weights=cfg.MODEL.WEIGHTS)
 
 
 def needs_weights(cfg: Any, args: argparse.Namespace) -> bool:
