@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import secrets
 import socket
 from collections.abc import Iterator, Mapping
@@ -25,7 +26,8 @@ from onenet.files import remove_partial_files, write_whole
 logger = logging.getLogger(__name__)
 RECORD, LOCK, CONFIG, FINAL = "run.json", ".lock", "config.yaml", "model_final.pth"
 RESULTS = "inference"
-# What a run leaves beside its checkpoints, by patterns.
+# What a run leaves.
+_OWN = re.compile(r"model_(\d{7,}|final)\.pth")
 _CURVES = ("metrics.json", "events.out.tfevents.*")
 _DETECTIONS = ("coco_instances_results.json", "instances_predictions.pth", CONFIG)
 _FAR = 1 << 30  # Windows locks bytes, which nobody can read then
@@ -85,19 +87,20 @@ class RunFolder:
         Raises:
             ConfigError: the folder holds a run already, or cannot be used; names the ways out.
         """
-        record = self._record()
         saved = find_checkpoints(self.path)
         final = self.path / FINAL
         files = [*saved, *([final] if final.is_file() and final not in saved else [])]
         if overwrite:
-            self._replaced = [*files, *self._find(_CURVES), *self._find_detections()]
-            inside = [path for path in files if weights and _same(path, weights)]
-            if inside:
+            own = [path for path in self._find(("model_*.pth",)) if _OWN.fullmatch(path.name)]
+            if weights and any(_same(path, weights) for path in own):
                 raise ConfigError(
                     f"--overwrite would remove MODEL.WEIGHTS {weights}: move that file, or give "
                     "another OUTPUT_DIR"
                 )
-        elif resume:
+            self._replaced = [*own, *self._find(_CURVES), *self._find_detections()]
+            return
+        record = self._record()
+        if resume:
             if files and not saved:
                 raise ConfigError(
                     f"OUTPUT_DIR {self.path} holds {FINAL}, but no checkpoint to resume from. "
@@ -198,7 +201,8 @@ class RunFolder:
             logger.info("Removed files of the run that was here: %s", names)
         remove_partial_files(self.path)
         write_whole(self.path / CONFIG, config.encode())
-        (self.path / RESULTS / CONFIG).unlink(missing_ok=True)  # of results that get replaced
+        with suppress(FileNotFoundError, NotADirectoryError):  # of results that get replaced
+            (self.path / RESULTS / CONFIG).unlink()
         self._known = True
         logger.info("Run %s in %s%s", self.run, self.path, self._place)
 
