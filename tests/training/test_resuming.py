@@ -98,7 +98,7 @@ def test_changed_settings_are_applied_and_logged(run, finished, copied):
     momenta = [list(optimizer(c)["state"].values())[0]["momentum_buffer"] for c in (before, after)]
     assert not torch.equal(*momenta)
     assert metrics(copied)[-1]["lr"] == pytest.approx(0.2e-30)
-    assert load_cfg(copied / "config.yaml").SOLVER.WEIGHT_DECAY == 0.5 or run is not train
+    assert "WEIGHT_DECAY: 0.5\n" in (copied / "config.yaml").read_text()
     assert after["run"] == before["run"] and after["config"]["SOLVER.WEIGHT_DECAY"] == 0.5
 
 
@@ -271,7 +271,7 @@ def test_fine_tuning_goes_by_the_names_of_the_classes(run, finished, shapes, tmp
     weights = tmp_path / "model.pth"
     content = load(finished.parent / "run" / "model_final.pth")
     layer = content["model"]["head.cls_score.weight"]
-    layer.copy_(torch.arange(6.0)[:, None, None, None].expand_as(layer))
+    layer.copy_(torch.arange(1.0, 7.0)[:, None, None, None].expand_as(layer))
     save_checkpoint(weights, {"model": content["model"], "class_names": names})
     config = write_config(
         tmp_path, shapes, MODEL__WEIGHTS=str(weights), **QUICK, SOLVER__BASE_LR=1e-30
@@ -282,6 +282,6 @@ def test_fine_tuning_goes_by_the_names_of_the_classes(run, finished, shapes, tmp
     new = load(tmp_path / "run" / "model_0000000.pth")["model"]["head.cls_score.weight"]
     for label, name in enumerate(CLASSES):
         if name in names:
-            assert torch.equal(new[label], layer[names.index(name)])
+            torch.testing.assert_close(new[label], layer[names.index(name)])
         else:
             assert new[label].abs().max() < 1  # of the initialisation
