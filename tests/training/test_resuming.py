@@ -136,7 +136,8 @@ def rename(content: dict[str, Any]) -> None:
 
 
 def lose(content: dict[str, Any]) -> None:
-    del content["images"][0]
+    lost = content["images"].pop(0)["id"]
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != lost]
 
 
 @pytest.mark.parametrize("change", [rename, lose])
