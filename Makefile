@@ -18,7 +18,8 @@ RUN := output/shapes
 
 quickstart: .venv/.installed  ## Draw a data set, train on it, evaluate, show pictures
 	.venv/bin/python tools/make_shapes_dataset.py --size 96
-	.venv/bin/python projects/OneNet/train_net.py --config-file $(SHAPES) OUTPUT_DIR $(RUN)
+	.venv/bin/python projects/OneNet/train_net.py --config-file $(SHAPES) --overwrite \
+		OUTPUT_DIR $(RUN)
 	.venv/bin/python tools/visualize_json_results.py --output $(RUN)/validation.jpg \
 		--input $(RUN)/inference/coco_instances_results.json \
 		--dataset datasets/shapes/annotations/instances_val.json:datasets/shapes/val

@@ -22,7 +22,7 @@ from helpers.runs import (
     write_config,
 )
 
-from onenet.checkpoints.files import save_checkpoint
+from onenet.checkpoints.files import read_checkpoint, save_checkpoint
 from onenet.cli import ENGINES, choose_engine, training_parser
 from onenet.errors import ConfigError
 from onenet.lightning import main
@@ -197,15 +197,40 @@ def test_classes_in_another_order_are_pointed_out(shapes, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_a_checkpoint_whose_classes_have_another_order_is_pointed_out(
+def test_a_checkpoint_whose_classes_have_another_order_is_mapped_by_name(
     shapes, tmp_path, capsys, order
 ):
     data = json.loads((shapes / "annotations" / "instances_val.json").read_text())
     names = [category["name"] for category in data["categories"]][::order]
     config, weights = trained(tmp_path, shapes, {"class_names": names})
+    train(config, "--eval-only", "OUTPUT_DIR", tmp_path / "named")
+    out = capsys.readouterr().out
+    told = f"{weights} has the same classes in another order ({names[0]}, "
+    assert (told in out) == (order == -1) and "differently" not in out
+    save_checkpoint(weights, {"model": read_checkpoint(weights)["model"]})
+    train(config, "--eval-only", "OUTPUT_DIR", tmp_path / "unnamed")
+    named, unnamed = (
+        json.loads((tmp_path / name / "inference/coco_instances_results.json").read_text())
+        for name in ("named", "unnamed")
+    )
+    ids = [category["id"] for category in data["categories"]]
+    to = dict(zip(ids, ids[::order], strict=True))
+    found, expected = (
+        sorted((r["image_id"], names[r["category_id"]], r["score"]) for r in results)
+        for results, names in ((named, dict(zip(ids, ids, strict=True))), (unnamed, to))
+    )
+    assert [row[:2] for row in found] == [row[:2] for row in expected]
+    assert [row[2] for row in found] == pytest.approx([row[2] for row in expected], rel=1e-5)
+
+
+def test_a_checkpoint_of_other_classes_is_evaluated_in_their_order_and_pointed_out(
+    shapes, tmp_path, capsys
+):
+    names = ["circle", "ring", "cube", "triangle", "star", "cross"]
+    config, weights = trained(tmp_path, shapes, {"class_names": names})
     train(config, "--eval-only")
     out = capsys.readouterr().out
-    assert (f"{weights} and " in out and "class 1 is " in out) == (order == -1)
+    assert f"{weights} and " in out and "class 3 is cube in one and square in the other" in out
 
 
 def test_interruption_ends_in_a_line(config, capsys, monkeypatch):

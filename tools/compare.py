@@ -25,8 +25,9 @@ from _shared.comparison import FILES, DetectorRow, write
 from _shared.detector_costs import POST, Candidate, gflops, load, time_all
 from _shared.machine import describe_machine
 from _shared.timing import TOTAL, Timings
-from _shared.training_runs import add_training_flags, dataset_opts, flat, run_once
+from _shared.training_runs import add_training_flags, dataset_opts, run_once
 
+from onenet.checkpoints.changes import flat
 from onenet.cli import add_opts_flag, files_of_model, positive, run_program
 from onenet.config.device import choose_device
 from onenet.data.sources import find_dataset
@@ -97,7 +98,7 @@ def evaluate(
     weights = ["MODEL.WEIGHTS", str(folder / "model_final.pth")]
     for name, change in (("without", duplicates.off), ("nms", duplicates.nms)):
         changed = load_cfg(config, [*opts, *change])
-        if dict(flat(changed)) == dict(flat(cfg)):
+        if flat(changed) == flat(cfg):
             found[name] = found["as it is"]
             continue
         found[name] = run_once(

@@ -238,7 +238,8 @@ def run(args: argparse.Namespace) -> None:
     history, frames = [], []
     with logging_redirect_tqdm():  # warnings appear above the bar
         for checkpoint in tqdm(checkpoints, unit="checkpoint", disable=None):
-            extras = load_weights(model, checkpoint, detector=True)
+            names = [] if args.box else class_names
+            extras = load_weights(model, checkpoint, detector=True, class_names=names)
             if not args.box:
                 trained = extras.get("class_names", [])
                 compare_classes(checkpoint, trained, dataset.source.json_file, class_names)

@@ -183,7 +183,7 @@ def test_a_last_checkpoint_file_that_is_gone(run, caplog):
 def test_no_checkpoint_is_left(run):
     for path in run.glob("model_*.pth"):
         cut(path)
-    with pytest.raises(CheckpointError, match="0005.pth cannot.*0001.pth cannot.*without --resume"):
+    with pytest.raises(CheckpointError, match="0005.pth cannot.*0001.pth cannot.*with --overwrite"):
         read_last_checkpoint(run)
     for path in run.glob("model_*.pth"):
         path.unlink()

@@ -128,13 +128,33 @@ def test_a_checkpoint_of_the_embedded_engine_is_not_resumed_as_if_it_were_its_ow
     assert f"MODEL.WEIGHTS {tmp_path}/run/model_0000000.pth" in error
 
 
-def test_a_checkpoint_whose_classes_have_another_order_is_pointed_out(shapes, tmp_path, capsys):
-    data = json.loads((shapes / "annotations" / "instances_val.json").read_text())
-    names = [category["name"] for category in data["categories"]][::-1]
-    config, weights = trained(tmp_path, shapes, {"class_names": names})
+def test_a_checkpoint_whose_classes_have_another_order_is_mapped_by_name(shapes, tmp_path, capsys):
+    config, weights = trained(tmp_path, shapes, {"class_names": CLASSES[::-1]})
     train_d2(config, "--eval-only", "OUTPUT_DIR", tmp_path / "d2")
-    out = capsys.readouterr().out
-    assert f"{weights} and " in out and f"class 1 is {names[0]} in one and {names[-1]}" in out
+    told = f"{weights} has the same classes in another order (cross, star, triangle, square, ring, "
+    assert told in capsys.readouterr().out
+    train(config, "--eval-only", "OUTPUT_DIR", tmp_path / "embedded")
+    counts = [
+        np.bincount([one["category_id"] for one in json.loads(path.read_text())])
+        for path in sorted(tmp_path.glob("*/inference/coco_instances_results.json"))
+    ]
+    assert counts[0].max() > 100 and abs(counts[0] - counts[1]).max() < 5  # roundings
+
+
+def test_fine_tuning_for_other_names_starts_the_class_layer_anew(shapes, tmp_path):
+    _, weights = trained(
+        tmp_path / "before", shapes, {"class_names": ["a", "b", "c", "d", "e", "f"]}
+    )
+    config = write_config(
+        tmp_path, shapes, MODEL__WEIGHTS=str(weights), DATASETS__TEST=[], SOLVER__MAX_ITER=1,
+        SOLVER__BASE_LR=1e-30,
+    )  # fmt: skip
+    train_d2(config)
+    told = "on as many classes, but on none of the same name (a, b, c, d, e, f; here circle, "
+    assert told in (tmp_path / "run" / "log.txt").read_text()
+    new, old = (load(p)["model"] for p in (tmp_path / "run" / "model_final.pth", weights))
+    assert not torch.equal(new["head.cls_score.weight"], old["head.cls_score.weight"])
+    assert torch.equal(new["head.feat1.weight"], old["head.feat1.weight"])
 
 
 @pytest.mark.parametrize("changes", [{}, {"TEST__DETECTIONS_PER_IMAGE": 130}])

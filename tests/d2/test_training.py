@@ -136,7 +136,7 @@ def test_an_average_cannot_come_on_the_way(averaged, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         train_d2(averaged.parent / "tiny.yaml", *words)
     assert stop.value.code == 2
-    assert "cannot be resumed with MODEL_EMA.ENABLED False" in capsys.readouterr().err
+    assert "this config: MODEL_EMA.ENABLED is False, its run had True" in capsys.readouterr().err
 
 
 def break_at(monkeypatch, iterations: set[int]) -> None:

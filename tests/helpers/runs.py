@@ -226,6 +226,11 @@ def load(path: Path) -> dict[str, Any]:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def training_of(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds, but for what names its run and the run's folder."""
+    return {key: value for key, value in load(path).items() if key not in ("run", "config")}
+
+
 def metrics(output: Path) -> list[dict[str, float]]:
     """The lines of a run's metrics.json; NaN for ``null``."""
     lines = (output / "metrics.json").read_text().splitlines()

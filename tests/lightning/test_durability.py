@@ -21,10 +21,10 @@ from helpers.runs import (
     assert_same,
     end,
     finish,
-    load,
     metrics,
     start,
     train,
+    training_of,
     unchanged_process,
     write_config,
 )
@@ -160,7 +160,7 @@ def test_a_stopped_run_is_saved_and_ends_like_an_uninterrupted_one(
     assert not (run / "model_final.pth").exists()
     train(config, "--resume")
     for file in ("model_0000003.pth", "model_final.pth"):
-        assert_same(load(run / file), load(uninterrupted / file))
+        assert_same(training_of(run / file), training_of(uninterrupted / file))
 
 
 def test_a_signal_during_evaluation_saves_what_is_not_saved_yet(
@@ -215,7 +215,8 @@ def test_training_goes_on_where_a_checkpoint_cannot_be_written(
     assert "model_final.pth could not be written: No space left on device" in error
     assert error.endswith(f"; --resume goes on from {run / 'model_0000003.pth'}")
     assert [path.name for path in run.glob("*.pth")] == ["model_0000003.pth"]
-    assert_same(load(run / "model_0000003.pth"), load(uninterrupted / "model_0000003.pth"))
+    last = "model_0000003.pth"
+    assert_same(training_of(run / last), training_of(uninterrupted / last))
 
 
 SHORT = {"SOLVER__MAX_ITER": 2, "TEST__EVAL_PERIOD": 1}

@@ -8,7 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.runs import assert_same, edit_json, finish, load, metrics, start, train, write_config
+from helpers.runs import (
+    assert_same,
+    edit_json,
+    finish,
+    load,
+    metrics,
+    start,
+    train,
+    training_of,
+    write_config,
+)
 
 from onenet.checkpoints.files import save_checkpoint
 
@@ -136,10 +146,21 @@ def test_torchrun_restarts_from_the_last_checkpoint(one_process, by_torchrun, tm
     # Its processes are forked from the one that has everything imported.
     program = (*TORCHRUN, "--max-restarts", "1", "--run-path", "--start-method", "fork")
     out = two(one_process[1], "--import", hook, "OUTPUT_DIR", run, program=program)
-    assert "torchrun has started this run again, which goes on from its last checkpoint" in out
+    assert "torchrun has started this run again, which goes on from what it has saved" in out
     assert f"Resumed from {run / 'model_0000000.pth'}: 1 iterations are done" in out
     for file in ("model_0000001.pth", "model_final.pth"):
-        assert_same(load(run / file), load(by_torchrun[0] / file))
+        assert_same(training_of(run / file), training_of(by_torchrun[0] / file))
+
+
+def test_torchrun_does_not_resume_a_run_that_it_did_not_start(one_process, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "model_0000000.pth").write_bytes((one_process[0] / "model_0000000.pth").read_bytes())
+    (run / "run.json").write_bytes((one_process[0] / "run.json").read_bytes())
+    program = (*TORCHRUN, "--max-restarts", "1", "--run-path", "--start-method", "fork")
+    code, _, err = finish(start(one_process[1], "OUTPUT_DIR", run, program=program))
+    assert code == 1 and err.count(f"error: OUTPUT_DIR {run} holds run ") == 2
+    assert sorted(path.name for path in run.iterdir()) == [".lock", "model_0000000.pth", "run.json"]
 
 
 def test_an_error_of_the_second_process_is_told(shapes, tmp_path):

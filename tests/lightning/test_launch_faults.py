@@ -80,19 +80,6 @@ def test_how_the_program_ends_as_one_of_its_processes(monkeypatch, capsys, ended
     assert (stop.value.code, capsys.readouterr().err.strip()) == (status, told)
 
 
-@pytest.mark.parametrize(("seconds", "own"), [(-60, False), (0, True), (60, True)])
-def test_a_checkpoint_is_the_runs_own_if_it_is_not_older(tmp_path, seconds, own):
-    """Than config.yaml, which the run begins with."""
-    assert not processes.has_own_checkpoint(tmp_path)
-    checkpoint, config = tmp_path / "model_0000001.pth", tmp_path / "config.yaml"
-    checkpoint.touch()
-    assert not processes.has_own_checkpoint(tmp_path)
-    config.touch()
-    os.utime(config, (1e9, 1e9))
-    os.utime(checkpoint, (1e9 + seconds, 1e9 + seconds))
-    assert processes.has_own_checkpoint(tmp_path) == own
-
-
 # Evaluation
 
 

@@ -17,6 +17,7 @@ from helpers.runs import (
     metrics,
     start,
     train,
+    training_of,
     unchanged_process,
     write_config,
 )
@@ -49,8 +50,10 @@ def test_run_leaves_its_files(finished):
     names = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
     (events,) = (name for name in names if name.startswith("events.out.tfevents"))
     assert names - {events} == {
+        ".lock",
         "config.yaml",
         "log.txt",
+        "run.json",
         "metrics.json",
         "last_checkpoint",
         "model_0000001.pth",
@@ -117,7 +120,7 @@ def test_tensorboard_has_curves_and_pictures(finished):
 def test_final_model_is_the_last_checkpoints(finished):
     run = finished[0] / "run"
     final, last = load(run / "model_final.pth"), load(run / "model_0000005.pth")
-    assert set(final) == {"model", "class_names"}
+    assert set(final) == {"model", "class_names", "run"}
     assert final["class_names"] == CLASSES
     assert_same(final["model"], last["model"])
     assert last["iteration"] == 5
@@ -162,11 +165,10 @@ def test_killed_and_resumed_ends_like_uninterrupted(finished, tmp_path):
     assert tag in ("model_0000001.pth", "model_0000003.pth")
     train(finished[0] / "tiny.yaml", "--resume", *changes)
     assert "Resumed from" in (tmp_path / "log.txt").read_text()
-    assert_same(
-        load(tmp_path / "model_0000005.pth"), load(uninterrupted / "model_0000005.pth")
-    )  # weights, BN statistics, optimiser, schedule, seed
-    assert_same(load(tmp_path / "model_final.pth"), load(uninterrupted / "model_final.pth"))
-    assert not list(tmp_path.glob(".*"))  # nothing half written is left
+    for file in ("model_0000005.pth", "model_final.pth"):
+        # Weights, BN statistics, optimiser, schedule, seed.
+        assert_same(training_of(tmp_path / file), training_of(uninterrupted / file))
+    assert not list(tmp_path.glob(".*.partial"))  # nothing half written is left
 
 
 def test_resuming_a_finished_run_does_no_harm_and_evaluates(finished, tmp_path):
@@ -201,7 +203,11 @@ def test_resuming_another_model_is_refused(finished, tmp_path, capsys):
             "MODEL.OneNet.DECONV_CHANNEL", "[512, 16, 16, 8]",
         )  # fmt: skip
     assert stop.value.code == 2
-    assert "model_0000005.pth cannot be resumed with this config" in capsys.readouterr().err
+    told = (
+        "model_0000005.pth cannot be resumed with this config: MODEL.OneNet.DECONV_CHANNEL is "
+        "[512, 16, 16, 8], its run had [512, 16, 16, 16]. Resume with"
+    )
+    assert told in capsys.readouterr().err
     assert (run / "model_0000005.pth").stat().st_mtime_ns == before
 
 

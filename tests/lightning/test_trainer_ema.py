@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.runs import assert_same, load, train, write_config
+from helpers.runs import assert_same, load, train, training_of, write_config
 
 FAST = {
     "SOLVER__MAX_ITER": 3,
@@ -43,7 +43,7 @@ def test_the_average_is_of_all_iterations(averaged):
 def test_the_final_model_is_the_average_and_says_so(averaged):
     run = averaged[0] / "run"
     final, last = load(run / "model_final.pth"), load(run / "model_0000002.pth")
-    assert set(final) == {"model", "class_names", "weights"} and final["weights"] == "ema"
+    assert set(final) == {"model", "class_names", "weights", "run"} and final["weights"] == "ema"
     assert_same(final["model"], last["ema"]["model"])
     assert not torch.equal(*(c["model"]["head.feat1.weight"] for c in (final, last)))
     log = (run / "log.txt").read_text()
@@ -61,11 +61,11 @@ def test_the_average_is_what_is_loaded(averaged, tmp_path, file):
 
 def test_averaging_does_not_disturb_the_training(averaged, shapes, tmp_path):
     train(write_config(tmp_path, shapes, **FAST))
-    with_average = load(averaged[0] / "run" / "model_0000002.pth")
-    without = load(tmp_path / "run" / "model_0000002.pth")
+    with_average = training_of(averaged[0] / "run" / "model_0000002.pth")
+    without = training_of(tmp_path / "run" / "model_0000002.pth")
     del with_average["ema"]
     assert_same(with_average, without)
-    assert set(load(tmp_path / "run" / "model_final.pth")) == {"model", "class_names"}
+    assert set(load(tmp_path / "run" / "model_final.pth")) == {"model", "class_names", "run"}
 
 
 def test_a_resumed_average_ends_like_an_uninterrupted_one(averaged, tmp_path):
@@ -75,7 +75,7 @@ def test_a_resumed_average_ends_like_an_uninterrupted_one(averaged, tmp_path):
     (run / "last_checkpoint").write_text("model_0000000.pth")
     train(averaged[0] / "tiny.yaml", "--resume", "OUTPUT_DIR", run, "DATASETS.TEST", "()")
     for file in ("model_0000002.pth", "model_final.pth"):
-        assert_same(load(run / file), load(source / file))
+        assert_same(training_of(run / file), training_of(source / file))
 
 
 def test_an_average_cannot_come_or_go_on_the_way(averaged, tmp_path, capsys):
@@ -84,7 +84,7 @@ def test_an_average_cannot_come_or_go_on_the_way(averaged, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         train(averaged[0] / "tiny.yaml", *words)
     assert stop.value.code == 2
-    told = "cannot be resumed with MODEL_EMA.ENABLED False; its run had True."
+    told = "cannot be resumed with this config: MODEL_EMA.ENABLED is False, its run had True."
     assert told in capsys.readouterr().err
 
 

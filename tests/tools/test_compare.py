@@ -41,7 +41,7 @@ def commands(monkeypatch):
         cfg = load_cfg(args.config_file, args.opts)
         folder = Path(cfg.OUTPUT_DIR)
         (folder / "inference").mkdir(parents=True)
-        (folder / "config.yaml").write_text(dump(cfg))
+        (folder / ("inference" if args.eval_only else "") / "config.yaml").write_text(dump(cfg))
         found = []
         if not args.eval_only:
             save_checkpoint(folder / "model_final.pth", {"model": build_detector(cfg).state_dict()})
@@ -161,6 +161,15 @@ def test_another_config_in_the_same_folder_is_refused(commands, tiny):
     tiny()
     with pytest.raises(training_runs.RunError, match="SOLVER.BASE_LR is 0.001, not 0.5"):
         tiny("SOLVER.BASE_LR", "0.5")
+    assert len(commands) == 1
+
+
+def test_another_evaluation_in_the_same_folder_is_refused(commands, tiny):
+    evaluation = {"flags": ("--eval-only",)}
+    tiny(**evaluation)
+    tiny(**evaluation)
+    with pytest.raises(training_runs.RunError, match="DETECTIONS_PER_IMAGE is 100, not 5"):
+        tiny("TEST.DETECTIONS_PER_IMAGE", "5", **evaluation)
     assert len(commands) == 1
 
 

@@ -56,15 +56,18 @@ def test_images_are_found_by_path_and_by_name(model, shapes, tmp_path, capsys):
     assert "2 images" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("order", [1, -1])
-def test_a_checkpoint_of_other_classes_is_pointed_out(model, shapes, tmp_path, caplog, order):
+@pytest.mark.parametrize("change", ["none", "order", "name"])
+def test_a_checkpoint_of_other_classes_is_pointed_out(model, shapes, tmp_path, caplog, change):
     data = json.loads((shapes / "annotations" / "instances_val.json").read_text())
-    names = [category["name"] for category in data["categories"]][::order]
+    names = [category["name"] for category in data["categories"]]
+    names = {"none": names, "order": names[::-1], "name": ["other", *names[1:]]}[change]
     state = torch.load(model / "model_final.pth")["model"]
     torch.save({"model": state, "class_names": names}, tmp_path / "named.pth")
     words = ["--output", tmp_path / "a.png", "--count", 1]
-    run(model, *words, checkpoint=tmp_path / "named.pth")
-    assert ("class 1 is" in caplog.text) == (order == -1)
+    with caplog.at_level("INFO"):
+        run(model, *words, checkpoint=tmp_path / "named.pth")
+    assert ("class 1 is" in caplog.text) == (change == "name")
+    assert ("the class layer is mapped by name" in caplog.text) == (change == "order")
 
 
 def test_an_image_of_no_data_set_with_objects_on_the_command_line(model, tmp_path, capsys):

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import torch
 
+from onenet.checkpoints.changes import differences, flat
 from onenet.cli import EMBEDDED, add_import_flag, choose_engine, positive
 from onenet.data.dataset import CocoDetection
 from onenet.data.sources import find_dataset
@@ -29,6 +30,7 @@ from onenet.evaluation.results import RESULTS_FILE, read_results
 from onenet.evaluation.truth import has_objects, read_truth
 from onenet.files import strict_json, write_whole
 from onenet.lightning.build import build_detector
+from onenet.training.run_folder import CONFIG, RESULTS
 
 TRAIN_NET = Path(__file__).parents[2] / "projects" / "OneNet" / "train_net.py"
 RESULT = "result.json"
@@ -255,40 +257,25 @@ def check_same_config(folder: Path, cfg: Any, load_cfg: Callable[..., Any]) -> N
     """Raise ``RunError`` if ``folder`` holds a run whose config has other values.
 
     Args:
-        folder: the run's folder.
+        folder: of a training, or of an evaluation, whose config is beside its results.
         cfg: the config to compare with.
         load_cfg: the engine's function of this name.
     """
-    file = folder / "config.yaml"
-    if not file.is_file():
+    places = (folder / CONFIG, folder / RESULTS / CONFIG)
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
         return
     advice = "choose another output folder, or remove this one"
     try:
-        stored = dict(flat(load_cfg(file)))
+        stored = flat(load_cfg(file))
     except ConfigError as error:
         raise RunError(
             f"{folder} holds a run of another engine or version ({error}); {advice}"
         ) from error
-    for key, value in flat(cfg):
-        # Compares text, because NaN never equals itself.
-        if repr(_as_lists(stored[key])) != repr(_as_lists(value)):
-            raise RunError(
-                f"{folder} holds another run: its {key} is {stored[key]!r}, not {value!r}; {advice}"
-            )
-
-
-def _as_lists(value: Any) -> Any:
-    """Turn tuples into lists at any depth, as YAML does."""
-    return [_as_lists(one) for one in value] if isinstance(value, list | tuple) else value
-
-
-def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) of each leaf of a config."""
-    for name, value in node.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+    for key, (before, now) in differences(stored, flat(cfg)).items():
+        raise RunError(
+            f"{folder} holds another run: its {key} is {before!r}, not {now!r}; {advice}"
+        )
 
 
 def _metrics(cfg: Any, folder: Path) -> dict[str, float]:

@@ -135,7 +135,7 @@ class Trainings:
             raise ResumeError(f"exit code {process.exitcode}, see {self.folder / name}.txt")
         run = self.folder / name
         last = find_checkpoints(run)[0]
-        return [read_checkpoint(path, verify=True) for path in (last, run / "model_final.pth")]
+        return [training_of(path) for path in (last, run / "model_final.pth")]
 
     def kill(self, name: str, *, seconds: float, saves: int, killed: Killed) -> None:
         """Start or resume a training, and kill it.
@@ -182,6 +182,12 @@ def train(words: Sequence[str], log: str) -> None:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
     run(training_parser().parse_args(words), "tools/dev/check_resume.py")
+
+
+def training_of(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds of its training, without what names the run and its folder."""
+    content = read_checkpoint(path, verify=True)
+    return {key: value for key, value in content.items() if key not in ("run", "config")}
 
 
 def same(one: Any, other: Any) -> bool:

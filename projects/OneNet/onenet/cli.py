@@ -110,12 +110,20 @@ examples:
         "engine that wrote it, and say where NaN or infinity comes from; exit status 1 if they "
         "occur again",
     )
-    parser.add_argument(
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument(
         "--resume",
         action="store_true",
-        help="continue from the last checkpoint in OUTPUT_DIR, exactly where it stopped",
+        help="continue the run in OUTPUT_DIR from its last checkpoint, exactly where it stopped; "
+        "start one if there is none",
     )
-    parser.add_argument(
+    mode.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="start a run in place of the one that OUTPUT_DIR holds, whose checkpoints, curves and "
+        "detections are removed",
+    )
+    mode.add_argument(
         "--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS on DATASETS.TEST"
     )
     parser.add_argument(

@@ -15,9 +15,9 @@ from _shared.training_runs import (
     check_same_config,
     config_loader,
     finished_metrics,
-    flat,
     run_once,
 )
+from onenet.checkpoints.changes import flat
 from onenet.config.rules import check_shares
 from onenet.errors import ConfigError
 
@@ -156,7 +156,7 @@ class Plan:
     def _evaluation(
         self, folder: Path, trained: tuple[str, ...], opts: tuple[str, ...], name: str
     ) -> Evaluation:
-        if dict(flat(self.load(opts))) == dict(flat(self.load(trained))):
+        if flat(self.load(opts)) == flat(self.load(trained)):
             return Evaluation(folder, trained)
         opts = (*opts, "MODEL.WEIGHTS", str(folder / WEIGHTS))
         cfg = self.load([*opts, "OUTPUT_DIR", str(folder / name)])
@@ -227,7 +227,7 @@ def _words(change: Change, cfg: Any) -> list[str]:
     """Overrides as words; factors multiply the values in ``cfg``."""
     scaled = {}
     for key, factor in change.factors.items():
-        value = dict(flat(cfg)).get(key)
+        value = flat(cfg).get(key)
         numbers = value if isinstance(value, list | tuple) else [value]
         if not all(type(number) in (int, float) for number in numbers):
             raise ConfigError(f"scale: {key} is {value!r}; expected a key whose value is a number")

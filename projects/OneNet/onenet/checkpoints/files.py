@@ -13,7 +13,7 @@ import mmap
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -278,10 +278,16 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def read_last_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+def read_last_checkpoint(
+    folder: Path, refuse: Callable[[Path, dict[str, Any]], str | None] = lambda *_: None
+) -> tuple[Path, dict[str, Any]] | None:
     """Find and read the checkpoint to resume from.
 
-    If one is damaged or missing, logs a warning and tries the one before it.
+    If one is damaged, missing or refused, logs a warning and tries the one before it.
+
+    Args:
+        folder: of the run.
+        refuse: says of a checkpoint and its content why not to resume from it; ``None``: it is one.
 
     Returns:
         The checkpoint's path and content; ``None`` if the folder has no checkpoint yet.
@@ -303,10 +309,13 @@ def read_last_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         except CheckpointError as error:
             problems.append(str(error))
             continue
+        if why := refuse(path, content):
+            problems.append(why)
+            continue
         for problem in problems:
             logger.warning("%s. Going on from %s", problem, path)
         return path, content
     raise CheckpointError(
         f"{'. '.join(problems)}. There is no other checkpoint to resume from: copy one into "
-        f"{folder}, or start over without --resume"
+        f"{folder}, or start over with --overwrite"
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from onenet.errors import CheckpointError
 
+from .classes import fit_class_layer
 from .files import read_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -100,24 +101,32 @@ def to_detectron2_name(name: str) -> str | None:
 
 
 def load_weights(
-    model: nn.Module, weights: str, *, new_classes: bool = False, detector: bool = False
+    model: nn.Module,
+    weights: str,
+    *,
+    new_classes: bool = False,
+    detector: bool = False,
+    class_names: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Load ``MODEL.WEIGHTS`` into a detector.
 
     A checkpoint of the whole detector must fit exactly. ImageNet weights (names without
     ``backbone.`` or ``head.``) fill the backbone; the rest keeps its initialisation. If the
     checkpoint also holds a moving average, as checkpoints to resume from do, loads the average.
+    A checkpoint that names the model's classes in another order is mapped by name; see
+    :func:`~onenet.checkpoints.classes.fit_class_layer`.
 
     Args:
         model: a detector with ``backbone`` and ``head``.
         weights: see :func:`locate_weights`.
-        new_classes: if the checkpoint was trained on another number of classes, keep the
-            initialisation of the class layer (fine-tuning) and log it.
+        new_classes: if the checkpoint was trained on other classes, keep the initialisation of the
+            class layer, or of the rows of new names, and log it (fine-tuning).
         detector: refuse a backbone alone, which detects nothing.
+        class_names: the model's classes by label; empty if unknown.
 
     Returns:
-        The rest of the checkpoint (``class_names``, ``iteration``, …); its ``weights`` is "ema" if
-        the loaded weights are a moving average.
+        The rest of the checkpoint (``class_names``, by the model's labels; ``iteration``, …); its
+        ``weights`` is "ema" if the loaded weights are a moving average.
 
     Raises:
         CheckpointError: the file cannot be read, or its weights do not fit the model.
@@ -146,18 +155,26 @@ def load_weights(
     state = {name: v for name, v in state.items() if not name.endswith("num_batches_tracked")}
 
     class_layers = getattr(model, "class_layers", CLASS_LAYERS)
-    fresh = set()
-    if new_classes:
-        fresh = {
-            name
-            for name, value in own.items()
-            if name.startswith(class_layers) and name in state and state[name].shape != value.shape
-        }
-        for name in fresh:
-            del state[name]
+    layer = {name for name in own if name.startswith(class_layers) and name in state}
+    resized = {name for name in layer if state[name].shape != own[name].shape}
+    fresh = resized if new_classes else set()
+    if layer and not resized and class_names:
+        trained = content.get("class_names", [])
+        fresh, content["class_names"] = fit_class_layer(
+            path,
+            state,
+            own,
+            layer,
+            trained,
+            class_names,
+            tuning=new_classes,
+            by_class=getattr(model, "first_label", 0) == 0,  # 0 may be the background
+        )
+    for name in fresh:
+        del state[name]
     _check_fit(path, own, state, fresh, class_layers)
     model.load_state_dict(state, strict=False)
-    if fresh:
+    if resized:
         logger.info(
             "%s was trained on another number of classes: the class layer keeps its initialisation",
             path,

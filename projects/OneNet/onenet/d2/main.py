@@ -7,13 +7,13 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import default_setup, launch
+from detectron2.engine import launch
 from detectron2.evaluation import verify_results
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils import comm
@@ -26,9 +26,10 @@ from onenet.config.rules import check_shares, warn_of_idle_steps
 from onenet.data.sources import check_same_classes
 from onenet.errors import ConfigError, NonFiniteError, OneNetError, end_with
 from onenet.evaluation.registry import choose_evaluator
-from onenet.files import remove_partial_files
 from onenet.training.launchers import of_torchrun, take_environment
+from onenet.training.run_folder import RunFolder
 from onenet.training.setup import (
+    check_folder,
     check_gpus,
     check_meeting_place,
     data_sets,
@@ -46,6 +47,7 @@ from .datasets import (
     class_names,
     register_datasets,
 )
+from .setup import setup
 from .trainer import Trainer, share_log
 from .weights import fetch_weights, load_weights
 
@@ -70,6 +72,8 @@ def run(args: argparse.Namespace, why: str) -> None:
         take_environment(args)
         cfg = load_cfg(args.config_file, args.opts)
         prepare(cfg, args)
+        if not args.eval_only:
+            check_folder(cfg, args)
         # By one process: this takes a while, and all would find the same.
         if not args.eval_only:
             check_annotated(cfg.DATASETS.TRAIN)
@@ -160,24 +164,32 @@ def _check_processes(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 def work(cfg: CfgNode, args: argparse.Namespace, why: str) -> Any:
     """Evaluate or train, and return the metrics; every process runs this."""
-    with _exit_codes(args.traceback):
+    folder, first = RunFolder(Path(cfg.OUTPUT_DIR)), comm.is_main_process()
+    with _exit_codes(args.traceback), ExitStack() as stack:
         prepare(cfg, args)
         with output_errors(cfg):
-            default_setup(cfg, args)
-            if comm.is_main_process() and not args.eval_only:
-                remove_partial_files(Path(cfg.OUTPUT_DIR))
+            if first:
+                stack.enter_context(folder.held())
+            if first and not args.eval_only:
+                weights = cfg.MODEL.WEIGHTS
+                folder.check(resume=args.resume, overwrite=args.overwrite, weights=weights)
+            setup(cfg, args)
         make_deterministic(cfg)
         share_log()
         logger.info("Detectron2's engine (%s), torch %s", why, torch.__version__)
         if not args.eval_only:
             warn_of_idle_steps(cfg)
-            trainer = Trainer(cfg)
+            trainer = Trainer(cfg, folder)
             trainer.resume_or_load(resume=args.resume)
+            with output_errors(cfg):
+                if first:
+                    folder.begin(cfg.dump())
             return trainer.train()
         model = Trainer.build_model(cfg)
         test_sets = ((name, class_names(name)) for name in cfg.DATASETS.TEST)
         load_to_evaluate(cfg, model, test_sets, load_weights)
         metrics = Trainer.test(cfg, prepare_inference(cfg, model))
-        if comm.is_main_process():
+        if first:
+            folder.note_evaluation(cfg.dump())
             verify_results(cfg, metrics)
         return metrics

@@ -35,6 +35,7 @@ class WholeCheckpointer(DetectionCheckpointer):
         keep: ``SOLVER.CHECKPOINT_KEEP``.
 
     Attributes:
+        facts: what a checkpoint says about the run, beside its state.
         last: the newest checkpoint, saved or resumed from.
         saved: the last iteration that was saved, counted from 0.
     """
@@ -44,6 +45,7 @@ class WholeCheckpointer(DetectionCheckpointer):
     ) -> None:
         super().__init__(model, save_dir, **checkpointables)
         self.keep = keep
+        self.facts: dict[str, Any] = {}
         self.last: Path | None = None
         self.saved: int | None = None
 
@@ -56,7 +58,7 @@ class WholeCheckpointer(DetectionCheckpointer):
         if not (self.save_dir and self.save_to_disk):
             return
         states = {key: part.state_dict() for key, part in self.checkpointables.items()}
-        content = {"model": self.model.state_dict(), **states, **kwargs}
+        content = {"model": self.model.state_dict(), **states, **self.facts, **kwargs}
         path = Path(self.save_dir) / f"{name}.pth"
         self.logger.info("Saving checkpoint to %s", path)
         if name == "model_final":

@@ -9,26 +9,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.engine import DefaultTrainer, HookBase, hooks
+from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, JSONWriter
 from torch import nn
 from torch.optim import Optimizer
 
-from onenet.checkpoints.files import read_last_checkpoint
-from onenet.checkpoints.resume import log_no_checkpoint, restore, without_resuming
-from onenet.errors import CheckpointError, DataWorkerError, OneNetError, WriteError
+from onenet.checkpoints.changes import compare, compare_data, flat, saved_config
+from onenet.checkpoints.files import read_checkpoint
+from onenet.checkpoints.resume import (
+    check_engine,
+    iterations_of,
+    own_rates,
+    restore,
+    start_momentum,
+    with_settings,
+)
+from onenet.errors import DataWorkerError, OneNetError, WriteError
 from onenet.evaluation.results import results_folder
 from onenet.ops.memory_format import memory_format
+from onenet.training.distributed import gather
 from onenet.training.ema import ModelEMA
 from onenet.training.hooks import Average, build_hooks
 from onenet.training.oom import memory_errors, testing_advice
 from onenet.training.optim import build_optimizer
+from onenet.training.run_folder import RunFolder
 from onenet.training.signals import Stopped, stop_at_once
 from onenet.training.step import without_wrapper
 
-from .config import config_errors
+from .config import config_errors, get_cfg, load_cfg
 from .datasets import class_names
 from .evaluation import build_evaluator
 from .hooks import CoreHooks
@@ -46,53 +56,78 @@ class Trainer(DefaultTrainer):
     As in the embedded engine, checkpoints hold the class names too, and with ``MODEL_EMA`` the
     averaged weights, which are the ones that are evaluated.
 
+    Args:
+        cfg: the config.
+        run_folder: the run and its folder; None: a new run in ``OUTPUT_DIR``, which is not held.
+
     Raises:
         ConfigError: values that do not fit each other.
         DatasetError: something is wrong with the data.
     """
 
-    def __init__(self, cfg: Any) -> None:
+    def __init__(self, cfg: Any, run_folder: RunFolder | None = None) -> None:
         self.ema: ModelEMA | None = None
+        self.run_folder = run_folder or RunFolder(Path(cfg.OUTPUT_DIR))
         with config_errors():
             super().__init__(cfg)
         share_log()
         self._trainer = guarded(self._trainer, cfg)
         if self.ema is not None:
             self.checkpointer.add_checkpointable("ema", self.ema)
-        names = class_names(cfg.DATASETS.TRAIN[0])
-        self.checkpointer.add_checkpointable("class_names", _ClassNames(names))
+        self.checkpointer.facts = {
+            "class_names": class_names(cfg.DATASETS.TRAIN[0]),
+            "config": flat(cfg),
+            "run": self.run_folder.run,
+        }
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Continue from the last checkpoint in ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS``.
+        """Continue from the run's last checkpoint, or load ``MODEL.WEIGHTS``.
 
         Takes the weights that the embedded engine takes: torchvision's ImageNet files, and
-        checkpoints with another number of classes.
+        checkpoints with other classes.
 
         Raises:
             CheckpointError: the weights are not this model's, or the checkpoint is one of the other
                 engine or of another config.
         """
-        model = self.bare_model
-        found = read_last_checkpoint(Path(self.cfg.OUTPUT_DIR)) if resume else None
+        model, facts = self.bare_model, self.checkpointer.facts
+        found = self._read_last() if resume else None
+        facts["run"] = self.run_folder.run
         if found is None:
-            if resume:
-                log_no_checkpoint(self.cfg.OUTPUT_DIR)
-            if self.cfg.MODEL.WEIGHTS:
-                load_weights(model, self.cfg.MODEL.WEIGHTS, new_classes=True)
+            if weights := self.cfg.MODEL.WEIGHTS:
+                names = facts["class_names"]
+                load_weights(model, weights, new_classes=True, class_names=names)
             if self.ema is not None:
                 self.ema.restart(model)
             return
         last, content = found
-        if "trainer" not in content:
-            raise CheckpointError(
-                f"{last} holds no state of Detectron2's trainer. Resume with the engine that "
-                f"wrote it (--engine lightning), or {without_resuming(last)}"
-            )
+        check_engine(content, last, detectron2=True)
+        done = iterations_of(content, last)
+        compare_data(content, last, facts)
+        if (saved := saved_config(content, last, load_cfg)) is not None:
+            old = {**flat(get_cfg()), **saved}
+            compare(old, facts["config"], path=last, done=done, stream=False)
         parts = {"model": model, "trainer": self}
         if self.ema is not None:
             parts["ema"] = self.ema
         self.start_iter = restore(parts, content, last)
         self.checkpointer.last = last
+
+    def _read_last(self) -> tuple[Path, dict[str, Any]] | None:
+        """The checkpoint to resume from, the same on all processes; the first one chooses it."""
+        found = self.run_folder.read_last() if comm.is_main_process() else None
+        path = gather(found and found[0])[0]
+        return found or (path and (path, read_checkpoint(path)))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a checkpoint's iteration and values, with this run's settings."""
+        inner, optimizer = dict(state_dict["_trainer"]), self._trainer.optimizer
+        inner["optimizer"] = with_settings(optimizer, inner["optimizer"])
+        if isinstance(self._trainer, AMPTrainer):  # a run in float32 has no scaler
+            inner.setdefault("grad_scaler", self._trainer.grad_scaler.state_dict())
+        with own_rates(self.scheduler):
+            super().load_state_dict({**state_dict, "_trainer": inner})
+        start_momentum(optimizer)
 
     @property
     def bare_model(self) -> nn.Module:
@@ -198,19 +233,6 @@ class Trainer(DefaultTrainer):
     def build_optimizer(cls, cfg: Any, model: nn.Module) -> Optimizer:
         fused = not cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE != "mps"
         return build_optimizer(cfg, model, fused=fused)
-
-
-class _ClassNames:
-    """Class names in the form that Detectron2's checkpointer saves: an object with a state."""
-
-    def __init__(self, names: list[str]) -> None:
-        self.names = names
-
-    def state_dict(self) -> list[str]:
-        return self.names
-
-    def load_state_dict(self, state: list[str]) -> None:
-        """Does nothing: the names come from the data set."""
 
 
 def share_log() -> None:

@@ -12,18 +12,17 @@ from onenet.checkpoints.files import (
     add_checkpoint,
     find_checkpoints,
     read_checkpoint,
-    read_last_checkpoint,
     save_final,
 )
-from onenet.checkpoints.resume import log_no_checkpoint
 from onenet.errors import CheckpointError
+from onenet.training.run_folder import FINAL, RunFolder
 
 
 class Checkpoints:
     """The checkpoints in a run's folder; the first process writes them and chooses among them.
 
     Args:
-        folder: ``OUTPUT_DIR``.
+        run_folder: the run and its folder.
         fabric: of the run's processes.
         keep: ``SOLVER.CHECKPOINT_KEEP``.
 
@@ -31,8 +30,9 @@ class Checkpoints:
         last: the one that ``--resume`` would continue from, as far as this process knows.
     """
 
-    def __init__(self, folder: Path, fabric: Fabric, keep: int) -> None:
-        self.folder, self.fabric, self.keep = folder, fabric, keep
+    def __init__(self, run_folder: RunFolder, fabric: Fabric, keep: int) -> None:
+        self.run_folder, self.fabric, self.keep = run_folder, fabric, keep
+        self.folder = run_folder.path
         self.last: Path | None = None
 
     def read_last(self) -> dict[str, Any] | None:
@@ -42,7 +42,7 @@ class Checkpoints:
             CheckpointError: none can be read, or this machine has others than the first one.
         """
         first = self.fabric.global_rank == 0
-        found = read_last_checkpoint(self.folder) if first else None
+        found = self.run_folder.read_last() if first else None
         name = self.fabric.broadcast(found and found[0].name)
         if not first:
             own = find_checkpoints(self.folder)
@@ -53,7 +53,6 @@ class Checkpoints:
                     "on a disk that all machines share"
                 )
         if name is None:
-            log_no_checkpoint(self.folder)
             return None
         self.last = self.folder / name
         return found[1] if found else read_checkpoint(self.last)
@@ -64,7 +63,7 @@ class Checkpoints:
         Where it cannot be written, the log says why.
         """
         path = self.folder / f"model_{iterations - 1:07d}.pth"
-        content = {**content, "iteration": iterations - 1}
+        content = {**content, "iteration": iterations - 1, "run": self.run_folder.run}
         if self.fabric.global_rank == 0 and add_checkpoint(path, content, self.keep):
             self.last = path
 
@@ -84,8 +83,8 @@ class Checkpoints:
         Raises:
             WriteError: it cannot be written; names the last checkpoint.
         """
-        path = self.folder / "model_final.pth"
+        path = self.folder / FINAL
         if self.fabric.global_rank == 0:
-            save_final(path, content, self.last)
+            save_final(path, {**content, "run": self.run_folder.run}, self.last)
         self.fabric.barrier()
         return path

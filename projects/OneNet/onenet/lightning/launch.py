@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -30,7 +29,6 @@ from torch.multiprocessing import (
 )
 from tqdm import tqdm
 
-from onenet.checkpoints.files import find_checkpoints
 from onenet.config.device import choose_device, device_of
 from onenet.config.rules import check_shares
 from onenet.errors import ConfigError
@@ -208,15 +206,19 @@ def is_lost_process(error: Exception) -> bool:
     return dist.is_initialized() and (isinstance(error, dist.DistError) or "gloo" in str(error))
 
 
-def has_own_checkpoint(folder: Path) -> bool:
-    """Whether the newest checkpoint belongs to this run, not to an earlier one in the same folder.
+def launch_name() -> str:
+    """What the restarts of a group by ``torchrun`` have in common; empty without ``torchrun``.
 
-    It does if it is not older than ``config.yaml``.
+    On several machines, the first process may move to another one; then ``--rdzv-id`` has to tell
+    one start from another.
     """
-    started, checkpoints = folder / "config.yaml", find_checkpoints(folder)
-    if not checkpoints or not started.exists():
-        return False
-    return checkpoints[0].stat().st_mtime >= started.stat().st_mtime
+    if not of_torchrun():
+        return ""
+    env = os.environ
+    name = env["TORCHELASTIC_RUN_ID"]
+    if name == "none" or env["LOCAL_WORLD_SIZE"] == env["WORLD_SIZE"]:
+        name += f" {socket.gethostname()} {os.getppid()}"
+    return name
 
 
 def _set_rendezvous(args: argparse.Namespace) -> None:

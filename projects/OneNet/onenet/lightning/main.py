@@ -6,6 +6,7 @@ import argparse
 import logging
 import time
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,18 +21,24 @@ from onenet.config.rules import warn_of_idle_steps
 from onenet.data.dataset import CocoDetection
 from onenet.data.sources import compare_classes, find_dataset
 from onenet.errors import LostProcessError, OneNetError, end_with
-from onenet.files import remove_partial_files, write_whole
-from onenet.training.launchers import local_rank, take_environment
-from onenet.training.setup import data_sets, load_to_evaluate, needs_weights, output_errors
+from onenet.training.launchers import is_one_of_several, local_rank, take_environment
+from onenet.training.run_folder import RunFolder
+from onenet.training.setup import (
+    check_folder,
+    data_sets,
+    load_to_evaluate,
+    needs_weights,
+    output_errors,
+)
 from onenet.training.signals import end_stopped, stop_at_once
 
 from .build import build_detector
 from .config import dump, load_cfg
 from .launch import (
     check_processes,
-    has_own_checkpoint,
     is_lost_process,
     join,
+    launch_name,
     leave,
     must_start,
     start,
@@ -100,6 +107,8 @@ def _run(args: argparse.Namespace, why: str) -> dict[str, float] | None:
     import_files(args.imports)
     cfg = load_cfg(args.config_file, args.opts)
     check_processes(cfg, args)
+    if not args.eval_only and not is_one_of_several():
+        check_folder(cfg, args)  # before work that may take minutes
     if must_start(args):
         start(args, run, why)
         return None
@@ -133,14 +142,69 @@ def _work(
     test_sets: list[CocoDetection],
 ) -> dict[str, float] | None:
     """Train or evaluate; every process runs this once all have met."""
-    folder, again = Path(cfg.OUTPUT_DIR), started_again(fabric)
-    with output_errors(cfg):
-        setup_logging(folder, fabric.global_rank)
-        if fabric.global_rank == 0:
-            if not args.eval_only:
-                remove_partial_files(folder)
-            if not again:
-                write_whole(folder / "config.yaml", dump(cfg).encode())
+    folder, first = RunFolder(Path(cfg.OUTPUT_DIR)), fabric.global_rank == 0
+    with ExitStack() as stack:
+        with output_errors(cfg):
+            if first:
+                stack.enter_context(folder.held())
+            resume, again = _check(cfg, args, fabric, folder)
+            setup_logging(folder.path, fabric.global_rank)
+        _announce(why, fabric)
+        if again:
+            logger.info("torchrun has started this run again, which goes on from what it has saved")
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+        make_deterministic(cfg)
+        if not args.eval_only:
+            if first:
+                warn_of_idle_steps(cfg)
+            if cfg.SOLVER.AMP.ENABLED:
+                warn_of_bfloat16(fabric.device, "SOLVER.AMP.ENABLED False")
+            trainer = Trainer(
+                cfg,
+                fabric,
+                train_sets=train_sets,
+                test_sets=test_sets,
+                run_folder=folder,
+                resume=resume,
+            )
+            with output_errors(cfg):
+                if first:
+                    folder.begin(dump(cfg))
+            return trainer.train()
+        model = build_detector(cfg)
+        load_to_evaluate(cfg, model, map(_classes, test_sets), load_weights)
+        model = prepare_inference(cfg, model.to(fabric.device))
+        metrics = evaluate_all(cfg, model, test_sets)
+        if first:
+            folder.note_evaluation(dump(cfg))
+        return metrics
+
+
+def _check(
+    cfg: Any, args: argparse.Namespace, fabric: Fabric, folder: RunFolder
+) -> tuple[bool, bool]:
+    """Check the folder of a training.
+
+    Returns:
+        Whether to resume the run in it, and whether that is since ``torchrun`` has restarted it.
+
+    Raises:
+        ConfigError: see :meth:`RunFolder.check`.
+    """
+    if args.eval_only:
+        return False, False
+    folder.launch = launch_name()
+    # If the start before ended before its run began, this one is like the first.
+    again = started_again(fabric) and folder.was_launched_by(folder.launch)
+    again = fabric.broadcast(again)
+    resume = args.resume or again
+    if fabric.global_rank == 0:
+        overwrite = args.overwrite and not again
+        folder.check(resume=resume, overwrite=overwrite, weights=cfg.MODEL.WEIGHTS)
+    return resume, again
+
+
+def _announce(why: str, fabric: Fabric) -> None:
     logger.info(
         "Embedded engine (%s): %d process%s on %s, torch %s",
         why,
@@ -149,23 +213,6 @@ def _work(
         _name(fabric.device),
         torch.__version__,
     )
-    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
-    make_deterministic(cfg)
-
-    if not args.eval_only:
-        if fabric.global_rank == 0:
-            warn_of_idle_steps(cfg)
-        if cfg.SOLVER.AMP.ENABLED:
-            warn_of_bfloat16(fabric.device, "SOLVER.AMP.ENABLED False")
-        resume = args.resume or fabric.broadcast(again and has_own_checkpoint(folder))
-        if again:
-            then = "goes on from its last checkpoint" if resume else "has none to go on from"
-            logger.info("torchrun has started this run again, which %s", then)
-        trainer = Trainer(cfg, fabric, train_sets=train_sets, test_sets=test_sets, resume=resume)
-        return trainer.train()
-    model = build_detector(cfg)
-    load_to_evaluate(cfg, model, map(_classes, test_sets), load_weights)
-    return evaluate_all(cfg, prepare_inference(cfg, model.to(fabric.device)), test_sets)
 
 
 def _name(device: torch.device) -> str:

@@ -14,7 +14,8 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from onenet.checkpoints.resume import restore
+from onenet.checkpoints.changes import compare, compare_data, flat, saved_config
+from onenet.checkpoints.resume import check_engine, iterations_of, restore
 from onenet.checkpoints.weights import AVERAGED, load_weights
 from onenet.data.dataset import CocoDetection
 from onenet.data.unreadable import SkippedImages
@@ -26,12 +27,13 @@ from onenet.training.guard import Guard
 from onenet.training.history import History, check_finite
 from onenet.training.hooks import Average, Hook, HookStates, build_hooks
 from onenet.training.optim import build_optimizer, build_scheduler
+from onenet.training.run_folder import RunFolder
 from onenet.training.signals import how_it_stopped
 from onenet.training.step import train_step
 
 from .build import build_detector
 from .checkpoints import Checkpoints
-from .config import dump
+from .config import dump, get_cfg, load_cfg
 from .hooks import Evaluate, Log, ReportSkipped, Save, Stop
 from .items import TrainItem
 from .loader import build_train_loader
@@ -50,7 +52,8 @@ class Trainer:
         cfg: frozen.
         fabric: launched; gives device, processes and precision.
         train_sets, test_sets: see :mod:`onenet.data.dataset`.
-        resume: continue from the last checkpoint in ``OUTPUT_DIR`` if there is one.
+        run_folder: the run and its folder.
+        resume: continue from the run's last checkpoint if there is one.
 
     Attributes:
         hooks: called around every step, in this order.
@@ -59,6 +62,7 @@ class Trainer:
         values: losses and gradient norm of the last step, see :func:`train_step`.
         losses: values that were read since the last line of the log.
         data_time: seconds spent waiting for data since then.
+        facts: what a checkpoint says about the run, beside its state.
         monitor: of the first process, while it trains.
         metrics: of the last evaluation, on the first process.
 
@@ -74,20 +78,29 @@ class Trainer:
         *,
         train_sets: list[CocoDetection],
         test_sets: list[CocoDetection],
+        run_folder: RunFolder,
         resume: bool = False,
     ) -> None:
         self.cfg, self.fabric = cfg, fabric
         self.train_sets, self.test_sets = train_sets, test_sets
         self.is_first = fabric.global_rank == 0
-        self.output_dir = Path(cfg.OUTPUT_DIR)
-        self.checkpoints = Checkpoints(self.output_dir, fabric, cfg.SOLVER.CHECKPOINT_KEEP)
+        self.output_dir = run_folder.path
+        self.checkpoints = Checkpoints(run_folder, fabric, cfg.SOLVER.CHECKPOINT_KEEP)
+        self.facts = {
+            "class_names": train_sets[0].class_names,
+            "images": sum(map(len, train_sets)),
+            "config": flat(cfg),
+        }
         checkpoint = self.checkpoints.read_last() if resume else None
+        if checkpoint is not None:
+            self._compare(checkpoint, self.checkpoints.last)
         self.seed = self._choose_seed(checkpoint)
         torch.manual_seed(self.seed)
 
         self.model = build_detector(cfg)
         if checkpoint is None and cfg.MODEL.WEIGHTS:
-            load_weights(self.model, cfg.MODEL.WEIGHTS, new_classes=True)
+            names = self.facts["class_names"]
+            load_weights(self.model, cfg.MODEL.WEIGHTS, new_classes=True, class_names=names)
         with fabric.autocast():
             self.model.to(fabric.device, memory_format=memory_format(fabric.device))
         # MPS cannot be trusted to skip a step of a fused optimiser.
@@ -129,6 +142,15 @@ class Trainer:
         self.monitor: Monitor | None = None
         self.metrics: dict[str, float] | None = None
         self._saved_at: int | None = None
+
+    def _compare(self, checkpoint: dict[str, Any], path: Path) -> None:
+        """Refuse a checkpoint of a run that this one cannot go on with, and log what changes."""
+        check_engine(checkpoint, path, detectron2=False)
+        done = iterations_of(checkpoint, path)
+        compare_data(checkpoint, path, self.facts)
+        if (saved := saved_config(checkpoint, path, load_cfg)) is not None:
+            old = {**flat(get_cfg()), **saved}
+            compare(old, self.facts["config"], path=path, done=done, stream=True)
 
     def _choose_seed(self, checkpoint: dict[str, Any] | None) -> int:
         seed = (checkpoint or {}).get("seed", self.cfg.SEED)
@@ -270,7 +292,7 @@ class Trainer:
         self._saved_at = self.iteration
         check_finite(self.model.state_dict(), self.iteration)
         content = {name: part.state_dict() for name, part in self.parts.items()}
-        content |= {"seed": self.seed, "class_names": self.train_sets[0].class_names}
+        content |= {"seed": self.seed, **self.facts}
         if states := self.hook_states.state_dict():
             content["hooks"] = states
         self.checkpoints.save(self.iteration, content)
@@ -279,7 +301,7 @@ class Trainer:
         """Write the result, without what only resuming needs."""
         content: dict[str, Any] = {
             "model": self.result.state_dict(),
-            "class_names": self.train_sets[0].class_names,
+            "class_names": self.facts["class_names"],
         }
         if self.ema is not None:
             content["weights"] = AVERAGED

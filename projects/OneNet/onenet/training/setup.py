@@ -16,6 +16,8 @@ from onenet.checkpoints.files import find_checkpoints
 from onenet.data.sources import compare_classes
 from onenet.errors import ConfigError, WriteError
 
+from .run_folder import RunFolder
+
 logger = logging.getLogger(__name__)
 
 
@@ -50,6 +52,16 @@ def check_meeting_place(args: argparse.Namespace) -> None:
         )
 
 
+def check_folder(cfg: Any, args: argparse.Namespace) -> None:
+    """Raise ``ConfigError`` if a training cannot start in ``OUTPUT_DIR``: see ``RunFolder.check``.
+
+    The run checks it again when it holds the folder.
+    """
+    with output_errors(cfg):
+        folder = RunFolder(Path(cfg.OUTPUT_DIR))
+        folder.check(resume=args.resume, overwrite=args.overwrite, weights=cfg.MODEL.WEIGHTS)
+
+
 def needs_weights(cfg: Any, args: argparse.Namespace) -> bool:
     """Whether the run loads ``MODEL.WEIGHTS``, as there is no checkpoint to resume from."""
     resumes = args.resume and not args.eval_only and find_checkpoints(Path(cfg.OUTPUT_DIR))
@@ -73,6 +85,8 @@ def load_to_evaluate(
 ) -> None:
     """Load ``MODEL.WEIGHTS`` for ``--eval-only``; warn if classes differ or there are no weights.
 
+    Weights with the classes of the first test set in another order are mapped by name.
+
     Args:
         test_sets: the name of each, and its classes by label.
         load: the engine's :func:`~onenet.checkpoints.weights.load_weights`.
@@ -83,6 +97,8 @@ def load_to_evaluate(
     if not cfg.MODEL.WEIGHTS:
         logger.warning("MODEL.WEIGHTS is empty: evaluating a model with random weights")
         return
-    trained = load(model, cfg.MODEL.WEIGHTS, detector=True).get("class_names", [])
+    test_sets = list(test_sets)
+    options = {"detector": True, "class_names": test_sets[0][1]}
+    trained = load(model, cfg.MODEL.WEIGHTS, **options).get("class_names", [])
     for name, classes in test_sets:
         compare_classes(cfg.MODEL.WEIGHTS, trained, name, classes)
