@@ -11,8 +11,9 @@ from detectron2.config import configurable
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathManager
 
-from onenet.data.images import reading_errors
+from onenet.data.images import decode_image, reading_errors
 from onenet.data.transforms import CROP_SHARE, PRE_CROP_SIZES
 from onenet.errors import UnreadableImageError
 
@@ -96,8 +97,8 @@ class OneNetDatasetMapper:
 
     def _read(self, inputs: dict[str, Any]) -> np.ndarray:
         file = inputs["file_name"]
-        with reading_errors(file):
-            image = utils.read_image(file, format=self.image_format)
+        with reading_errors(file), PathManager.open(file, "rb") as stream:
+            image = decode_image(stream, self.image_format)
         try:
             utils.check_image_size(inputs, image)
         except utils.SizeMismatchError as error:
