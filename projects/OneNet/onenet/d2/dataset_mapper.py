@@ -18,6 +18,16 @@ from onenet.data.transforms import CROP_SHARE, PRE_CROP_SIZES
 from onenet.errors import UnreadableImageError
 
 
+class ResizeShortestEdge(T.ResizeShortestEdge):
+    """Detectron2's, which fails on an image so thin that a side would be rounded to 0 px."""
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        resize = super().get_transform(image)
+        if isinstance(resize, T.ResizeTransform):
+            resize.new_h, resize.new_w = max(resize.new_h, 1), max(resize.new_w, 1)
+        return resize
+
+
 class OneNetDatasetMapper:
     """Flip, then for half of the images resize and crop, then resize the shortest edge.
 
@@ -47,7 +57,9 @@ class OneNetDatasetMapper:
     def from_config(cls, cfg: Any, is_train: bool = True) -> dict[str, Any]:
         augmentations = utils.build_augmentation(cfg, is_train)
         # Detectron2 puts the resize first, then the flip if there is one.
-        resize, flip = augmentations[:1], augmentations[1:]
+        theirs, *flip = augmentations
+        style = "range" if theirs.is_range else "choice"
+        resize = [ResizeShortestEdge(theirs.short_edge_length, theirs.max_size, style)]
         crop = []
         if cfg.INPUT.CROP.ENABLED and is_train:
             crop = [
