@@ -19,6 +19,7 @@ from .sources import DatasetSource, shortened
 
 # Environment variable: folders, separated by colons, that links in a data set may lead to.
 LINKS_VARIABLE = "ONENET_IMAGE_LINKS"
+LONGEST = 4096  # characters of a name; a longer one is no file's, and would take long to look up
 COMPARED = 1000  # the most files that a name is compared with letter by letter, which is slow
 
 
@@ -167,6 +168,8 @@ class _Disk:
 
     def place(self, name: str) -> _Place:
         """Where an image is that the disk spells as in ``name``."""
+        if len(name) > LONGEST:
+            return _Place.NOWHERE
         folder, base = os.path.split(name)
         listing = self._list(folder)
         if base in listing.plain:
@@ -181,6 +184,8 @@ class _Disk:
 
     def spelled_otherwise(self, name: str) -> list[str]:
         """The files that a name may stand for; see :func:`find_files`."""
+        if len(name) > LONGEST:
+            return []
         spellings = (self._matches("", parts) for parts in self._spellings(name))
         return list(dict.fromkeys(file for files in spellings for file in files))
 
