@@ -22,8 +22,8 @@ from helpers.runs import ROOT, train, trained, write_config
 from onenet.checkpoints.files import read_checkpoint
 from onenet.checkpoints.pickles import load_arrays
 from onenet.config.yaml import read_with_bases
-from onenet.data.checks import LINKS_VARIABLE
 from onenet.data.dataset import CocoDetection
+from onenet.data.image_files import LINKS_VARIABLE
 from onenet.errors import CheckpointError, ConfigError, DatasetError, UnsafePickleError
 from onenet.lightning.predictor import Predictor, build_predictor
 

@@ -24,19 +24,19 @@ from onenet.cli import add_engine_flag, add_opts_flag, announce_engine, run_prog
 from onenet.data.annotations import read_annotations, sorted_categories
 from onenet.data.checks import (
     EXAMPLES,
-    OUTSIDE,
     Finding,
     Verdict,
     check_objects,
     check_pixels,
-    find_files,
     group_problems,
     without_problems,
 )
 from onenet.data.coco_json import find_problems, parse_coco_json
+from onenet.data.image_files import find_files, nearest_file
 from onenet.data.sources import DatasetSource, check_num_classes, find_dataset
 from onenet.errors import ConfigError, DatasetError
 
+MISSING, OUTSIDE = "images that are missing", "images behind a link out of the image folder"
 CONCLUSIONS = (
     "Training takes everything.",
     "Training runs, but look at the findings above.",
@@ -137,10 +137,14 @@ def check_images(
         skip: training replaces images that cannot be read.
     """
     texts: dict[str, list[str]] = defaultdict(list)
-    for kind, names in find_files(source, (image["file_name"] for image in images)).items():
-        texts[kind] += map(repr, names)
-    gone = {text for kind in texts for text in texts[kind]}
-    there = [image for image in images if repr(image["file_name"]) not in gone]
+    located = find_files(source, (image["file_name"] for image in images))
+    texts[MISSING] += map(repr, located.missing)
+    texts[OUTSIDE] += map(repr, located.outside)
+    if located.missing:
+        texts[MISSING][0] += f" ({nearest_file(source, located.missing[0])})"
+    gone = {*located.missing, *located.outside}
+    files = zip(images, located.files, strict=True)
+    there = [{**image, "file_name": file} for image, file in files if file not in gone]
     results = check_pixels(source, there, workers)
     for problem in tqdm(results, total=len(there), unit="image", disable=None):
         if problem is not None:
@@ -149,11 +153,16 @@ def check_images(
     bad = sum(map(len, texts.values()))
     skips_them = skip and bad < len(images) and not texts[OUTSIDE]
     verdict = Verdict.DROPPED if skips_them else Verdict.REJECTED
-    return [
+    findings = [
         Finding(verdict, kind, len(found), tuple(found[:EXAMPLES]))
         for kind, found in texts.items()
         if found
     ]
+    if located.respelled:
+        pairs = [f"{name!r} is {file!r}" for name, file in located.respelled.items()]
+        kind = "file names that are spelled otherwise on the disk"
+        findings.append(Finding(Verdict.TAKEN, kind, len(pairs), tuple(pairs[:EXAMPLES])))
+    return findings
 
 
 def report(name: str, findings: Sequence[Finding]) -> str:

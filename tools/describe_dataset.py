@@ -20,6 +20,7 @@ from tabulate import tabulate
 from onenet.cli import add_opts_flag, files_of_model, run_program
 from onenet.data.annotations import Annotations, read_annotations
 from onenet.data.coco_json import read_coco_json
+from onenet.data.image_files import find_files
 from onenet.data.sources import find_dataset, shortened
 from onenet.errors import ConfigError, DatasetError
 from onenet.files import check_outputs, strict_json
@@ -176,8 +177,9 @@ def run(args: argparse.Namespace) -> None:
     data = read_annotations(content)
     description = {"name": source.json_file.name, **describe(data, resize)}
     print(tables(description))
-    if missing := [name for name in files if not (source.image_root / name).is_file()]:
-        print(f"\n{len(missing)} images are not in {source.image_root}: {shortened(missing)}")
+    found = find_files(source, (image["file_name"] for image in content["images"]))
+    if gone := found.missing + found.outside:
+        print(f"\n{len(gone)} images are not in {source.image_root}: {shortened(gone)}")
     if args.output:
         save(args.output, description, data, resize)
 

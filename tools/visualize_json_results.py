@@ -23,7 +23,6 @@ from tqdm import tqdm
 
 from onenet.cli import positive, run_program
 from onenet.data.dataset import CocoDetection, spread_evenly
-from onenet.data.images import read_image
 from onenet.data.sources import find_dataset
 from onenet.evaluation.results import read_results
 from onenet.files import check_outputs
@@ -99,7 +98,7 @@ def draw(dataset: CocoDetection, index: int, found: Detections | None, least: fl
         empty = torch.empty(0)
         found = Detections(empty.reshape(0, 4), empty, empty.long())
     return draw_comparison(
-        read_image(record.file_name, "RGB"),
+        dataset.read_image(record),
         found[found.scores >= least],
         record.targets(),
         dataset.class_names,

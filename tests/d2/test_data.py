@@ -30,6 +30,7 @@ from onenet.d2 import OneNetDatasetMapper, register_datasets
 from onenet.d2 import datasets as d2_datasets
 from onenet.d2.config import get_cfg, load_cfg
 from onenet.data.dataset import CocoDetection
+from onenet.data.images import shortest_edge_size
 from onenet.data.sources import check_same_classes, find_dataset
 from onenet.errors import ConfigError, DatasetError
 from onenet.lightning.config import load_cfg as load_embedded
@@ -273,6 +274,17 @@ def test_in_evaluation_images_are_only_resized(record):
     assert first["image"].shape == (3, 45, 70) and (first["image"] == second["image"]).all()
     assert "annotations" not in first and "instances" not in first
     assert (first["height"], first["width"]) == (90, 140)
+
+
+@pytest.mark.parametrize("size", [(1, 900), (900, 1)])
+@pytest.mark.parametrize("is_train", [True, False])
+def test_very_thin_images_keep_a_pixel(record, size, is_train):
+    height, width = size
+    Image.new("RGB", (width, height)).save(record["file_name"])
+    record |= {"height": height, "width": width}
+    cfg = mapper_cfg("INPUT.CROP.ENABLED", "False", "INPUT.MAX_SIZE_TEST", "130")
+    shape = OneNetDatasetMapper(cfg, is_train=is_train)(record)["image"].shape
+    assert shape == (3, *shortest_edge_size(height, width, 64, 130)) and 1 in shape
 
 
 def test_broken_images_are_named(record, tmp_path):

@@ -22,6 +22,7 @@ from onenet.d2 import Trainer, main
 from onenet.d2 import predictor as d2_predictor
 from onenet.d2.config import load_cfg
 from onenet.d2.datasets import register_datasets
+from onenet.errors import DatasetError
 from onenet.lightning import predictor as embedded_predictor
 from onenet.lightning.config import load_cfg as load_embedded
 
@@ -246,6 +247,16 @@ def test_the_predictor_equals_the_embedded_engines(shapes, tmp_path, image_forma
     assert found[0].class_names == found[1].class_names == CLASSES
     missing = ["DATASETS.TEST", "('no.json:no',)"]
     assert d2_predictor.build_predictor(str(config), missing).class_names[:1] == ["class 0"]
+
+
+@pytest.mark.parametrize("short", ["0", "64"])
+def test_other_arrays_than_images_are_refused(shapes, tmp_path, short):
+    config, _ = trained(tmp_path, shapes)
+    predictor = d2_predictor.build_predictor(str(config), ["INPUT.MIN_SIZE_TEST", short])
+    image = np.zeros((40, 64, 3), np.uint8)
+    for wrong in (None, image[..., 0], image / 255, image.astype(np.uint16), image[:0]):
+        with pytest.raises(DatasetError, match=r"Expected a NumPy array \(H, W, 3\) uint8 RGB"):
+            predictor(wrong)
 
 
 def test_several_images_give_what_each_gives_alone(shapes, tmp_path):

@@ -15,7 +15,7 @@ import pytest
 from helpers.transform_script import picture
 from PIL import Image
 
-from onenet.data.images import check_image_size, read_image
+from onenet.data.images import check_image_size, image_size, read_image
 from onenet.errors import DatasetError, OneNetError, UnreadableImageError
 
 
@@ -50,10 +50,14 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "truncated-png": (lambda path: cut(path, ".png"), "cannot be read: "),
     "truncated-webp": (lambda path: cut(path, ".webp"), "cannot be read: "),
     "no-pixels": (lambda path: path.write_bytes(png(9, 9)), "cannot be read: .*truncated"),
+    "cut-in-its-header": (
+        lambda path: path.write_bytes(png(9, 9)[:20]),
+        "cannot be read: Truncated File Read",
+    ),
     "bad-header": (lambda path: path.write_bytes(png(0, 0)), "cannot be read: "),
     "bomb": (
         lambda path: path.write_bytes(png(20_000, 20_000)),
-        "cannot be read: .*decompression bomb",
+        "cannot be read: .*decompression bomb.* Make the image smaller, or cut it into tiles",
     ),
 }
 
@@ -75,6 +79,15 @@ def test_refused(tmp_path, kind):
     make(tmp_path / "a.png")
     with pytest.raises(UnreadableImageError, match=f"^Image .*a.png' {told}"):
         read_image(str(tmp_path / "a.png"))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in REFUSED if kind != "truncated-jpeg"])
+def test_refused_when_only_the_size_is_read(tmp_path, kind):
+    """As by a converter, which reads no more of a JPEG file than its header."""
+    make, told = REFUSED[kind]
+    make(tmp_path / "a.png")
+    with pytest.raises(UnreadableImageError, match=f"^Image .*a.png' {told}"):
+        image_size(str(tmp_path / "a.png"))
 
 
 @pytest.mark.parametrize("kind", REFUSED)

@@ -7,7 +7,7 @@ import pytest
 from helpers.transform_script import DO, SKIP, keep_size, picture, run, save
 from PIL import Image
 
-from onenet.data.images import image_size, read_image, resize, shortest_edge_size
+from onenet.data.images import read_image, resize, shortest_edge_size
 from onenet.data.transforms import TestTransform, TrainTransform
 from onenet.errors import DatasetError
 
@@ -233,27 +233,6 @@ def test_any_mode_becomes_rgb(tmp_path, mode):
         Image.fromarray(gray).convert("RGB").convert(mode).save(path)
     image = read_image(str(path))
     assert image.shape == (4, 6, 3) and image.dtype == np.uint8 and (image == 255).all()
-
-
-@pytest.mark.parametrize(
-    "orientation, upright",
-    [
-        (1, lambda a: a),
-        (2, lambda a: a[:, ::-1]),
-        (3, lambda a: a[::-1, ::-1]),
-        (4, lambda a: a[::-1]),
-        (5, lambda a: a.transpose(1, 0, 2)),
-        (6, lambda a: np.rot90(a, -1)),
-        (7, lambda a: a.transpose(1, 0, 2)[::-1, ::-1]),
-        (8, lambda a: np.rot90(a)),
-        (9, lambda a: a),  # no such orientation
-    ],
-)
-def test_exif_orientation(tmp_path, orientation, upright):
-    pixels = picture(5, 7)
-    path = save(tmp_path / "a.png", pixels, orientation=orientation)
-    assert (read_image(path) == upright(pixels)).all()
-    assert image_size(path) == upright(pixels).shape[:2]
 
 
 def test_missing_image(tmp_path):

@@ -16,7 +16,7 @@ from helpers.project import ROOT
 from PIL import Image
 
 from onenet.deploy.runtime import ArrayDetections, ModelInfo, OnnxPredictor
-from onenet.errors import ExportedModelError
+from onenet.errors import DatasetError, ExportedModelError
 
 PROJECT = ROOT / "projects" / "OneNet"
 
@@ -78,9 +78,9 @@ def test_a_part_of_the_detections():
     assert found[:1].boxes.tolist() == [[0, 1, 2, 3]]
 
 
-@pytest.mark.parametrize("wrong", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3), np.float32)])
+@pytest.mark.parametrize("wrong", [None, white(8, 8)[..., 0], white(8, 8) / 255, white(8, 0)])
 def test_other_arrays_than_images_are_refused(model, wrong):
-    with pytest.raises(ValueError, match=r"expected \(H, W, 3\) uint8 RGB images, got"):
+    with pytest.raises(DatasetError, match=r"Expected a NumPy array \(H, W, 3\) uint8 RGB, but"):
         OnnxPredictor(model, threads=1)(wrong)
 
 

@@ -11,7 +11,7 @@ import torch
 from helpers.runs import write_config
 
 from onenet.checkpoints.files import save_checkpoint
-from onenet.errors import CheckpointError, ConfigError
+from onenet.errors import CheckpointError, ConfigError, DatasetError
 from onenet.lightning.build import build_detector
 from onenet.lightning.config import load_cfg
 from onenet.lightning.predictor import Predictor
@@ -124,6 +124,17 @@ def test_the_image_is_left_as_it_is(config):
     before = pixels.copy()
     Predictor(load_cfg(config))(pixels)
     assert (pixels == before).all()
+
+
+@pytest.mark.parametrize("short", ["0", "64"])
+@pytest.mark.parametrize(
+    "wrong", [None, image()[..., 0], image() / 255, image().astype(np.uint16), image(0, 9)]
+)
+def test_other_arrays_than_images_are_refused(config, short, wrong):
+    weights(config)
+    predictor = Predictor(load_cfg(config, ["INPUT.MIN_SIZE_TEST", short]))
+    with pytest.raises(DatasetError, match=r"Expected a NumPy array \(H, W, 3\) uint8 RGB, but"):
+        predictor(wrong)
 
 
 def test_class_names_come_from_the_checkpoint_first(config):

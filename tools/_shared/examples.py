@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from onenet.data.dataset import CocoDetection, spread_evenly
-from onenet.data.images import read_image
+from onenet.data.image_files import find_files
 from onenet.data.sources import find_dataset
 from onenet.errors import DatasetError
 from onenet.structures import Targets
@@ -81,7 +81,8 @@ def find_examples(
         count: number of images if ``inputs`` is None; at least 1.
 
     Raises:
-        DatasetError: an image is not in the data set, cannot be read, or has no objects.
+        DatasetError: an image is not in the data set, cannot be read, has no objects, or has
+            another size than the JSON says.
     """
     records = [dataset.record(index) for index in range(len(dataset))]
     if inputs is None:
@@ -96,13 +97,13 @@ def find_examples(
         by_path = {Path(record.file_name).resolve(): record for record in records}
         chosen = []
         for text in inputs:
-            named = dataset.source.image_root / text
+            named = dataset.source.image_root / find_files(dataset.source, [text]).files[0]
             record = by_path.get(Path(text).resolve()) or by_path.get(named.resolve())
             if record is None or len(record.labels) == 0:
                 problem = "is not in" if record is None else "has no objects in"
                 raise DatasetError(f"--input {text} {problem} {dataset.source.json_file}")
             chosen.append(record)
-    return [Example(read_image(record.file_name), record.targets()) for record in chosen]
+    return [Example(dataset.read_image(record), record.targets()) for record in chosen]
 
 
 def files_of(dataset: CocoDetection) -> list[Path]:

@@ -11,10 +11,21 @@ from detectron2.config import configurable
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathManager
 
-from onenet.data.images import reading_errors
+from onenet.data.images import decode_image, reading_errors
 from onenet.data.transforms import CROP_SHARE, PRE_CROP_SIZES
 from onenet.errors import UnreadableImageError
+
+
+class ResizeShortestEdge(T.ResizeShortestEdge):
+    """Detectron2's, which fails on an image so thin that a side would be rounded to 0 px."""
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        resize = super().get_transform(image)
+        if isinstance(resize, T.ResizeTransform):
+            resize.new_h, resize.new_w = max(resize.new_h, 1), max(resize.new_w, 1)
+        return resize
 
 
 class OneNetDatasetMapper:
@@ -46,7 +57,9 @@ class OneNetDatasetMapper:
     def from_config(cls, cfg: Any, is_train: bool = True) -> dict[str, Any]:
         augmentations = utils.build_augmentation(cfg, is_train)
         # Detectron2 puts the resize first, then the flip if there is one.
-        resize, flip = augmentations[:1], augmentations[1:]
+        theirs, *flip = augmentations
+        style = "range" if theirs.is_range else "choice"
+        resize = [ResizeShortestEdge(theirs.short_edge_length, theirs.max_size, style)]
         crop = []
         if cfg.INPUT.CROP.ENABLED and is_train:
             crop = [
@@ -96,8 +109,8 @@ class OneNetDatasetMapper:
 
     def _read(self, inputs: dict[str, Any]) -> np.ndarray:
         file = inputs["file_name"]
-        with reading_errors(file):
-            image = utils.read_image(file, format=self.image_format)
+        with reading_errors(file), PathManager.open(file, "rb") as stream:
+            image = decode_image(stream, self.image_format)
         try:
             utils.check_image_size(inputs, image)
         except utils.SizeMismatchError as error:

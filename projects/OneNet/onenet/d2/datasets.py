@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,9 +14,14 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from onenet.data.annotations import read_annotations, sorted_categories
-from onenet.data.checks import MISSING, OUTSIDE, find_files, refuse_missing, refuse_outside
 from onenet.data.coco_json import parse_coco_json, read_coco_json
 from onenet.data.dataset import read_source
+from onenet.data.image_files import (
+    describe_respelled,
+    find_files,
+    refuse_missing,
+    refuse_outside,
+)
 from onenet.data.sources import (
     KNOWN_DATASETS,
     ROOT_VARIABLE,
@@ -25,6 +31,7 @@ from onenet.data.sources import (
 )
 from onenet.errors import DatasetError
 
+logger = logging.getLogger(__name__)
 _SOURCES: dict[str, DatasetSource] = {}  # by name; what register_datasets has found
 
 
@@ -68,7 +75,11 @@ def load_records(source: DatasetSource) -> list[dict[str, Any]]:
             image lies outside of the folder.
     """
     content, data = read_source(source, need_annotations=False)
-    refuse_outside(source, find_files(source, (i["file_name"] for i in content["images"]))[OUTSIDE])
+    images = sorted(content["images"], key=lambda image: image["id"])
+    found = find_files(source, (image["file_name"] for image in images))
+    refuse_outside(source, found.outside)
+    if found.respelled:
+        logger.warning("%s: %s", source.json_file, describe_respelled(found))
     categories = sorted_categories(content)
     label_of = {category["id"]: label for label, category in enumerate(categories)}
     metadata = MetadataCatalog.get(source.name)
@@ -76,13 +87,13 @@ def load_records(source: DatasetSource) -> list[dict[str, Any]]:
     metadata.thing_dataset_id_to_contiguous_id = label_of
     records = {
         image["id"]: {
-            "file_name": os.path.join(source.image_root, image["file_name"]),
+            "file_name": os.path.join(source.image_root, file),
             "image_id": image["id"],
             "height": int(image["height"]),
             "width": int(image["width"]),
             "annotations": [],
         }
-        for image in sorted(content["images"], key=lambda image: image["id"])
+        for image, file in zip(images, found.files, strict=True)
     }
     for annotation, usable in zip(content["annotations"], data.usable.tolist(), strict=True):
         if not usable:
@@ -159,8 +170,8 @@ def check_images(
             what = "no images" if keep_empty else "no image with an object"
             raise DatasetError(f"{source.json_file}: this file has {what}.")
         found = find_files(source, files)
-        refuse_outside(source, found[OUTSIDE])
-        refuse_missing(source, found[MISSING], len(files), allow_some=skip_missing)
+        refuse_outside(source, found.outside)
+        refuse_missing(source, found.missing, len(files), allow_some=skip_missing)
 
 
 @dataclass(frozen=True)

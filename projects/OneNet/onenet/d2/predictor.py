@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
@@ -15,6 +14,7 @@ from onenet.inference.predictor import BasePredictor
 from onenet.structures import Detections
 
 from .config import config_errors, load_cfg
+from .dataset_mapper import ResizeShortestEdge
 from .datasets import class_names, register_datasets
 from .weights import load_weights
 
@@ -28,7 +28,7 @@ class Predictor(BasePredictor):
     """For the demo; Detectron2's ``DefaultPredictor`` works as well."""
 
     def load(self, cfg: Any) -> tuple[nn.Module, dict[str, Any]]:
-        self._resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+        self._resize = ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
         with config_errors():
             model = build_model(cfg)
         extras = load_weights(model, cfg.MODEL.WEIGHTS, detector=True)

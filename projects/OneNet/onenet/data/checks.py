@@ -25,11 +25,8 @@ from .annotations import Annotations
 from .coco_json import PARTS, Problem
 from .images import check_image_size, read_image
 from .shared_memory import shared_memory
-from .sources import DatasetSource, shortened
+from .sources import DatasetSource
 
-# Environment variable: folders, separated by colons, that links in a data set may lead to.
-LINKS_VARIABLE = "ONENET_IMAGE_LINKS"
-MISSING, OUTSIDE = "images that are missing", "images behind a link out of the image folder"
 UNREADABLE, OTHER_SIZE = "images that cannot be read", "images of another size than the JSON says"
 EXAMPLES = 3  # how many a finding keeps
 
@@ -177,77 +174,6 @@ def _repeats(data: Annotations, objects: np.ndarray) -> np.ndarray:
 
 def _repeated(names: Sequence[str]) -> list[str]:
     return [name for name, count in Counter(names).items() if count > 1]
-
-
-def find_files(source: DatasetSource, names: Iterable[str]) -> dict[str, list[str]]:
-    """Find images that are not where they should be; lists folders and opens no file.
-
-    Args:
-        names: ``file_name`` entries of the JSON.
-
-    Returns:
-        Under ``MISSING`` the names without a file; under ``OUTSIDE`` the names of links that lead
-        out of the image folder and out of the folders in ``$ONENET_IMAGE_LINKS``.
-    """
-    more = filter(None, os.environ.get(LINKS_VARIABLE, "").split(os.pathsep))
-    allowed = [os.path.realpath(place) for place in (source.image_root, *more)]
-    found: dict[str, list[str]] = {MISSING: [], OUTSIDE: []}
-    plain: dict[str, set[str]] = {}  # the entries of each folder that are not links
-    for name in names:
-        folder, base = os.path.split(name)
-        if folder not in plain:
-            place = os.path.join(source.image_root, folder)
-            plain[folder] = _list_plain(place) if _within(place, allowed) else set()
-        if base in plain[folder]:
-            continue
-        path = os.path.join(source.image_root, name)
-        if not _within(path, allowed):
-            found[OUTSIDE].append(name)
-        elif not os.path.exists(path):
-            found[MISSING].append(name)
-    return found
-
-
-def _list_plain(folder: str) -> set[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if not entry.is_symlink()}
-    except OSError:  # find_files then looks up each name by itself
-        return set()
-
-
-def _within(path: str, folders: Sequence[str]) -> bool:
-    real = os.path.realpath(path)
-    return any(f"{real}{os.sep}".startswith(os.path.join(folder, "")) for folder in folders)
-
-
-def refuse_outside(source: DatasetSource, outside: Sequence[str]) -> None:
-    """Raise ``DatasetError`` if any image lies behind a link out of the image folder."""
-    if outside:
-        real = os.path.realpath(os.path.join(source.image_root, outside[0]))
-        raise DatasetError(
-            f"{source.json_file}: {len(outside)} images are links that lead out of "
-            f"{source.image_root}, which is not allowed: {shortened(outside)}. To allow it, name "
-            f"the folder they lead to: {LINKS_VARIABLE}={os.path.dirname(real)}"
-        )
-
-
-def refuse_missing(
-    source: DatasetSource, missing: Sequence[str], total: int, *, allow_some: bool = False
-) -> None:
-    """Raise ``DatasetError`` if any image of a data set is missing.
-
-    Args:
-        missing: names of the missing images.
-        total: number of images in the data set.
-        allow_some: raise only if all are missing.
-    """
-    if missing and not (allow_some and len(missing) < total):
-        raise DatasetError(
-            f"{source.json_file}: {len(missing)} of {total} images are not in "
-            f"{source.image_root}: {shortened(missing)}. Is it the right folder? Training (not "
-            "evaluation) skips missing images with DATALOADER.SKIP_UNREADABLE True"
-        )
 
 
 def check_pixels(

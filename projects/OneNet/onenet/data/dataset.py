@@ -14,16 +14,10 @@ from onenet.errors import DatasetError
 from onenet.structures import Targets
 
 from .annotations import Annotations, read_annotations, sorted_categories
-from .checks import (
-    MISSING,
-    OUTSIDE,
-    Verdict,
-    check_objects,
-    find_files,
-    refuse_missing,
-    refuse_outside,
-)
+from .checks import Verdict, check_objects
 from .coco_json import read_coco_json
+from .image_files import describe_respelled, find_files, refuse_missing, refuse_outside
+from .images import check_image_size, read_image
 from .sources import DatasetSource, check_num_classes
 
 logger = logging.getLogger(__name__)
@@ -135,13 +129,14 @@ class CocoDetection:
         self._boxes = objects.xyxy
         self._labels = objects.labels
         self._offsets = np.concatenate(([0], np.cumsum(counts[kept])))
-        names = [content["images"][i]["file_name"] for i in kept]
-        encoded = [name.encode(errors="surrogatepass") for name in names]
+        found = find_files(source, (content["images"][i]["file_name"] for i in kept))
+        refuse_outside(source, found.outside)
+        if found.respelled:
+            logger.warning("%s: %s", source.json_file, describe_respelled(found))
+        self._missing = found.missing
+        encoded = [name.encode(errors="surrogatepass") for name in found.files]
         self._names = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         self._name_offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-        found = find_files(source, names)
-        refuse_outside(source, found[OUTSIDE])
-        self._missing = found[MISSING]
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -177,3 +172,24 @@ class CocoDetection:
             boxes=self._boxes[objects].copy(),
             labels=self._labels[objects].copy(),
         )
+
+    def read_image(self, record: ImageRecord, image_format: str = "RGB") -> np.ndarray:
+        """Read the pixels of a record, (H, W, 3) uint8, upright.
+
+        Args:
+            image_format: order of the channels, "RGB" or "BGR".
+
+        Raises:
+            UnreadableImageError: the image is missing, cannot be decoded, or has another size than
+                the JSON says.
+        """
+        image = read_image(record.file_name, image_format)
+        check_image_size(
+            record.file_name,
+            image,
+            record.height,
+            record.width,
+            self.source.json_file,
+            record.image_id,
+        )
+        return image

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -15,8 +16,7 @@ IMAGE_FORMATS = ("RGB", "BGR")
 WRITTEN_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 IMAGE_SUFFIXES = (*WRITTEN_SUFFIXES, ".gif", ".ppm", ".pgm")  # of the images in a folder
 
-# Not PIL.ImageOps.exif_transpose: it turns TIFF files other than Detectron2's reader does, and
-# fails on some damaged EXIF blocks.
+# Not PIL.ImageOps.exif_transpose: it fails on some damaged EXIF blocks.
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -28,12 +28,16 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _QUARTER_TURNS = (5, 6, 7, 8)
+# Formats whose size and orientation are final before they are loaded. Pillow turns a TIFF as it
+# loads it, and a PNG may hold its orientation behind its pixels.
+_FINAL_AT_OPENING = ("JPEG", "MPO")
 
 
 def read_image(path: str, image_format: str = "RGB") -> np.ndarray:
-    """Read an image file of any mode, turned upright by its EXIF orientation.
+    """Read an image file of any mode, upright by its EXIF or XMP orientation.
 
-    Gives the same pixels as Detectron2's reader. Reads the first of several frames.
+    Gives the same pixels as Detectron2's reader, except for TIFF files with an orientation, which
+    that reader turns twice. Reads the first of several frames.
 
     Args:
         path: the file.
@@ -46,22 +50,38 @@ def read_image(path: str, image_format: str = "RGB") -> np.ndarray:
         UnreadableImageError: the file is missing or cannot be decoded.
         ValueError: ``image_format`` is neither.
     """
-    if image_format not in IMAGE_FORMATS:
-        raise ValueError(f"INPUT.FORMAT must be one of {IMAGE_FORMATS}, got {image_format!r}")
-    with reading_errors(path), Image.open(path) as image:
+    _check_format(image_format)
+    with reading_errors(path):
+        return decode_image(path, image_format)
+
+
+def decode_image(file: str | BinaryIO, image_format: str) -> np.ndarray:
+    """The same as :func:`read_image`, also from an open file; raises the decoder's own errors."""
+    _check_format(image_format)
+    with Image.open(file) as image:
         pixels = np.asarray(_upright(image).convert("RGB"))
     return pixels if image_format == "RGB" else pixels[:, :, ::-1]
 
 
 def image_size(path: str) -> tuple[int, int]:
-    """(H, W) px of the image that :func:`read_image` gives; reads the file's header only.
+    """(H, W) px of the image that :func:`read_image` gives.
+
+    Reads only the header of a JPEG file; decodes the other formats, whose size and orientation are
+    final only then.
 
     Raises:
-        UnreadableImageError: the file is missing or not an image.
+        UnreadableImageError: the file is missing, not an image, or (not in a JPEG file) damaged.
     """
     with reading_errors(path), Image.open(path) as image:
+        if image.format not in _FINAL_AT_OPENING:
+            image.load()
         width, height = image.size
         return (width, height) if _orientation(image) in _QUARTER_TURNS else (height, width)
+
+
+def _check_format(image_format: str) -> None:
+    if image_format not in IMAGE_FORMATS:
+        raise ValueError(f"INPUT.FORMAT must be one of {IMAGE_FORMATS}, got {image_format!r}")
 
 
 @contextmanager
@@ -78,6 +98,8 @@ def reading_errors(path: str) -> Iterator[None]:
         ) from error
     except Exception as error:  # decoders raise errors of every kind on broken files
         what = str(error) or type(error).__name__
+        if isinstance(error, Image.DecompressionBombError):
+            what += " Make the image smaller, or cut it into tiles."
         raise UnreadableImageError(f"Image {str(path)!r} cannot be read: {what}") from error
 
 
@@ -104,6 +126,9 @@ def check_image_size(
 
 
 def _orientation(image: Image.Image) -> int | None:
+    """The turn, by EXIF's number, that makes a loaded image upright."""
+    if image.format == "TIFF":  # loading has turned it
+        return None
     try:
         return image.getexif().get(_EXIF_ORIENTATION)
     except Exception:  # Pillow raises many kinds of errors on a broken EXIF block: ignore it
@@ -111,6 +136,7 @@ def _orientation(image: Image.Image) -> int | None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    image.load()
     turn = _UPRIGHT.get(_orientation(image))
     return image if turn is None else image.transpose(turn)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from onenet.data.arrays import check_images
 from onenet.data.batching import group_by_shape, pad_to
 from onenet.data.images import resize_shortest_edge
 from onenet.data.sources import is_line
@@ -162,14 +163,10 @@ class OnnxPredictor:
             clipped to it.
 
         Raises:
-            ValueError: an image has another shape or dtype.
+            DatasetError: an image is something else; says what to do.
         """
         info = self.info
-        for image in images:
-            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-                raise ValueError(
-                    f"expected (H, W, 3) uint8 RGB images, got {image.dtype} {image.shape}"
-                )
+        images = check_images(images)
         scaled = [resize_shortest_edge(image, info.min_size, info.max_size) for image in images]
         shapes = (image.shape[:2] for image in scaled)
         found: dict[int, ArrayDetections] = {}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from onenet.checkpoints.weights import AVERAGED
+from onenet.data.arrays import check_images
 from onenet.data.batching import group_by_shape
 from onenet.errors import CheckpointError, DatasetError
 from onenet.structures import Detections
@@ -70,7 +71,11 @@ class BasePredictor(ABC):
 
         Returns:
             For each image at most ``TEST.DETECTIONS_PER_IMAGE``, in its px, on the CPU.
+
+        Raises:
+            DatasetError: an image is something else; says what to do.
         """
+        images = check_images(images)
         pixels = [self._to_tensor(image) for image in images]
         sizes = [tuple(image.shape[:2]) for image in images]
         found: dict[int, Detections] = {}

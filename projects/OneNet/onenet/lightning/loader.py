@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader, Dataset
 from onenet.config.device import device_of
 from onenet.data.batching import group_by_shape, resized_shape
 from onenet.data.dataset import CocoDetection, ImageRecord
-from onenet.data.images import check_image_size, read_image
 from onenet.data.sources import check_same_classes, find_dataset
 from onenet.data.transforms import TestTransform, TrainTransform
 from onenet.data.unreadable import read_next
@@ -98,7 +97,7 @@ class TrainDataset(Dataset[TrainItem]):
         start = int(self._ends[part - 1]) if part else 0
         dataset = self.datasets[part]
         record = dataset.record(index - start)
-        return record, _read(record, dataset, self.image_format)
+        return record, dataset.read_image(record, self.image_format)
 
 
 class TestDataset(Dataset[TestItem]):
@@ -123,14 +122,8 @@ class TestDataset(Dataset[TestItem]):
 
     def __getitem__(self, index: int) -> TestItem:
         r = self.dataset.record(index)
-        image = self.transform(_read(r, self.dataset, self.image_format))
+        image = self.transform(self.dataset.read_image(r, self.image_format))
         return TestItem(_to_tensor(image), r.image_id, r.file_name, r.height, r.width)
-
-
-def _read(r: ImageRecord, dataset: CocoDetection, image_format: str) -> np.ndarray:
-    image = read_image(r.file_name, image_format)
-    check_image_size(r.file_name, image, r.height, r.width, dataset.source.json_file, r.image_id)
-    return image
 
 
 def _to_tensor(image: np.ndarray) -> Tensor:
