@@ -91,7 +91,9 @@ def _run(words: Sequence[str], env: dict[str, str], *ends: Connection) -> None:
     for stream, end in enumerate(ends, start=1):
         os.dup2(end.fileno(), stream)
         end.close()
-    sys.stdout.reconfigure(line_buffering="PYTHONUNBUFFERED" in env)
+    # Not the server's, which may have been a file, with a position.
+    lines = 1 if "PYTHONUNBUFFERED" in env else -1
+    sys.stdout = open(1, "w", buffering=lines, encoding="utf-8", closefd=False)
     os.environ.clear()
     os.environ.update(env)
     launch.start_processes = _start_processes

@@ -89,7 +89,7 @@ def has_bfloat16() -> bool | None:
         answer = subprocess.run(asked, capture_output=True, text=True).stdout.strip()
         return answer == "1" if answer else None
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     for line in lines:
