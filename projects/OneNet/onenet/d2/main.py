@@ -36,7 +36,7 @@ from onenet.training.setup import (
 )
 from onenet.training.signals import end_stopped, hand_on, stop_at_once
 
-from .config import load_cfg
+from .config import load_cfg, without_branch
 from .datasets import (
     check_classes,
     check_images,
@@ -163,7 +163,7 @@ def work(cfg: CfgNode, args: argparse.Namespace, why: str) -> Any:
             trainer = Trainer(cfg)
             trainer.resume_or_load(resume=args.resume)
             return trainer.train()
-        model = Trainer.build_model(cfg)
+        model = Trainer.build_model(without_branch(cfg))
         test_sets = ((name, class_names(name)) for name in cfg.DATASETS.TEST)
         load_to_evaluate(cfg, model, test_sets, load_weights)
         metrics = Trainer.test(cfg, prepare_inference(cfg, model))
