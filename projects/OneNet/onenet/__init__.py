@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .assignment.costs import PredefinedAnchor, PredefinedPoint, PredictedLocation
-    from .assignment.criterion import Criterion
+    from .assignment.criterion import Criterion, OneToManyCriterion
     from .assignment.matchers import HungarianMatcher, Matcher, MinCostMatcher
+    from .assignment.one_to_many import ExclusiveMatcher, TopKMatcher
     from .assignment.registry import (
         CRITERION_REGISTRY,
         LOCATION_COST_REGISTRY,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from .errors import OneNetError
     from .evaluation.registry import EVALUATOR_REGISTRY, Evaluator
     from .heads.base import Head
+    from .heads.branch import Branch
     from .heads.deconv import DeconvHead
     from .heads.fcos import FCOSHead
     from .heads.registry import HEAD_REGISTRY
@@ -45,12 +47,14 @@ __version__ = "0.1.0"
 __all__ = [
     "BACKBONE_REGISTRY",
     "BASELINE_REGISTRY",
+    "Branch",
     "CRITERION_REGISTRY",
     "Criterion",
     "DeconvHead",
     "Detections",
     "EVALUATOR_REGISTRY",
     "Evaluator",
+    "ExclusiveMatcher",
     "FCOSHead",
     "FPN",
     "HEAD_REGISTRY",
@@ -65,6 +69,7 @@ __all__ = [
     "MinCostMatcher",
     "OneNet",
     "OneNetError",
+    "OneToManyCriterion",
     "OnnxPredictor",
     "PREDEFINED_COSTS",
     "PredefinedAnchor",
@@ -75,6 +80,7 @@ __all__ = [
     "RetinaNetHead",
     "TargetBatch",
     "Targets",
+    "TopKMatcher",
     "add_onenet_config",
     "build_criterion",
     "build_head",
@@ -87,12 +93,14 @@ __all__ = [
 _MODULES = {
     "BACKBONE_REGISTRY": "backbones.registry",
     "BASELINE_REGISTRY": "baselines.registry",
+    "Branch": "heads.branch",
     "CRITERION_REGISTRY": "assignment.registry",
     "Criterion": "assignment.criterion",
     "DeconvHead": "heads.deconv",
     "Detections": "structures",
     "EVALUATOR_REGISTRY": "evaluation.registry",
     "Evaluator": "evaluation.registry",
+    "ExclusiveMatcher": "assignment.one_to_many",
     "FCOSHead": "heads.fcos",
     "FPN": "backbones.fpn",
     "HEAD_REGISTRY": "heads.registry",
@@ -107,6 +115,7 @@ _MODULES = {
     "MinCostMatcher": "assignment.matchers",
     "OneNet": "detector",
     "OneNetError": "errors",
+    "OneToManyCriterion": "assignment.criterion",
     "OnnxPredictor": "deploy.runtime",
     "PREDEFINED_COSTS": "assignment.registry",
     "PredefinedAnchor": "assignment.costs",
@@ -117,6 +126,7 @@ _MODULES = {
     "RetinaNetHead": "heads.retinanet",
     "TargetBatch": "structures",
     "Targets": "structures",
+    "TopKMatcher": "assignment.one_to_many",
     "add_onenet_config": "config.keys",
     "build_criterion": "assignment.registry",
     "build_head": "config.build",

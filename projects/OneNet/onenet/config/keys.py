@@ -138,7 +138,8 @@ def add_onenet_config(cfg: Any) -> None:
     # The backbone's learning rate as a multiple of BASE_LR.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
     # Parts in which each process computes its share of a batch: the gradient is the same, but for
-    # batch norms, which see one part at a time, and it takes less memory.
+    # batch norms, which see one part at a time, and the one-to-many branch, whose losses are over
+    # the positives of a part; and it takes less memory.
     cfg.SOLVER.ACCUMULATE = 1
     # How many of the newest checkpoints of a run to keep; 0 keeps all.
     cfg.SOLVER.CHECKPOINT_KEEP = 0

@@ -131,7 +131,7 @@ def build_hooks(cfg: Any) -> dict[str, Hook]:
             "it with --import"
         )
     own = {name: look_up(HOOK_REGISTRY, "HOOKS", name)(cfg) for name in cfg.HOOKS}
-    return {"progress": Progress(cfg), **own}
+    return {"training progress": Progress(cfg), **own}
 
 
 class HookStates:
