@@ -115,7 +115,7 @@ def test_another_number_of_classes_starts_both_class_layers(finished):
         load_weights(tuned, str(run / "model_0000005.pth"))
 
 
-def test_a_run_without_a_branch_does_not_resume_one_that_has_it(finished, shapes, tmp_path):
+def test_a_run_without_a_branch_does_not_resume_one_that_has_it(finished, shapes, tmp_path, capsys):
     _, run = finished
     config = write_config(tmp_path, shapes, MODEL_EMA__ENABLED=True)
     (tmp_path / "run").mkdir()
@@ -123,6 +123,8 @@ def test_a_run_without_a_branch_does_not_resume_one_that_has_it(finished, shapes
     (tmp_path / "run" / "model_0000003.pth").write_bytes(content)
     with pytest.raises(SystemExit):
         train(config, "--resume")
+    message = capsys.readouterr().err
+    assert "model_0000003.pth cannot be resumed" in message and "aux.feat.weight" in message
 
 
 def test_the_exported_graph_and_the_parameters_are_those_without_a_branch(shapes, tmp_path):
