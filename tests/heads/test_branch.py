@@ -14,6 +14,7 @@ from torch import nn
 from onenet import Criterion, Head, MinCostMatcher
 from onenet.assignment.costs import PredictedLocation
 from onenet.assignment.criterion import OneToManyCriterion
+from onenet.assignment.one_to_many import Alignment, ExclusiveMatcher
 from onenet.inference.optimize import prepare
 from onenet.lightning.build import build_detector
 from onenet.lightning.config import load_cfg
@@ -197,6 +198,18 @@ def test_the_losses_of_the_deployed_part_do_not_depend_on_the_branch():
     alone, beside = model().train()(images, goals), detector().train()(images, goals)
     for name in NAMES:
         assert torch.equal(alone[name], beside[name])
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_every_layer_has_a_gradient_even_without_targets(share):
+    """As several processes need it."""
+    tiny = model().train()
+    tiny.aux = tiny.head.make_branch(share_boxes=share)
+    quality = Alignment(class_power=0.5, iou_power=3.0)
+    matcher = ExclusiveMatcher(location=quality, class_weight=0.0, topk=8)
+    tiny.aux_criterion = OneToManyCriterion(matcher=matcher)
+    sum(tiny([image(32, 40)], [targets()]).values()).backward()
+    assert all(parameter.grad is not None for parameter in tiny.parameters())
 
 
 def test_a_prepared_model_has_no_branch():
