@@ -74,7 +74,7 @@ class FocalLoss(ClassLoss):
 class MatchabilityLoss(ClassLoss):
     """-t log p - (1 - t) log(1 - p) with t = IoU^γ for a positive; no α.
 
-    The matchability-aware loss of DEIM (arXiv 2412.04234, equation 4). IoU is near 0 at first, so t
+    The matchability-aware loss of DEIM (arXiv 2412.04234). IoU is near 0 at first, so t
     falls there from 1: t = 1 - r + r · IoU^γ, where r rises from 0 to 1 over the ramp.
 
     Args:
@@ -97,8 +97,8 @@ class QualityFocalLoss(ClassLoss):
     """|t - p|^γ (-t log p - (1 - t) log(1 - p)) for a positive, with a soft t (one-to-many).
 
     t = s / max s · max IoU, where s = p · IoU^6 and the maxima are over the samples of one target:
-    the target's best sample learns its best IoU (DDQ, arXiv 2303.12776, section 3.3, after TOOD).
-    The loss is that of GFL (arXiv 2006.04388, equation 5).
+    the target's best sample learns its best IoU (DDQ, arXiv 2303.12776, after TOOD).
+    The loss is that of GFL (arXiv 2006.04388).
 
     Args:
         gamma: γ.

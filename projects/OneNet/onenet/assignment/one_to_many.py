@@ -53,8 +53,8 @@ class Alignment(nn.Module):
     """Minus the alignment p^α · IoU^β of the samples within a target's box.
 
     p is the score of the target's class, IoU that of the predicted box. With α and β for
-    one-to-many: TOOD (arXiv 2108.07755, equation 4); with (0.2, 0.8): the quality of POTO (DeFCN,
-    arXiv 2012.03544, equation 4).
+    one-to-many: TOOD (arXiv 2108.07755) and YOLOv10; with (0.2, 0.8): the quality of POTO (DeFCN,
+    arXiv 2012.03544).
 
     Args:
         class_power, iou_power: α and β.
@@ -78,8 +78,8 @@ class CentreRegion(nn.Module):
     """The target's area in px² for the samples in the middle of its box: FCOS's centre sampling.
 
     A sample there is within the box and at most ``radius`` strides from its centre, in x and in y;
-    where several targets claim one, the smallest gets it (arXiv 1904.01355, section 3.1, with the
-    sampling of its later version, arXiv 2006.09214).
+    where several targets claim one, the smallest gets it (arXiv 1904.01355, section 3.1; the centre
+    is of the later arXiv 2006.09214).
 
     Args:
         radius: in strides of the sample's level.

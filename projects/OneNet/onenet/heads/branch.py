@@ -1,8 +1,8 @@
 """The one-to-many branch: a second predictor beside a head's own, which only training has.
 
 Many samples of every object teach the shared layers; the head's own predictor still learns one an
-object, so it needs no NMS. Two predictors on one network: DDQ and YOLOv10 (arXiv 2405.14458,
-section 3.1, "dual label assignments").
+object, so it needs no NMS. Two predictors on one network: DDQ (arXiv 2303.12776) and YOLOv10
+(arXiv 2405.14458, "dual label assignments").
 """
 
 from __future__ import annotations
