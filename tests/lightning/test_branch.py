@@ -144,20 +144,18 @@ def test_the_exported_graph_and_the_parameters_are_those_without_a_branch(shapes
     assert graphs[0] == graphs[1] and counts[0] == counts[1]
 
 
-@HEAD_REGISTRY.register()
-def PlainHead(cfg, shapes):
-    return Plain(num_classes=cfg.MODEL.OneNet.NUM_CLASSES)
-
-
 class Plain(Head):
+    """A user's head that knows no branch."""
+
     def forward(self, features):
         raise NotImplementedError
 
 
-def test_a_head_without_a_branch_is_named(shapes, tmp_path):
-    changes = {"MODEL__OneNet__HEAD": "PlainHead", "MODEL__OneNet__AUX__ENABLED": True}
+def test_a_head_without_a_branch_is_named(shapes, tmp_path, monkeypatch):
+    monkeypatch.setitem(HEAD_REGISTRY._obj_map, "Plain", lambda cfg, _: Plain(num_classes=6))
+    changes = {"MODEL__OneNet__HEAD": "Plain", "MODEL__OneNet__AUX__ENABLED": True}
     cfg = load_cfg(write_config(tmp_path, shapes, **changes))
-    with pytest.raises(ConfigError, match=r"AUX.ENABLED is True.*'PlainHead'.*make_branch"):
+    with pytest.raises(ConfigError, match=r"AUX.ENABLED is True.*'Plain'.*make_branch"):
         build_detector(cfg, training=True)
 
 
