@@ -35,7 +35,7 @@ ARROWS = {
     "config": "assignment backbones detector errors evaluation heads inference",
     "baselines": "assignment backbones config detector heads inference ops structures",
     "deploy": "data detector errors inference",
-    "training": "checkpoints data errors files inference ops structures",
+    "training": "assignment checkpoints data errors files inference ops structures",
     # The engines, thin, and the command lines that choose one.
     "d2": "assignment baselines checkpoints config data detector errors evaluation files heads "
     "inference ops structures training",

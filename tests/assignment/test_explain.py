@@ -8,6 +8,7 @@ import torch
 from onenet.assignment.costs import PredefinedAnchor, PredefinedPoint, PredictedLocation
 from onenet.assignment.explain import assign
 from onenet.assignment.matchers import HungarianMatcher, MinCostMatcher
+from onenet.assignment.one_to_many import Alignment, TopKMatcher
 from onenet.ops.boxes import point_grid
 from onenet.structures import Predictions, Targets
 
@@ -45,6 +46,24 @@ def test_the_class_moves_the_positive_away_from_the_centre():
     assert found.inside.tolist() == [False]
     without = assign(predictions(logits), truth, matcher(class_weight=0), PredefinedPoint())
     assert without.positives.tolist() == [0] and without.inside.tolist() == [True]
+
+
+def test_samples_that_a_matcher_rules_out_cost_infinity_and_no_term_is_nan():
+    """Only the first point lies within the object."""
+    truth = objects([0, 0, 8, 8])
+    match = TopKMatcher(location=PredictedLocation(), topk=2)
+    found = assign(predictions(), truth, match, PredefinedPoint())
+    assert found.positives.tolist() == [0]
+    assert torch.equal(found.cost, match.cost(predictions(), 0, truth))
+    assert found.cost.isinf().flatten().tolist() == [False, True, True, True]
+
+
+def test_a_matcher_without_the_papers_terms_has_others():
+    quality = Alignment(class_power=0.2, iou_power=0.8, outside=0.0)
+    match = HungarianMatcher(location=quality, class_weight=0.0)
+    found = assign(predictions(), objects([0, 0, 8, 8]), match, PredefinedPoint())
+    assert list(found.terms) == ["other"] and found.positives.tolist() == [0]
+    assert found.cost[0].item() == pytest.approx(-(0.5**0.2))
 
 
 def test_terms_are_weighted_and_their_sum_is_the_cost():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from helpers.configs import CONFIGS, R50, flat, refused, write
+from helpers.configs import CONFIGS, FOLDERS, R50, flat, refused, write
 
 from onenet.lightning.config import load_cfg
 
@@ -106,6 +106,20 @@ def test_a_wrong_type_in_a_file_names_the_file(tmp_path, line):
         ("MODEL.OneNet.CLASS_COST", "-1", "from 0 on"),
         ("MODEL.OneNet.L1_WEIGHT", "1e999", "from 0 on"),
         ("MODEL.OneNet.PRIOR_PROB", "1", "between 0 and 1"),
+        ("MODEL.OneNet.INIT", "kaiming", "'xavier', 'calm'"),
+        ("MODEL.OneNet.CLASS_TARGET", "soft", "'hard', 'iou'"),
+        ("MODEL.OneNet.TARGET_GAMMA", "0", "above 0"),
+        ("MODEL.OneNet.TARGET_RAMP", "1.5", "from 0 to 1"),
+        ("MODEL.OneNet.AUX.TOPK", "0", "above 0"),
+        ("MODEL.OneNet.AUX.BETA", "-1", "from 0 on"),
+        ("MODEL.OneNet.AUX.RADIUS", "0", "above 0"),
+        ("MODEL.OneNet.AUX.CLASS_TARGET", "iou", "'hard', 'soft'"),
+        ("MODEL.OneNet.AUX.WEIGHT", "-0.5", "from 0 on"),
+        ("MODEL.OneNet.AUX.FALL", "[0.5]", "two rising numbers from 0 to 1"),
+        ("MODEL.OneNet.AUX.FALL", "[0.9, 0.5]", "two rising numbers from 0 to 1"),
+        ("MODEL.OneNet.AUX.FALL", "[0, 600]", "two rising numbers from 0 to 1"),
+        ("MODEL.OneNet.AUX.FALL", "['start', 'end']", "two rising numbers from 0 to 1"),
+        ("MODEL.OneNet.AUX.MAIN_GRADIENT", "2", "from 0 to 1"),
         ("MODEL.CenterNet.PEAK_KERNEL", "2", "an odd number"),
         ("MODEL.CenterNet.CHANNELS", "0", "above 0"),
         ("MODEL.CenterNet.SIZE_WEIGHT", "-0.1", "from 0 on"),
@@ -136,6 +150,18 @@ def test_a_wrong_type_in_a_file_names_the_file(tmp_path, line):
 def test_a_wrong_value_names_the_choices(key, value, expected):
     message = refused(R50, key, value)
     assert " is " in message and expected in message.partition("expected ")[2]
+
+
+def test_another_model_than_onenet_has_no_one_to_many_branch():
+    path = FOLDERS[2] / "centernet.res18.nodcn.yaml"
+    message = refused(path, "MODEL.OneNet.AUX.ENABLED", "True")
+    assert message.startswith("MODEL.OneNet.AUX.ENABLED is True; expected False for MODEL.META_ARC")
+
+
+@pytest.mark.parametrize("fall", [[], [0.5, 0.9], [0, 1]])
+def test_when_the_branchs_weight_falls(fall):
+    cfg = load_cfg(R50, ["MODEL.OneNet.AUX.FALL", str(fall)])
+    assert list(cfg.MODEL.OneNet.AUX.FALL) == fall
 
 
 @pytest.mark.parametrize("value", ["['res3', 'res5']", "['res4']", "[]", "['res2', 'res3']"])

@@ -51,7 +51,7 @@ def dumped(shapes, tmp_path) -> Callable[..., str]:
     def write(spoil: Callable[[nn.Module], None] = lambda _: None, **changes) -> str:
         cfg = load_cfg(write_config(tmp_path, shapes, **changes))
         torch.manual_seed(0)
-        model = build_detector(cfg)
+        model = build_detector(cfg, training=True)
         with torch.no_grad():
             spoil(model)
         return str(dump_of(model, as_yaml(cfg)).save(tmp_path))
@@ -100,6 +100,28 @@ def test_a_weight_that_is_nan_is_told(dumped, capsys, parts):
     assert "one.jpg: " in out and "loss_bbox = nan" in out and "objects: 1" in out
     assert "  class 3 at 8.0, 8.0, 30.0, 40.0\n" in out
     assert out.endswith("it goes wrong again\n")
+
+
+AUX = {"MODEL__OneNet__AUX__ENABLED": True, "SOLVER__MAX_ITER": 80}
+
+
+def test_the_one_to_many_branch_is_told(dumped, capsys):
+    """It predicts its boxes with the head's layer. Its matcher takes no box that is NaN."""
+    assert replay(dumped(set_nan, **AUX, MODEL__OneNet__AUX__MATCHER="points"))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[0] for line in lines if line.endswith("objects: 1")] == [
+        "one.jpg",
+        "one.jpg, head aux",
+    ]
+
+
+def test_losses_that_change_are_those_of_their_iteration(dumped, capsys):
+    """40 of 80 iterations are done, so half the weight is left."""
+    values = []
+    for fall in ([], [0.0, 1.0]):
+        assert not replay(dumped(**AUX, MODEL__OneNet__AUX__FALL=fall))
+        values.append(float(re.search(r"loss_ce_aux = (\S+)", capsys.readouterr().out)[1]))
+    assert values[1] == pytest.approx(values[0] / 2)
 
 
 @pytest.mark.parametrize("parts", [1, 2])

@@ -190,7 +190,7 @@ def check_model(engine: str, cfg: Any) -> None:
     """Raise ``ConfigError`` unless an engine can build a config's model."""
     if engine == "lightning":
         with torch.device("meta"):  # allocates no memory
-            build_detector(cfg)
+            build_detector(cfg, training=True)
         return
     cfg = cfg.clone()
     cfg.defrost()

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .assignment.costs import PredefinedAnchor, PredefinedPoint, PredictedLocation
-    from .assignment.criterion import Criterion
+    from .assignment.criterion import Criterion, OneToManyCriterion
     from .assignment.matchers import HungarianMatcher, Matcher, MinCostMatcher
+    from .assignment.one_to_many import ExclusiveMatcher, TopKMatcher
     from .assignment.registry import (
         CRITERION_REGISTRY,
         LOCATION_COST_REGISTRY,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from .errors import OneNetError
     from .evaluation.registry import EVALUATOR_REGISTRY, Evaluator
     from .heads.base import Head
+    from .heads.branch import Branch
     from .heads.deconv import DeconvHead
     from .heads.fcos import FCOSHead
     from .heads.registry import HEAD_REGISTRY
@@ -51,12 +53,14 @@ __version__ = "0.1.0"
 __all__ = [
     "BACKBONE_REGISTRY",
     "BASELINE_REGISTRY",
+    "Branch",
     "CRITERION_REGISTRY",
     "Criterion",
     "DeconvHead",
     "Detections",
     "EVALUATOR_REGISTRY",
     "Evaluator",
+    "ExclusiveMatcher",
     "FCOSHead",
     "FPN",
     "HEAD_REGISTRY",
@@ -71,6 +75,7 @@ __all__ = [
     "MinCostMatcher",
     "OneNet",
     "OneNetError",
+    "OneToManyCriterion",
     "OnnxPredictor",
     "PREDEFINED_COSTS",
     "PredefinedAnchor",
@@ -81,6 +86,7 @@ __all__ = [
     "RetinaNetHead",
     "TargetBatch",
     "Targets",
+    "TopKMatcher",
     "add_onenet_config",
     "build_criterion",
     "build_head",
@@ -93,12 +99,14 @@ __all__ = [
 _MODULES = {
     "BACKBONE_REGISTRY": "backbones.registry",
     "BASELINE_REGISTRY": "baselines.registry",
+    "Branch": "heads.branch",
     "CRITERION_REGISTRY": "assignment.registry",
     "Criterion": "assignment.criterion",
     "DeconvHead": "heads.deconv",
     "Detections": "structures",
     "EVALUATOR_REGISTRY": "evaluation.registry",
     "Evaluator": "evaluation.registry",
+    "ExclusiveMatcher": "assignment.one_to_many",
     "FCOSHead": "heads.fcos",
     "FPN": "backbones.fpn",
     "HEAD_REGISTRY": "heads.registry",
@@ -113,6 +121,7 @@ _MODULES = {
     "MinCostMatcher": "assignment.matchers",
     "OneNet": "detector",
     "OneNetError": "errors",
+    "OneToManyCriterion": "assignment.criterion",
     "OnnxPredictor": "deploy.runtime",
     "PREDEFINED_COSTS": "assignment.registry",
     "PredefinedAnchor": "assignment.costs",
@@ -123,6 +132,7 @@ _MODULES = {
     "RetinaNetHead": "heads.retinanet",
     "TargetBatch": "structures",
     "Targets": "structures",
+    "TopKMatcher": "assignment.one_to_many",
     "add_onenet_config": "config.keys",
     "build_criterion": "assignment.registry",
     "build_head": "config.build",

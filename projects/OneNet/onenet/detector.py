@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from .assignment.criterion import Criterion
 from .data.batching import DIVISIBILITY, group_by_shape, pad_to
 from .heads.base import Head
+from .heads.branch import Branch
 from .inference.postprocess import best_detections, per_image
 from .ops.memory_format import memory_format
 from .structures import Detections, Predictions, TargetBatch, Targets
@@ -56,6 +58,9 @@ class DenseDetector(nn.Module):
         mean, std = (torch.tensor(list(v)).view(3, 1, 1) for v in (pixel_mean, pixel_std))
         self.register_buffer("pixel_mean", mean, persistent=False)
         self.register_buffer("pixel_std", std, persistent=False)
+
+    def drop_training_parts(self) -> None:
+        """Remove what only training needs, in place."""
 
     @abstractmethod
     def network(self, batch: Tensor) -> Predictions:
@@ -154,23 +159,40 @@ class OneNet(DenseDetector):
     Args:
         head: see :mod:`onenet.heads`.
         criterion: see :mod:`onenet.assignment.criterion`.
+        aux: the head's one-to-many branch, for training only; ``None``: none.
+        aux_criterion: of the branch.
     """
 
     head: Head
     criterion: Criterion
+
+    def __init__(
+        self, *, aux: Branch | None = None, aux_criterion: nn.Module | None = None, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self.aux, self.aux_criterion = aux, aux_criterion
+
+    def drop_training_parts(self) -> None:
+        """Remove the one-to-many branch, in place."""
+        self.aux = self.aux_criterion = None
 
     def network(self, batch: Tensor) -> Predictions:
         """The head's predictions; see :class:`DenseDetector`."""
         return self.head(self.features(batch))
 
     def losses(self, batch: Tensor, targets: TargetBatch) -> dict[str, Tensor]:
-        """``loss_ce``, ``loss_giou`` and ``loss_bbox``, and ``loss_ce_2`` … of further stages.
+        """``loss_ce``, ``loss_giou`` and ``loss_bbox``; ``loss_ce_2`` … of further stages,
+        ``loss_ce_aux`` … of the one-to-many branch.
 
         Every output of the head is matched by itself; its name ends the losses' names.
         """
+        features = self.features(batch)
+        # A head of the user's need not know branches.
+        branch = () if self.aux is None else (self.aux,)
         losses: dict[str, Tensor] = {}
-        for name, predictions in self.head.outputs(self.features(batch)).items():
+        for name, predictions in self.head.outputs(features, *branch).items():
+            criterion = self.aux_criterion if name == "aux" else self.criterion
             ending = "" if name == "main" else f"_{name.removeprefix('stage_')}"
-            found = self.criterion(predictions, targets)
+            found = criterion(predictions, targets)
             losses |= {term + ending: loss for term, loss in found.items()}
         return losses

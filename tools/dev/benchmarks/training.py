@@ -27,7 +27,7 @@ def make_step(config: Path, amp: bool, options: Options) -> Run:
     opts = ["MODEL.DEVICE", str(options.device), "MODEL.WEIGHTS", "", "SOLVER.AMP.ENABLED", amp]
     cfg = load_cfg(config, opts)
     torch.manual_seed(0)
-    model = build_detector(cfg).train()
+    model = build_detector(cfg, training=True).train()
     autocast = partial(torch.autocast, options.device.type, torch.bfloat16, enabled=amp)
     with autocast():  # as in the trainer, since the memory format depends on it
         model.to(options.device, memory_format=memory_format(options.device))
@@ -39,6 +39,8 @@ def make_step(config: Path, amp: bool, options: Options) -> Run:
 
     def step(watch: Stopwatch) -> None:
         ends = {"matching": criterion.matcher, "losses": criterion}
+        if getattr(model, "aux_criterion", None) is not None:
+            ends["one-to-many"] = model.aux_criterion
         with (
             stages_of(watch, before={"forward": criterion}, after=ends),
             autocast(),

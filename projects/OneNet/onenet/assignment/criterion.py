@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 
 from onenet.errors import NonFiniteError
 from onenet.ops.boxes import giou
-from onenet.ops.focal import sparse_focal_loss
 from onenet.structures import Matches, Predictions, TargetBatch, Targets
 
+from .class_losses import ClassLoss, FocalLoss, Positives
 from .costs import ALPHA, CLASS_WEIGHT, GAMMA, GIOU_WEIGHT, L1_WEIGHT
 from .matchers import Matcher
 
@@ -29,7 +30,14 @@ class Criterion(nn.Module):
         matcher: see :mod:`onenet.assignment.matchers`.
         class_weight, l1_weight, giou_weight: weights of the three losses.
         alpha, gamma: of the focal loss.
+        class_loss: see :mod:`onenet.assignment.class_losses`; ``None``: the focal loss.
+
+    Attributes:
+        progress: how much of the training is done, from 0 to 1, for losses that change during it;
+            training sets it before every iteration.
     """
+
+    progress = 0.0
 
     def __init__(
         self,
@@ -40,6 +48,7 @@ class Criterion(nn.Module):
         giou_weight: float = GIOU_WEIGHT,
         alpha: float = ALPHA,
         gamma: float = GAMMA,
+        class_loss: ClassLoss | None = None,
     ) -> None:
         super().__init__()
         self.matcher = matcher
@@ -49,34 +58,40 @@ class Criterion(nn.Module):
             "loss_bbox": l1_weight,
         }
         self.alpha, self.gamma = alpha, gamma
+        self.class_loss = class_loss or FocalLoss(alpha, gamma)
 
     def forward(
         self, predictions: Predictions, targets: Sequence[Targets] | TargetBatch
     ) -> dict[str, Tensor]:
-        """Weighted losses, each a scalar float32 over the mean number of targets.
+        """Weighted losses, each a scalar float32 over the mean of :meth:`count`.
 
         Args:
             predictions: of B images.
             targets: of these images, on any device.
 
         Returns:
-            ``loss_ce`` (focal, over all samples and classes), ``loss_giou`` and ``loss_bbox`` (L1
+            ``loss_ce`` (of all samples and classes), ``loss_giou`` and ``loss_bbox`` (L1
             in parts of the image's size), both over the matched pairs. All are NaN, and so is an
             additional ``cost``, where the matcher cannot choose from the cost; a warning says why.
         """
         device = predictions.logits.device
         targets = TargetBatch.of(targets, device)
         try:
-            losses = self.losses(predictions, targets, self.matcher(predictions, targets))
+            matches = self.matcher(predictions, targets)
+            losses, count = self.losses(predictions, targets, matches), self.count(targets, matches)
         except NonFiniteError as error:
             # Not raised: processes whose costs are finite wait for this one in mean_targets().
             logger.warning("%s", error)
             nan = torch.nan * (predictions.logits.sum() + predictions.boxes.sum())
-            losses = dict.fromkeys([*self.weights, "cost"], nan)
-        normaliser = mean_targets(len(targets), device)
+            losses, count = dict.fromkeys([*self.weights, "cost"], nan), len(targets)
+        normaliser = mean_targets(count, device)
         return {
             name: self.weights.get(name, 1.0) * loss / normaliser for name, loss in losses.items()
         }
+
+    def count(self, targets: TargetBatch, matches: Matches) -> int:
+        """What the losses are divided by, once it is the mean over the processes."""
+        return len(targets)
 
     def losses(
         self, predictions: Predictions, targets: Sequence[Targets] | TargetBatch, matches: Matches
@@ -88,15 +103,53 @@ class Criterion(nn.Module):
         predicted = predictions.boxes[matches.image, matches.sample].float()
 
         last = last_of_each_sample(matches, predictions.logits.shape[:2])
-        positives = (matches.image, matches.sample, targets.labels[number][last])
-        is_last = last == torch.arange(len(last), device=last.device)
+        positives = Positives(
+            entries=(matches.image, matches.sample, targets.labels[number][last]),
+            counted=last == torch.arange(len(last), device=last.device),
+            target=number,
+            targets=len(targets),
+            predicted=predicted.detach(),
+            boxes=boxes,
+        )
         return {
-            "loss_ce": sparse_focal_loss(
-                predictions.logits, positives, self.alpha, self.gamma, is_last
-            ),
+            "loss_ce": self.class_loss(predictions.logits, positives, self.progress),
             "loss_giou": (1 - giou(predicted, boxes)).sum(),
             "loss_bbox": ((predicted - boxes) / scales).abs().sum(),
         }
+
+
+class OneToManyCriterion(Criterion):
+    """The losses of the one-to-many branch: over the mean number of positives, times a weight.
+
+    Args:
+        weight: λ, of all losses.
+        fall: (from, to), shares of the training between which λ falls linearly to 0; empty: λ is
+            constant.
+        options: of :class:`Criterion`.
+    """
+
+    def __init__(self, *, weight: float = 1.0, fall: Sequence[float] = (), **options: Any) -> None:
+        super().__init__(**options)
+        self.weight, self.fall = weight, tuple(fall)
+
+    @property
+    def current_weight(self) -> float:
+        """λ at this point of the training."""
+        if not self.fall:
+            return self.weight
+        start, end = self.fall
+        return self.weight * min(1.0, max(0.0, (end - self.progress) / (end - start)))
+
+    def forward(
+        self, predictions: Predictions, targets: Sequence[Targets] | TargetBatch
+    ) -> dict[str, Tensor]:
+        """See :class:`Criterion`."""
+        weight = self.current_weight
+        losses = super().forward(predictions, targets)
+        return {name: weight * loss for name, loss in losses.items()}
+
+    def count(self, targets: TargetBatch, matches: Matches) -> int:
+        return len(matches)
 
 
 def last_of_each_sample(matches: Matches, shape: tuple[int, int]) -> Tensor:
@@ -116,7 +169,7 @@ def last_of_each_sample(matches: Matches, shape: tuple[int, int]) -> Tensor:
 
 
 def mean_targets(count: int, device: torch.device) -> Tensor:
-    """Scalar float32: the mean over all processes of their numbers of targets, at least 1."""
+    """Scalar float32: the mean over all processes of such a number, at least 1."""
     mean = torch.full((), float(count), device=device)
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(mean)

@@ -126,6 +126,7 @@ def cost_terms(predictions: Predictions, targets: Targets, matcher: Matcher) -> 
     terms = {}
     for name, (module, attribute, weight) in weights.items():
         setattr(module, attribute, weight)
-        terms[name] = matcher.cost(predictions, 0, targets) - other
+        # Infinite in both where the matcher rules a sample out.
+        terms[name] = (matcher.cost(predictions, 0, targets) - other).nan_to_num(nan=0.0)
         setattr(module, attribute, 0.0)
     return {**terms, "other": other} if other.any() else terms

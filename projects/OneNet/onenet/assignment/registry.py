@@ -9,7 +9,7 @@ Every entry is called with the config and reads its own keys. One of your own ne
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fvcore.common.registry import Registry
@@ -17,9 +17,11 @@ from torch import nn
 
 from onenet.errors import ConfigError, look_up
 
+from .class_losses import MatchabilityLoss, QualityFocalLoss
 from .costs import PredefinedAnchor, PredefinedPoint, PredictedLocation
-from .criterion import Criterion
+from .criterion import Criterion, OneToManyCriterion
 from .matchers import HungarianMatcher, Matcher, MinCostMatcher
+from .one_to_many import Alignment, CentreRegion, ExclusiveMatcher, TopKMatcher
 
 # ``cfg -> Criterion``, or another module ``(predictions, targets) -> losses by name``.
 CRITERION_REGISTRY = Registry("ONENET_CRITERION")
@@ -38,6 +40,23 @@ def build_criterion(cfg: Any) -> nn.Module:
         ConfigError: an unknown name, or values that do not fit each other.
     """
     return look_up(CRITERION_REGISTRY, "MODEL.OneNet.CRITERION", cfg.MODEL.OneNet.CRITERION)(cfg)
+
+
+def build_aux_criterion(cfg: Any) -> nn.Module:
+    """The criterion of the one-to-many branch, with the matcher that ``AUX.MATCHER`` names.
+
+    Raises:
+        ConfigError: see :func:`build_criterion`.
+    """
+    c = cfg.MODEL.OneNet
+    soft = c.AUX.CLASS_TARGET == "soft"
+    return OneToManyCriterion(
+        **_loss_options(cfg),
+        matcher=look_up(MATCHER_REGISTRY, "MODEL.OneNet.AUX.MATCHER", c.AUX.MATCHER)(cfg),
+        class_loss=QualityFocalLoss(c.GAMMA) if soft else None,
+        weight=c.AUX.WEIGHT,
+        fall=c.AUX.FALL,
+    )
 
 
 def build_matcher(cfg: Any) -> Matcher:
@@ -80,14 +99,23 @@ def matcher_options(cfg: Any) -> dict[str, Any]:
 def OneNet(cfg: Any) -> Criterion:
     """The losses of the paper: focal, L1 and GIoU of the samples that a matcher chooses."""
     c = cfg.MODEL.OneNet
+    graded = c.CLASS_TARGET == "iou"
     return Criterion(
+        **_loss_options(cfg),
         matcher=build_matcher(cfg),
-        class_weight=c.CLASS_WEIGHT,
-        l1_weight=c.L1_WEIGHT,
-        giou_weight=c.GIOU_WEIGHT,
-        alpha=c.ALPHA,
-        gamma=c.GAMMA,
+        class_loss=MatchabilityLoss(c.TARGET_GAMMA, c.TARGET_RAMP) if graded else None,
     )
+
+
+def _loss_options(cfg: Any) -> dict[str, float]:
+    c = cfg.MODEL.OneNet
+    return {
+        "class_weight": c.CLASS_WEIGHT,
+        "l1_weight": c.L1_WEIGHT,
+        "giou_weight": c.GIOU_WEIGHT,
+        "alpha": c.ALPHA,
+        "gamma": c.GAMMA,
+    }
 
 
 @MATCHER_REGISTRY.register()
@@ -100,6 +128,37 @@ def minimum(cfg: Any) -> Matcher:
 def hungarian(cfg: Any) -> Matcher:
     """One-to-one assignment of least total cost."""
     return HungarianMatcher(**matcher_options(cfg))
+
+
+@MATCHER_REGISTRY.register()
+def poto(cfg: Any) -> Matcher:
+    """One-to-one assignment of greatest quality p^0.2 · IoU^0.8 within the box (DeFCN)."""
+    quality = Alignment(class_power=0.2, iou_power=0.8, outside=0.0)
+    return HungarianMatcher(location=quality, class_weight=0.0)
+
+
+@MATCHER_REGISTRY.register()
+def topk(cfg: Any) -> Matcher:
+    """One-to-many: the cheapest samples within every target's box, by the costs of the paper."""
+    return TopKMatcher(**matcher_options(cfg), topk=cfg.MODEL.OneNet.AUX.TOPK)
+
+
+@MATCHER_REGISTRY.register()
+def alignment(cfg: Any) -> Matcher:
+    """One-to-many: the samples of greatest p^α · IoU^β within every target's box (TOOD)."""
+    aux = cfg.MODEL.OneNet.AUX
+    quality = Alignment(class_power=aux.ALPHA, iou_power=aux.BETA)
+    return ExclusiveMatcher(location=quality, class_weight=0.0, topk=aux.TOPK)
+
+
+@MATCHER_REGISTRY.register()
+def points(cfg: Any) -> Matcher:
+    """One-to-many: the samples in the middle of every target's box (FCOS)."""
+    c = cfg.MODEL.OneNet
+    # The deconvolution head has one level, which answers for all sizes.
+    sizes = object_sizes(cfg) if c.HEAD in ("FCOS", "RetinaNet") else None
+    region = CentreRegion(radius=c.AUX.RADIUS, level_sizes=sizes)
+    return ExclusiveMatcher(location=region, class_weight=0.0)
 
 
 @LOCATION_COST_REGISTRY.register()
@@ -127,13 +186,22 @@ def _centre_distance(cfg: Any) -> nn.Module:
 
 
 def _centre_distance_by_level(cfg: Any) -> nn.Module:
+    return PredefinedPoint(l1_weight=cfg.MODEL.OneNet.L1_COST, level_sizes=object_sizes(cfg))
+
+
+def object_sizes(cfg: Any) -> Sequence[tuple[float, float]]:
+    """(smallest, largest) object in px that each level answers for.
+
+    Raises:
+        ConfigError: their number is not that of the levels.
+    """
     c = cfg.MODEL.OneNet
     if len(c.OBJECT_SIZES_OF_INTEREST) != len(c.IN_FEATURES):
         raise ConfigError(
             "MODEL.OneNet.OBJECT_SIZES_OF_INTEREST must hold a range for each of the "
             f"{len(c.IN_FEATURES)} maps in IN_FEATURES, got {len(c.OBJECT_SIZES_OF_INTEREST)}"
         )
-    return PredefinedPoint(l1_weight=c.L1_COST, level_sizes=c.OBJECT_SIZES_OF_INTEREST)
+    return c.OBJECT_SIZES_OF_INTEREST
 
 
 def _anchor_overlap(cfg: Any) -> nn.Module:

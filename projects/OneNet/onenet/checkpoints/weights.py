@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from onenet.errors import CheckpointError
 
+from .branch import BRANCH, leave_out_branch
 from .classes import fit_class_layer
 from .files import read_checkpoint
 
 logger = logging.getLogger(__name__)
 
 # Layers whose size depends on the number of classes, unless the model has ``class_layers``.
-CLASS_LAYERS = ("head.cls_score.",)
+CLASS_LAYERS = ("head.cls_score.", f"{BRANCH}cls_score.")
 # Value of a checkpoint's "weights" if "model" is a moving average; see onenet.training.ema.
 AVERAGED = "ema"
 # Names of an ImageNet classifier in torchvision and in Detectron2's two kinds of conversions.
@@ -114,7 +115,8 @@ def load_weights(
     ``backbone.`` or ``head.``) fill the backbone; the rest keeps its initialisation. If the
     checkpoint also holds a moving average, as checkpoints to resume from do, loads the average.
     A checkpoint that names the model's classes in another order is mapped by name; see
-    :func:`~onenet.checkpoints.classes.fit_class_layer`.
+    :func:`~onenet.checkpoints.classes.fit_class_layer`. A one-to-many branch is loaded if
+    checkpoint and model have the same one, see :mod:`.branch`.
 
     Args:
         model: a detector with ``backbone`` and ``head``.
@@ -153,6 +155,8 @@ def load_weights(
     # Frozen batch norms do not count batches, others do; nothing here reads the count.
     own = {name: v for name, v in own.items() if not name.endswith("num_batches_tracked")}
     state = {name: v for name, v in state.items() if not name.endswith("num_batches_tracked")}
+
+    leave_out_branch(own, state)
 
     class_layers = getattr(model, "class_layers", CLASS_LAYERS)
     layer = {name for name in own if name.startswith(class_layers) and name in state}

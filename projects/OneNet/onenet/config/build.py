@@ -12,31 +12,53 @@ from typing import Any
 
 from torch import nn
 
-from onenet.assignment.registry import build_criterion
+from onenet.assignment.registry import build_aux_criterion, build_criterion
 from onenet.detector import DenseDetector
 from onenet.errors import ConfigError, look_up
 from onenet.heads.base import Head
+from onenet.heads.branch import Branch
 from onenet.heads.registry import HEAD_REGISTRY
 from onenet.inference.optimize import prepare
 
 from .device import warn_of_bfloat16
 
 
-def model_options(cfg: Any, backbone: nn.Module, shapes: Mapping[str, Any]) -> dict[str, Any]:
+def model_options(
+    cfg: Any, backbone: nn.Module, shapes: Mapping[str, Any], *, training: bool = True
+) -> dict[str, Any]:
     """The arguments of :class:`~onenet.detector.OneNet` around an engine's backbone.
 
     Args:
         shapes: of the backbone's maps by name, each with ``channels`` and ``stride``.
+        training: with the one-to-many branch, if ``MODEL.OneNet.AUX`` asks for one.
 
     Raises:
         ConfigError: names the key whose value does not fit.
         ValueError: a constructor refuses a value.
     """
-    return {
-        **frame_options(cfg, backbone),
-        "head": build_head(cfg, shapes),
-        "criterion": build_criterion(cfg),
-    }
+    head = build_head(cfg, shapes)
+    options = {**frame_options(cfg, backbone), "head": head, "criterion": build_criterion(cfg)}
+    if training and cfg.MODEL.OneNet.AUX.ENABLED:
+        options |= {"aux": build_branch(cfg, head), "aux_criterion": build_aux_criterion(cfg)}
+    return options
+
+
+def build_branch(cfg: Any, head: Head) -> Branch:
+    """The one-to-many branch of a head, as ``MODEL.OneNet.AUX`` says.
+
+    Raises:
+        ConfigError: the head has none.
+    """
+    aux = cfg.MODEL.OneNet.AUX
+    try:
+        return head.make_branch(
+            share_boxes=aux.SHARE_BOXES, detach=aux.DETACH, main_gradient=aux.MAIN_GRADIENT
+        )
+    except NotImplementedError as error:
+        raise ConfigError(
+            f"MODEL.OneNet.AUX.ENABLED is True, but the head {cfg.MODEL.OneNet.HEAD!r} "
+            f"({error}); expected False, or a head that defines make_branch()"
+        ) from error
 
 
 def frame_options(cfg: Any, backbone: nn.Module) -> dict[str, Any]:

@@ -60,8 +60,8 @@ def add_onenet_config(cfg: Any) -> None:
     ]
 
     # Assignment.
-    # "minimum": the cheapest sample of every target (the paper); "hungarian": one-to-one; or a
-    # name in onenet.MATCHER_REGISTRY.
+    # "minimum": the cheapest sample of every target (the paper); "hungarian": one-to-one; "poto":
+    # one-to-one by p^0.2 * IoU^0.8 within the box (DeFCN); or a name in onenet.MATCHER_REGISTRY.
     c.MATCHER = "minimum"
     # "predicted": cost of the predicted boxes; "predefined": of the grid points or anchors; or a
     # name in onenet.LOCATION_COST_REGISTRY.
@@ -82,6 +82,40 @@ def add_onenet_config(cfg: Any) -> None:
     c.GAMMA = 2.0
     # The class probability that an untrained head starts from.
     c.PRIOR_PROB = 0.01
+    # How a head's weights start: "xavier", the original's; "calm": the class layer's alone have
+    # standard deviation 0.01, so that the first loss does not depend on the seed.
+    c.INIT = "xavier"
+    # What a positive's score learns: "hard": 1; "iou": IoU^TARGET_GAMMA of its box (DEIM).
+    c.CLASS_TARGET = "hard"
+    # With "iou". The share of the training over which the target changes from 1 to that.
+    c.TARGET_GAMMA = 1.5
+    c.TARGET_RAMP = 0.25
+
+    # A second predictor on the head's features, in training only, with many positives an object
+    # (onenet.heads.branch). It is neither in model_final.pth nor in what is deployed.
+    aux = c.AUX = node()
+    aux.ENABLED = False
+    # "alignment": the TOPK samples of greatest p^ALPHA * IoU^BETA within the box (TOOD); "topk":
+    # the TOPK cheapest within it, by the costs above; "points": those in the middle of the box,
+    # RADIUS strides around its centre (FCOS); or another name in onenet.MATCHER_REGISTRY.
+    aux.MATCHER = "alignment"
+    aux.TOPK = 8
+    aux.ALPHA = 0.5
+    aux.BETA = 3.0
+    aux.RADIUS = 1.5
+    # "hard": 1; "soft": p * IoU^6 in parts of the object's best, times its best IoU (DDQ).
+    aux.CLASS_TARGET = "hard"
+    # The weight of the branch's losses, and the shares of the training, [from, to], between which
+    # it falls linearly to 0; []: it is constant.
+    aux.WEIGHT = 1.0
+    aux.FALL = []
+    # The branch predicts boxes with the head's own layer, on features of its own.
+    aux.SHARE_BOXES = True
+    # The branch's losses do not train the features that it shares with the head.
+    aux.DETACH = False
+    # The share of the gradient of the head's own losses that trains those features: 1 all; 0 none,
+    # as in YOLOv10.
+    aux.MAIN_GRADIENT = 1.0
 
     # The meta-architecture CenterNet. Of MODEL.OneNet it reads NUM_CLASSES, IN_FEATURES,
     # DECONV_CHANNEL, DECONV_KERNEL, DCN, MODULATE_DEFORM, PRIOR_PROB and NMS.
@@ -104,7 +138,8 @@ def add_onenet_config(cfg: Any) -> None:
     # The backbone's learning rate as a multiple of BASE_LR.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
     # Parts in which each process computes its share of a batch: the gradient is the same, but for
-    # batch norms, which see one part at a time, and it takes less memory.
+    # batch norms, which see one part at a time, and the one-to-many branch, whose losses are over
+    # the positives of a part; and it takes less memory.
     cfg.SOLVER.ACCUMULATE = 1
     # How many of the newest checkpoints of a run to keep; 0 keeps all.
     cfg.SOLVER.CHECKPOINT_KEEP = 0

@@ -16,6 +16,7 @@ from onenet.backbones.registry import BACKBONE_REGISTRY
 from onenet.backbones.resnet import STAGES
 from onenet.errors import ConfigError
 from onenet.evaluation.registry import choose_evaluator
+from onenet.heads.base import INITS
 from onenet.inference.optimize import PRECISIONS
 
 from .device import DEVICES
@@ -37,6 +38,7 @@ from .values import (
     ranges,
     rising,
     some_of,
+    span,
     texts,
     whole,
 )
@@ -62,6 +64,13 @@ def check_common(cfg: Any) -> None:
     _check(cfg, COMMON)
     _check_input(cfg.INPUT)
     check_shares(cfg, processes=1)
+    _require(
+        cfg.MODEL.META_ARCHITECTURE == "OneNet" or not cfg.MODEL.OneNet.AUX.ENABLED,
+        "MODEL.OneNet.AUX.ENABLED",
+        True,
+        f"False for MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}, which has no such "
+        "branch",
+    )
     if cfg.CUDNN_DETERMINISTIC and cfg.CUDNN_BENCHMARK:
         raise ConfigError(
             "CUDNN_DETERMINISTIC and CUDNN_BENCHMARK are both True; expected one of them: "
@@ -225,6 +234,15 @@ COMMON: list[Rule] = [
     ),
     ("MODEL.OneNet.ALPHA", *SHARE),
     ("MODEL.OneNet.PRIOR_PROB", lambda value: 0 < value < 1, "a number between 0 and 1"),
+    one_of("MODEL.OneNet.INIT", *INITS),
+    one_of("MODEL.OneNet.CLASS_TARGET", "hard", "iou"),
+    ("MODEL.OneNet.TARGET_GAMMA", above(0), "a number above 0"),
+    *each("MODEL.OneNet", "TARGET_RAMP AUX.MAIN_GRADIENT", *SHARE),
+    ("MODEL.OneNet.AUX.TOPK", *SIZE),
+    *each("MODEL.OneNet.AUX", "ALPHA BETA WEIGHT", *NOT_NEGATIVE),
+    ("MODEL.OneNet.AUX.RADIUS", above(0), "a number above 0"),
+    one_of("MODEL.OneNet.AUX.CLASS_TARGET", "hard", "soft"),
+    ("MODEL.OneNet.AUX.FALL", span, "[], or two rising numbers from 0 to 1"),
     ("MODEL.CenterNet.CHANNELS", *SIZE),
     ("MODEL.CenterNet.PEAK_KERNEL", lambda value: value > 0 and value % 2 == 1, "an odd number"),
     *each("MODEL.CenterNet", "SIZE_WEIGHT OFFSET_WEIGHT", *NOT_NEGATIVE),

@@ -76,6 +76,13 @@ def rising(values: Any) -> bool:
     return not values or whole(1)(values) and list(values) == sorted(set(values))
 
 
+def span(values: Any) -> bool:
+    """Nothing, or two rising numbers from 0 to 1."""
+    return not values or (
+        len(values) == 2 and all(map(number, values)) and 0 <= values[0] < values[1] <= 1
+    )
+
+
 def one_of(key: str, *choices: Any) -> Rule:
     """The rule of a key that takes one of the choices."""
     return key, lambda value: value in choices, f"one of {', '.join(map(repr, choices))}"

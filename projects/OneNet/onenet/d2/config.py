@@ -58,6 +58,14 @@ def load_cfg(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     return cfg
 
 
+def without_branch(cfg: CfgNode) -> CfgNode:
+    """The same config without the one-to-many branch, for a model that only detects."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.OneNet.AUX.ENABLED = False
+    return cfg
+
+
 @contextmanager
 def config_errors() -> Iterator[None]:
     """Turn a constructor's ``ValueError`` into a ``ConfigError``."""

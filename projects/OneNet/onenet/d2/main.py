@@ -39,7 +39,7 @@ from onenet.training.setup import (
 )
 from onenet.training.signals import end_stopped, hand_on, stop_at_once
 
-from .config import load_cfg
+from .config import load_cfg, without_branch
 from .datasets import (
     check_annotated,
     check_classes,
@@ -185,7 +185,7 @@ def work(cfg: CfgNode, args: argparse.Namespace, why: str) -> Any:
                 if first:
                     folder.begin(cfg.dump())
             return trainer.train()
-        model = Trainer.build_model(cfg)
+        model = Trainer.build_model(without_branch(cfg))
         test_sets = ((name, class_names(name)) for name in cfg.DATASETS.TEST)
         load_to_evaluate(cfg, model, test_sets, load_weights)
         metrics = Trainer.test(cfg, prepare_inference(cfg, model))

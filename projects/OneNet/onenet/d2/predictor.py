@@ -13,7 +13,7 @@ from onenet.config.build import prepare_inference
 from onenet.inference.predictor import BasePredictor
 from onenet.structures import Detections
 
-from .config import config_errors, load_cfg
+from .config import config_errors, load_cfg, without_branch
 from .dataset_mapper import ResizeShortestEdge
 from .datasets import class_names, register_datasets
 from .weights import load_weights
@@ -30,7 +30,7 @@ class Predictor(BasePredictor):
     def load(self, cfg: Any) -> tuple[nn.Module, dict[str, Any]]:
         self._resize = ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
         with config_errors():
-            model = build_model(cfg)
+            model = build_model(without_branch(cfg))
         extras = load_weights(model, cfg.MODEL.WEIGHTS, detector=True)
         return prepare_inference(cfg, model), extras
 

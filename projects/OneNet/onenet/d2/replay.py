@@ -29,6 +29,7 @@ def rebuild(config_file: Path, opts: Sequence[str]) -> Rebuilt:
         model=model,
         losses=_losses,
         parts=cfg.SOLVER.ACCUMULATE,
+        iterations=cfg.SOLVER.MAX_ITER,
         precision=torch.float16 if cfg.SOLVER.AMP.ENABLED else None,
     )
 

@@ -14,6 +14,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, JSONWriter, get_event_storage
 from torch import nn
 
+from onenet.checkpoints.branch import deployed
 from onenet.checkpoints.files import (
     add_checkpoint,
     find_checkpoints,
@@ -52,6 +53,9 @@ class WholeCheckpointer(DetectionCheckpointer):
     def save(self, name: str, **kwargs: Any) -> None:
         """See Detectron2. If a checkpoint cannot be written, the log says why.
 
+        ``model_final`` is without a one-to-many branch. If the model has one, a complete checkpoint
+        is saved, too: a run that is prolonged goes on from it.
+
         Raises:
             WriteError: ``model_final`` cannot be written.
         """
@@ -62,7 +66,13 @@ class WholeCheckpointer(DetectionCheckpointer):
         path = Path(self.save_dir) / f"{name}.pth"
         self.logger.info("Saving checkpoint to %s", path)
         if name == "model_final":
-            save_final(path, content, self.last)
+            final = deployed(content)
+            whole = len(final["model"]) == len(content["model"])
+            if not whole and self.saved != kwargs["iteration"]:
+                self.save(f"model_{kwargs['iteration']:07d}", **kwargs)
+            save_final(path, final, self.last)
+            if not whole:
+                return
             tag_last_checkpoint(path)
         elif not add_checkpoint(path, content, self.keep):
             return

@@ -56,6 +56,7 @@ class Deployed(nn.Module):
                 "TEST.COMPILE False"
             )
         self.model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+        self.model.drop_training_parts()
         # Not prepare(): saved programs support contiguous weights only.
         self.model.to(memory_format=torch.contiguous_format)
         fold_batch_norms(self.model)

@@ -6,11 +6,18 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from onenet.structures import Predictions
+
+if TYPE_CHECKING:
+    from .branch import Branch
+
+# Values of MODEL.OneNet.INIT.
+INITS = ("xavier", "calm")
 
 
 class Head(nn.Module, ABC):
@@ -19,6 +26,7 @@ class Head(nn.Module, ABC):
     Args:
         num_classes: K, the foreground classes.
         prior_prob: class probability that an untrained head starts from (arXiv 1708.02002, 4.1).
+        init: see :func:`initialise`.
 
     Attributes:
         num_stages: how many stages are trained.
@@ -27,7 +35,7 @@ class Head(nn.Module, ABC):
 
     num_stages = inference_stages = 1
 
-    def __init__(self, *, num_classes: int, prior_prob: float = 0.01) -> None:
+    def __init__(self, *, num_classes: int, prior_prob: float = 0.01, init: str = "xavier") -> None:
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {num_classes}")
@@ -35,14 +43,29 @@ class Head(nn.Module, ABC):
             raise ValueError(f"prior_prob must lie between 0 and 1, got {prior_prob}")
         self.num_classes = num_classes
         self.prior_prob = prior_prob
+        self.init = init
 
     @abstractmethod
     def forward(self, features: list[Tensor]) -> Predictions:
         """Predictions from feature maps (B, C_l, H_l, W_l), finest first."""
 
-    def outputs(self, features: list[Tensor]) -> dict[str, Predictions]:
-        """The predictions that are trained, each matched by itself: "main", then "stage_2" …"""
+    def outputs(
+        self, features: list[Tensor], branch: Branch | None = None
+    ) -> dict[str, Predictions]:
+        """The predictions that are trained, each matched by itself: "main", then "stage_2" …
+
+        Args:
+            branch: of :meth:`make_branch`; its predictions are called "aux".
+        """
         return {"main": self(features)}
+
+    def make_branch(self, **options: Any) -> Branch:
+        """A one-to-many branch of this head, with options of :class:`~onenet.heads.branch.Branch`.
+
+        Raises:
+            NotImplementedError: heads of this class have none.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no one-to-many branch")
 
     def logits(self, maps: Tensor) -> Tensor:
         """(B, A · K, H, W) to (B, H · W · A, K).
@@ -54,15 +77,34 @@ class Head(nn.Module, ABC):
         return logits.float() if self.training else logits
 
     def reset_parameters(self, class_layer: nn.Conv2d) -> None:
-        """Xavier-uniform weights, then the focal prior on the bias of the class layer alone.
+        """:func:`initialise` all layers; called once they are there."""
+        initialise(self, class_layer, prior_prob=self.prior_prob, init=self.init)
 
-        This includes deconvolutions and the offset convolutions of DCN, as in the original, which
-        the published figures rest on. Other biases keep their layers' initial values.
-        """
-        for parameter in self.parameters():
-            if parameter.dim() > 1:
-                nn.init.xavier_uniform_(parameter)
-        nn.init.constant_(class_layer.bias, -math.log((1 - self.prior_prob) / self.prior_prob))
+
+def initialise(
+    module: nn.Module, class_layer: nn.Conv2d, *, prior_prob: float = 0.01, init: str = "xavier"
+) -> None:
+    """Xavier-uniform weights, then the focal prior on the bias of the class layer alone.
+
+    This includes deconvolutions and the offset convolutions of DCN, as in the original, which the
+    published figures rest on. Other biases keep their layers' initial values.
+
+    Args:
+        module: with all layers of a predictor.
+        class_layer: one of them.
+        prior_prob: class probability to start from.
+        init: "xavier", as above; "calm": the class layer's weights are normal with standard
+            deviation 0.01, as in RetinaNet (arXiv 1708.02002, 4.1), DeFCN and DATE. Every sample
+            then starts near ``prior_prob``, whatever the features are.
+    """
+    if init not in INITS:
+        raise ValueError(f"init must be one of {', '.join(INITS)}, got {init!r}")
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)
+    if init == "calm":
+        nn.init.normal_(class_layer.weight, std=0.01)
+    nn.init.constant_(class_layer.bias, -math.log((1 - prior_prob) / prior_prob))
 
 
 def conv3x3(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv2d:

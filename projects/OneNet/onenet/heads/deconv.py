@@ -6,6 +6,7 @@ The config names it "CenterNet", after the detector whose neck it has.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from onenet.ops.deform import DeformConv
 from onenet.structures import Predictions
 
 from .base import BoxConv, Head, conv3x3, per_sample
+from .branch import Branch
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu}
 # (padding, output padding) with which a transposed convolution of stride 2 doubles its input.
@@ -156,7 +158,7 @@ class DeconvHead(Head):
         activation: "relu" or "gelu".
         num_stages, inference_stages: see :class:`~onenet.heads.base.Head`; inference runs only the
             stages that it needs.
-        prior_prob: see :class:`~onenet.heads.base.Head`.
+        prior_prob, init: see :class:`~onenet.heads.base.Head`.
 
     Example:
         >>> head = DeconvHead(in_channels=[8, 8, 8, 8], stride=4, num_classes=3,
@@ -180,8 +182,9 @@ class DeconvHead(Head):
         num_stages: int = 1,
         inference_stages: int = 1,
         prior_prob: float = 0.01,
+        init: str = "xavier",
     ) -> None:
-        super().__init__(num_classes=num_classes, prior_prob=prior_prob)
+        super().__init__(num_classes=num_classes, prior_prob=prior_prob, init=init)
         if activation not in ACTIVATIONS:
             choices = ", ".join(sorted(ACTIVATIONS))
             raise ValueError(f"activation must be one of {choices}, got {activation!r}")
@@ -214,28 +217,44 @@ class DeconvHead(Head):
 
     def forward(self, features: list[Tensor]) -> Predictions:
         """Predictions from four maps (B, C_l, H_l, W_l), each half the size of the one before."""
-        return self._predict(self._maps(features, self.inference_stages)[-1])
+        x = self._maps(self.deconv(features), self.inference_stages)[-1]
+        return self._predict(x, self.cls_score, self.ltrb_pred)
 
-    def outputs(self, features: list[Tensor]) -> dict[str, Predictions]:
-        """Predictions of every stage from the same maps, by name."""
-        maps = self._maps(features, self.num_stages)
-        names = ["main", *(f"stage_{number}" for number in range(2, self.num_stages + 1))]
-        return {name: self._predict(x) for name, x in zip(names, maps, strict=True)}
-
-    def _maps(self, features: list[Tensor], stages: int) -> list[Tensor]:
-        """The outputs of the first stages, (B, C, H, W) each."""
+    def outputs(
+        self, features: list[Tensor], branch: Branch | None = None
+    ) -> dict[str, Predictions]:
+        """Predictions of every stage from the same maps, by name, and those of a branch."""
         x = self.deconv(features)
+        maps = self._maps(x if branch is None else branch.for_main(x), self.num_stages)
+        names = ["main", *(f"stage_{number}" for number in range(2, self.num_stages + 1))]
+        found = {
+            name: self._predict(x, self.cls_score, self.ltrb_pred)
+            for name, x in zip(names, maps, strict=True)
+        }
+        if branch is not None:
+            x = self.activation(branch.feat(branch.for_branch(x)))
+            found["aux"] = self._predict(x, branch.cls_score, branch.boxes(self.ltrb_pred))
+        return found
+
+    def make_branch(self, **options: Any) -> Branch:
+        """A branch that reads the neck's map, as the first stage does."""
+        return Branch(
+            self.cls_score, self.ltrb_pred, init=self.init, prior_prob=self.prior_prob, **options
+        )
+
+    def _maps(self, x: Tensor, stages: int) -> list[Tensor]:
+        """The outputs of the first stages, from the neck's map; (B, C, H, W) each."""
         maps = [self.activation(self.feat1(x))]
         for number in range(2, stages + 1):
             conv = self.get_submodule(f"feat{number}")
             maps.append(self.activation(conv(x, maps[-1])))
         return maps
 
-    def _predict(self, x: Tensor) -> Predictions:
+    def _predict(self, x: Tensor, class_layer: nn.Module, box_layer: nn.Module) -> Predictions:
         points = point_grid(*x.shape[-2:], self.stride, x.device)
-        distances = F.relu(per_sample(self.ltrb_pred(x), 4).float())
+        distances = F.relu(per_sample(box_layer(x), 4).float())
         return Predictions(
-            logits=self.logits(self.cls_score(x)),
+            logits=self.logits(class_layer(x)),
             boxes=decode_ltrb(points, distances),
             samples=points.repeat(1, 2),
             # shape[0] and not len(), which torch.export would take for a constant.

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from onenet.ops.boxes import decode_ltrb, point_grid
 from onenet.structures import Predictions
 
-from .base import BoxConv, Head, conv3x3, join_levels, make_tower, per_sample
+from .base import BoxConv, conv3x3, join_levels, make_tower, per_sample
+from .towers import TowerHead, Towers
 
 
 class Scale(nn.Module):
@@ -25,7 +26,7 @@ class Scale(nn.Module):
         return x * self.scale
 
 
-class FCOSHead(Head):
+class FCOSHead(TowerHead):
     """Two towers shared by all levels; samples are grid points.
 
     Args:
@@ -33,7 +34,7 @@ class FCOSHead(Head):
         strides: of the feature maps, px.
         num_classes: K.
         num_convs, channels, norm: of each tower; ``norm`` is "GN" or "BN".
-        prior_prob: see :class:`~onenet.heads.base.Head`.
+        prior_prob, init: see :class:`~onenet.heads.base.Head`.
 
     Example:
         >>> head = FCOSHead(in_channels=32, strides=[8, 16], num_classes=3, channels=32)
@@ -51,8 +52,9 @@ class FCOSHead(Head):
         channels: int = 256,
         norm: str = "GN",
         prior_prob: float = 0.01,
+        init: str = "xavier",
     ) -> None:
-        super().__init__(num_classes=num_classes, prior_prob=prior_prob)
+        super().__init__(num_classes=num_classes, prior_prob=prior_prob, init=init)
         self.strides = tuple(strides)
         self.scales = nn.ModuleList(Scale() for _ in self.strides)
         self.cls_conv_module = make_tower(in_channels, channels, num_convs, norm)
@@ -61,13 +63,16 @@ class FCOSHead(Head):
         self.ltrb_pred = BoxConv(channels, 4)
         self.reset_parameters(self.cls_score)
 
-    def forward(self, features: list[Tensor]) -> Predictions:
-        """Predictions from maps (B, C, H_l, W_l), one for each stride."""
+    @property
+    def box_layer(self) -> nn.Conv2d:
+        return self.ltrb_pred
+
+    def predict(self, towers: Towers, class_layer: nn.Module, box_layer: nn.Module) -> Predictions:
+        """See :class:`~onenet.heads.towers.TowerHead`."""
         logits, boxes, samples = [], [], []
-        for feature, scale, stride in zip(features, self.scales, self.strides, strict=True):
-            class_map = self.cls_score(self.cls_conv_module(feature))
-            box_map = scale(self.ltrb_pred(self.reg_conv_module(feature)))
-            points = point_grid(*feature.shape[-2:], stride, feature.device)
+        for (x, box_x), scale, stride in zip(towers, self.scales, self.strides, strict=True):
+            class_map, box_map = class_layer(x), scale(box_layer(box_x))
+            points = point_grid(*x.shape[-2:], stride, x.device)
             logits.append(self.logits(class_map))
             boxes.append(decode_ltrb(points, F.relu(per_sample(box_map, 4).float()) * stride))
             samples.append(points.repeat(1, 2))

@@ -39,6 +39,7 @@ def CenterNet(cfg: Any, shapes: list[Any]) -> Head:
         num_stages=c.NUM_HEADS,
         inference_stages=c.INFERENCE_HEADS,
         prior_prob=c.PRIOR_PROB,
+        init=c.INIT,
     )
 
 
@@ -54,6 +55,7 @@ def FCOS(cfg: Any, shapes: list[Any]) -> Head:
         channels=c.CONV_CHANNELS,
         norm=c.CONV_NORM,
         prior_prob=c.PRIOR_PROB,
+        init=c.INIT,
     )
 
 
@@ -79,6 +81,7 @@ def RetinaNet(cfg: Any, shapes: list[Any]) -> Head:
         num_convs=c.NUM_CONV,
         channels=c.CONV_CHANNELS,
         prior_prob=c.PRIOR_PROB,
+        init=c.INIT,
     )
 
 

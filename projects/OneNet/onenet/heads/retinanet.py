@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
+from torch import nn
 
 from onenet.ops.boxes import anchor_grid, cell_anchors, decode_deltas
 from onenet.structures import Predictions
 
-from .base import BoxConv, Head, conv3x3, join_levels, make_tower, per_sample
+from .base import BoxConv, conv3x3, join_levels, make_tower, per_sample
+from .towers import TowerHead, Towers
 
 
-class RetinaNetHead(Head):
+class RetinaNetHead(TowerHead):
     """Two towers shared by all levels; samples are anchors.
 
     Args:
@@ -23,7 +24,7 @@ class RetinaNetHead(Head):
         aspect_ratios: height / width, the same for all levels.
         anchor_offset: centre of the first anchor, in strides.
         num_convs, channels: of each tower.
-        prior_prob: see :class:`~onenet.heads.base.Head`.
+        prior_prob, init: see :class:`~onenet.heads.base.Head`.
 
     Raises:
         ValueError: the anchor sizes do not fit the levels.
@@ -41,8 +42,9 @@ class RetinaNetHead(Head):
         num_convs: int = 4,
         channels: int = 256,
         prior_prob: float = 0.01,
+        init: str = "xavier",
     ) -> None:
-        super().__init__(num_classes=num_classes, prior_prob=prior_prob)
+        super().__init__(num_classes=num_classes, prior_prob=prior_prob, init=init)
         if len(anchor_sizes) != len(strides) or len(set(map(len, anchor_sizes))) != 1:
             raise ValueError(
                 f"anchor sizes must give the same number of sizes for each of the {len(strides)} "
@@ -60,14 +62,17 @@ class RetinaNetHead(Head):
         self.bbox_pred = BoxConv(channels, num_anchors * 4)
         self.reset_parameters(self.cls_score)
 
-    def forward(self, features: list[Tensor]) -> Predictions:
-        """Predictions from maps (B, C, H_l, W_l), one for each stride."""
+    @property
+    def box_layer(self) -> nn.Conv2d:
+        return self.bbox_pred
+
+    def predict(self, towers: Towers, class_layer: nn.Module, box_layer: nn.Module) -> Predictions:
+        """See :class:`~onenet.heads.towers.TowerHead`."""
         logits, boxes, samples = [], [], []
-        for level, (feature, stride) in enumerate(zip(features, self.strides, strict=True)):
-            class_map = self.cls_score(self.cls_conv_module(feature))
-            box_map = self.bbox_pred(self.reg_conv_module(feature))
+        for level, ((x, box_x), stride) in enumerate(zip(towers, self.strides, strict=True)):
+            class_map, box_map = class_layer(x), box_layer(box_x)
             cell = self.get_buffer(f"cell{level}")
-            anchors = anchor_grid(cell, *feature.shape[-2:], stride, self.anchor_offset)
+            anchors = anchor_grid(cell, *x.shape[-2:], stride, self.anchor_offset)
             logits.append(self.logits(class_map))
             boxes.append(decode_deltas(anchors, per_sample(box_map, 4).float()))
             samples.append(anchors)

@@ -85,7 +85,7 @@ def prepare(
             to minutes: for images of one size or of a few.
 
     Returns:
-        The model itself, in evaluation mode.
+        The model itself, in evaluation mode, without what only training needs.
 
     Raises:
         ValueError: an unknown precision, or float16 on the CPU.
@@ -96,6 +96,7 @@ def prepare(
     if precision == "float16" and device.type == "cpu":
         raise ValueError("float16 is slower than float32 on the CPU; take bfloat16 there")
     model.eval()
+    model.drop_training_parts()
     if (fuse or precision != "float32") and not isinstance(model, Prepared):
         kind = type(model)
         model.__class__ = type(kind.__name__, (Prepared, kind), {"__doc__": kind.__doc__})

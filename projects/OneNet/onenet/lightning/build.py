@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -17,13 +18,16 @@ from onenet.errors import ConfigError, look_up
 from onenet.ops.memory_format import memory_format
 
 
-def build_detector(cfg: Any) -> nn.Module:
+def build_detector(cfg: Any, *, training: bool = False) -> nn.Module:
     """The model that ``MODEL.META_ARCHITECTURE`` names, randomly initialised, on the CPU.
+
+    Args:
+        training: with what only training needs.
 
     Raises:
         ConfigError: an unknown name, or values that do not fit each other.
     """
-    models = [("OneNet", _build_onenet), *BASELINE_REGISTRY]
+    models = [("OneNet", partial(_build_onenet, training=training)), *BASELINE_REGISTRY]
     build = look_up(models, "MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE)
     try:
         model = build(cfg)
@@ -34,6 +38,6 @@ def build_detector(cfg: Any) -> nn.Module:
     return model.to(memory_format=memory_format(device_of(cfg)))
 
 
-def _build_onenet(cfg: Any) -> OneNet:
+def _build_onenet(cfg: Any, *, training: bool) -> OneNet:
     backbone = build_backbone(cfg)
-    return OneNet(**model_options(cfg, backbone, backbone.shapes))
+    return OneNet(**model_options(cfg, backbone, backbone.shapes, training=training))

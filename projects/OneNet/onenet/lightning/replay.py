@@ -22,8 +22,9 @@ def rebuild(config_file: Path, opts: Sequence[str]) -> Rebuilt:
     """
     cfg = load_cfg(config_file, opts)
     return Rebuilt(
-        model=build_detector(cfg).to(choose_device(cfg)),
+        model=build_detector(cfg, training=True).to(choose_device(cfg)),
         losses=lambda model, images, targets: model(images, targets),
         parts=cfg.SOLVER.ACCUMULATE,
+        iterations=cfg.SOLVER.MAX_ITER,
         precision=torch.bfloat16 if cfg.SOLVER.AMP.ENABLED else None,
     )

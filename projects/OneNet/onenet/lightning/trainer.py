@@ -14,6 +14,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
+from onenet.checkpoints.branch import deployed_state
 from onenet.checkpoints.changes import compare, compare_data, flat, saved_config
 from onenet.checkpoints.resume import check_engine, iterations_of, restore
 from onenet.checkpoints.weights import AVERAGED, load_weights
@@ -97,7 +98,7 @@ class Trainer:
         self.seed = self._choose_seed(checkpoint)
         torch.manual_seed(self.seed)
 
-        self.model = build_detector(cfg)
+        self.model = build_detector(cfg, training=True)
         if checkpoint is None and cfg.MODEL.WEIGHTS:
             names = self.facts["class_names"]
             load_weights(self.model, cfg.MODEL.WEIGHTS, new_classes=True, class_names=names)
@@ -300,7 +301,7 @@ class Trainer:
     def save_final(self) -> None:
         """Write the result, without what only resuming needs."""
         content: dict[str, Any] = {
-            "model": self.result.state_dict(),
+            "model": deployed_state(self.result.state_dict()),
             "class_names": self.facts["class_names"],
         }
         if self.ema is not None:

@@ -121,16 +121,30 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
     Returns:
         (...) in [-1, 1].
     """
+    overlap, union = _overlap_and_union(a, b)
+    hull_w = torch.maximum(a[..., 2], b[..., 2]) - torch.minimum(a[..., 0], b[..., 0])
+    hull_h = torch.maximum(a[..., 3], b[..., 3]) - torch.minimum(a[..., 1], b[..., 1])
+    hull = hull_w * hull_h
+    return overlap / union.clamp(min=MIN_AREA) - (hull - union) / hull.clamp(min=MIN_AREA)
+
+
+def iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of boxes that broadcast like those of :func:`giou`; (...) in [0, 1].
+
+    Two boxes without area at one place give 0.
+    """
+    overlap, union = _overlap_and_union(a, b)
+    return overlap / union.clamp(min=MIN_AREA)
+
+
+def _overlap_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Their areas, (...) px²."""
     area_a = (a[..., 2] - a[..., 0]) * (a[..., 3] - a[..., 1])
     area_b = (b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1])
     overlap_w = torch.minimum(a[..., 2], b[..., 2]) - torch.maximum(a[..., 0], b[..., 0])
     overlap_h = torch.minimum(a[..., 3], b[..., 3]) - torch.maximum(a[..., 1], b[..., 1])
     overlap = overlap_w.clamp(min=0) * overlap_h.clamp(min=0)
-    union = area_a + area_b - overlap
-    hull_w = torch.maximum(a[..., 2], b[..., 2]) - torch.minimum(a[..., 0], b[..., 0])
-    hull_h = torch.maximum(a[..., 3], b[..., 3]) - torch.minimum(a[..., 1], b[..., 1])
-    hull = hull_w * hull_h
-    return overlap / union.clamp(min=MIN_AREA) - (hull - union) / hull.clamp(min=MIN_AREA)
+    return overlap, area_a + area_b - overlap
 
 
 def by_coordinate(boxes: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from fvcore.common.registry import Registry
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from onenet.assignment.criterion import Criterion
 from onenet.errors import ConfigError, look_up
 
 from .ema import ModelEMA
@@ -101,8 +102,25 @@ class Average(Hook):
         self.ema.update(self.trainer.model, self.trainer.guard.good)
 
 
+class Progress(Hook):
+    """Lets criteria know how much of the training is done; some change their losses during it.
+
+    A function of the iteration alone, so a resumed run goes on exactly.
+    """
+
+    def before_step(self) -> None:
+        set_progress(self.trainer.model, self.trainer.iteration / self.cfg.SOLVER.MAX_ITER)
+
+
+def set_progress(model: nn.Module, progress: float) -> None:
+    """Set the ``progress`` of a model's criteria, from 0 to 1."""
+    for module in model.modules():
+        if isinstance(module, Criterion):
+            module.progress = progress
+
+
 def build_hooks(cfg: Any) -> dict[str, Hook]:
-    """The hooks that ``HOOKS`` names, by name, in order.
+    """The hooks that ``HOOKS`` names, by name, in order, after those that every training has.
 
     Raises:
         ConfigError: no hook of that name is registered.
@@ -112,7 +130,8 @@ def build_hooks(cfg: Any) -> dict[str, Hook]:
             f"HOOKS is {list(cfg.HOOKS)}, but no hook is registered: give the file that registers "
             "it with --import"
         )
-    return {name: look_up(HOOK_REGISTRY, "HOOKS", name)(cfg) for name in cfg.HOOKS}
+    own = {name: look_up(HOOK_REGISTRY, "HOOKS", name)(cfg) for name in cfg.HOOKS}
+    return {"training progress": Progress(cfg), **own}
 
 
 class HookStates:

@@ -22,6 +22,7 @@ from onenet.structures import Predictions, Targets
 from .accumulation import forward_backward, split
 from .dump import Dump
 from .history import GRADIENT
+from .hooks import set_progress
 from .optim import gradient_norm
 
 _NAMED = 5  # of many
@@ -39,12 +40,14 @@ class Rebuilt:
         model: on its device, untrained.
         losses: from the model, images and targets to the losses.
         parts: number of parts in which the batch is computed.
+        iterations: of the whole training.
         precision: of autocast; ``None`` for float32.
     """
 
     model: nn.Module
     losses: Losses
     parts: int
+    iterations: int
     precision: torch.dtype | None
 
 
@@ -81,6 +84,7 @@ def replay(
         f"{path}: iteration {dump.iteration}, {len(batch)} x {len(batch[0])} images, "
         f"{dump.precision}, seed {dump.seed}, torch {dump.torch}; it stopped with {dump.what}"
     )
+    set_progress(model, (dump.iteration - 1) / rebuilt.iterations)
     for name, value in model.state_dict().items():
         if wrong := _count(value):
             print(f"before it, {wrong} of {value.numel()} values of {name} were not finite")
@@ -105,6 +109,10 @@ def _compute(rebuilt: Rebuilt, batch: Sequence[Sequence[Item]]) -> dict[str, flo
     if hasattr(model, "criterion"):
         model.criterion.register_forward_hook(
             lambda criterion, inputs, _: _print_images(part, next(heads), criterion, inputs)
+        )
+    if getattr(model, "aux_criterion", None) is not None:
+        model.aux_criterion.register_forward_hook(
+            lambda criterion, inputs, _: _print_images(part, "aux", criterion, inputs)
         )
 
     def forward(items: Sequence[Item]) -> dict[str, Tensor]:
@@ -143,12 +151,12 @@ def _note_first(name: str, found: list[str], module: nn.Module, inputs: Any, out
 
 @torch.no_grad()
 def _print_images(
-    part: Sequence[Item], head: int, criterion: nn.Module, inputs: tuple[Any, ...]
+    part: Sequence[Item], head: int | str, criterion: nn.Module, inputs: tuple[Any, ...]
 ) -> None:
     """Print the images whose predictions or losses are not finite.
 
     Args:
-        head: which head made the predictions, counted from 1.
+        head: which head made the predictions, counted from 1, or "aux".
         inputs: what the criterion was called with.
     """
     predictions = inputs[0]
@@ -162,7 +170,7 @@ def _print_images(
         told = [f"{count} {name} are not finite" for name, count in wrong.items() if count]
         told += [f"{k} = {v.item()}" for k, v in losses.items() if not v.isfinite()]
         if told:
-            which = f", head {head}" if head > 1 else ""
+            which = f", head {head}" if head != 1 else ""
             print(f"{file}{which}: {', '.join(told)}; objects: {len(targets)}")
             for label, box in zip(targets.labels[:_NAMED], targets.boxes, strict=False):
                 print(f"  class {label} at {', '.join(f'{side:.1f}' for side in box.tolist())}")
