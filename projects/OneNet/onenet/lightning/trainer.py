@@ -18,7 +18,9 @@ from onenet.checkpoints.resume import restore
 from onenet.checkpoints.weights import AVERAGED, load_weights
 from onenet.data.dataset import CocoDetection
 from onenet.data.unreadable import SkippedImages
+from onenet.ops.deform import allow_tf32
 from onenet.ops.memory_format import memory_format
+from onenet.structures import send
 from onenet.training.dump import dump_batch
 from onenet.training.ema import ModelEMA
 from onenet.training.guard import Guard
@@ -86,6 +88,8 @@ class Trainer:
         self.model = build_detector(cfg)
         if checkpoint is None and cfg.MODEL.WEIGHTS:
             load_weights(self.model, cfg.MODEL.WEIGHTS, new_classes=True)
+        if cfg.SOLVER.AMP.ENABLED:
+            allow_tf32(fabric.device)
         with fabric.autocast():
             self.model.to(fabric.device, memory_format=memory_format(fabric.device))
         self.optimizer = build_optimizer(cfg, self.model, fused=True)
@@ -193,8 +197,10 @@ class Trainer:
         return values
 
     def _forward(self, items: Sequence[TrainItem]) -> dict[str, Tensor]:
+        # Several processes' wrapper would send each image with a copy that blocks.
+        images = [send(item.image, self.fabric.device) for item in items]
         with self.fabric.autocast():
-            return self.parallel([i.image for i in items], [i.targets for i in items])
+            return self.parallel(images, [item.targets for item in items])
 
     def _batches(self) -> Iterable[list[TrainItem]]:
         loader = self._loader(self.iteration, self.cfg.DATALOADER.NUM_WORKERS)

@@ -11,6 +11,16 @@ from torchvision.ops import deform_conv2d
 _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
+def allow_tf32(device: torch.device) -> None:
+    """If on CUDA, let this process multiply float32 matrices in TF32, with 10 bits of mantissa.
+
+    For networks in bfloat16 or float16, whose deformable convolutions are the only ones that
+    multiply in float32.
+    """
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+
+
 class DeformConv(nn.Module):
     """3×3 deformable convolution: v2 (arXiv 1811.11168) with a mask, v1 without.
 
