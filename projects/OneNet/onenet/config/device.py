@@ -19,7 +19,7 @@ def choose_device(cfg: Any) -> torch.device:
     """``MODEL.DEVICE``, or the CPU, with a line in the log, if that is CUDA and there is none.
 
     Raises:
-        ConfigError: no such device.
+        ConfigError: no such device, or a number that no device of this machine has.
     """
     device = device_of(cfg)
     if device.type != torch.device(cfg.MODEL.DEVICE).type:
@@ -30,13 +30,23 @@ def choose_device(cfg: Any) -> torch.device:
 
 
 def device_of(cfg: Any) -> torch.device:
-    """The device of :func:`choose_device`, without the line in the log."""
+    """The device of :func:`choose_device`, without the line in the log; raises what that raises."""
     try:
         device = torch.device(cfg.MODEL.DEVICE)
     except RuntimeError:
         raise ConfigError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}; expected {DEVICES}") from None
-    missing = device.type == "cuda" and not torch.cuda.is_available()
-    return torch.device("cpu") if missing else device
+    if device.type != "cuda":
+        return device
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if device.index is not None and device.index >= count:
+        numbers = "0" if count == 1 else f"0 to {count - 1}"
+        raise ConfigError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but this machine has {count} CUDA device(s): "
+            f"N must be {numbers}"
+        )
+    return device
 
 
 def make_deterministic(cfg: Any) -> None:

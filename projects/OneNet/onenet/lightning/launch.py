@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from onenet.checkpoints.files import find_checkpoints
 from onenet.config.device import choose_device, device_of
-from onenet.config.rules import check_shares
+from onenet.config.rules import check_norms, check_shares
 from onenet.errors import ConfigError
 from onenet.training.setup import check_gpus, check_meeting_place
 from onenet.training.signals import hand_on
@@ -43,13 +43,15 @@ def check_processes(cfg: Any, args: argparse.Namespace) -> None:
     """Refuse numbers of processes that cannot work.
 
     Raises:
-        ConfigError: more GPUs than there are, or what :func:`check_shares` finds.
+        ConfigError: more GPUs than there are, or what :func:`check_shares` or
+            :func:`check_norms` finds.
     """
     devices, nodes = _devices_and_nodes(args)
     if device_of(cfg).type == "cuda":
         check_gpus(devices)
     if not args.eval_only:
         check_shares(cfg, devices * nodes)
+        check_norms(cfg, devices * nodes, device_of(cfg).type)
 
 
 def _devices_and_nodes(args: argparse.Namespace) -> tuple[int, int]:
