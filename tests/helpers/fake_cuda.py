@@ -122,4 +122,8 @@ def fake_cuda() -> Iterator[None]:
         patch.setattr(nn.Module, "_apply", _apply)
         patch.setattr(FakeTensor, "__deepcopy__", _copy, raising=False)
         with FakeTensorMode(allow_non_fake_inputs=True):
+            try:
+                torch.zeros(1).to("cuda")
+            except RuntimeError as error:  # torch 2.4, built for CUDA
+                pytest.skip(f"this torch asks the driver for fake tensors, too: {error}"[:120])
             yield
