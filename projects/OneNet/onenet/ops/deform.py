@@ -50,6 +50,9 @@ class DeformConv(nn.Module):
         batch, channels, height, width = x.shape
         rows, shares = corners(offset, mask)
         pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)
+        if shares.requires_grad and not pixels.requires_grad:
+            # torch 2.4 has no gradient of the weights alone.
+            pixels = pixels.detach().requires_grad_()
         # Each tap is a weighted mean of four pixels, computed for all channels at once.
         taps = F.embedding_bag(rows, pixels, mode="sum", per_sample_weights=shares)
         weight = self.weight.permute(0, 2, 3, 1).flatten(1)
