@@ -24,6 +24,7 @@ from helpers.runs import (
 
 from onenet.checkpoints.files import read_checkpoint, save_checkpoint
 from onenet.cli import ENGINES, choose_engine, training_parser
+from onenet.config.device import device_of
 from onenet.errors import ConfigError
 from onenet.lightning import main
 from onenet.lightning.config import load_cfg
@@ -136,6 +137,13 @@ def test_evaluating_a_backbone_alone_is_refused(config, capsys, tmp_path):
 def test_batch_that_cannot_be_shared(config, capsys):
     error = refused(capsys, config, "--num-gpus", 3)
     assert "SOLVER.IMS_PER_BATCH is 2" in error and "3 processes" in error
+
+
+def test_batch_norms_that_processes_share_on_cuda_only(config, capsys):
+    words = ("--num-gpus", 2, "MODEL.RESNETS.NORM", "SyncBN")
+    error = refused(capsys, config, *words)
+    assert "MODEL.RESNETS.NORM is 'SyncBN'" in error and "'BN' or 'FrozenBN'" in error
+    check_processes(load_cfg(config, words[2:]), arguments(config))  # one process
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:80", "file:///tmp/x", "tcp://host", "tcp://host:port"])
@@ -266,6 +274,20 @@ def test_more_gpus_than_there_are(config, monkeypatch):
     cfg = load_cfg(config, ["MODEL.DEVICE", "cuda"])
     with pytest.raises(ConfigError, match=r"--num-gpus 2: this machine has 1 CUDA device"):
         check_processes(cfg, arguments(config, num_gpus=2))
+
+
+@pytest.mark.parametrize(
+    ("count", "told"), [(1, "has 1 CUDA device(s): N must be 0"), (4, "N must be 0 to 3")]
+)
+def test_a_gpu_that_is_not_there(config, monkeypatch, count, told):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    cfg = load_cfg(config, ["MODEL.DEVICE", f"cuda:{count}"])
+    with pytest.raises(ConfigError) as error:
+        check_processes(cfg, arguments(config))
+    assert str(error.value).startswith(f"MODEL.DEVICE is 'cuda:{count}', but this machine has ")
+    assert told in str(error.value)
+    assert device_of(load_cfg(config, ["MODEL.DEVICE", f"cuda:{count - 1}"])).index == count - 1
 
 
 def test_terminal_shows_the_run_and_nothing_else(config, tmp_path):

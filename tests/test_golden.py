@@ -6,23 +6,12 @@ import pytest
 import torch
 from helpers import golden
 
-from onenet import Criterion, HungarianMatcher, MinCostMatcher
-from onenet.assignment.costs import PredefinedAnchor, PredefinedPoint, PredictedLocation
+from onenet import Criterion
 from onenet.inference.postprocess import detect
-
-MATCHERS = {"minimum": MinCostMatcher, "hungarian": HungarianMatcher}
 
 
 def assert_close(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
-
-
-def location_cost(name, location):
-    if location == "predicted":
-        return PredictedLocation()
-    if name == "retinanet":
-        return PredefinedAnchor()
-    return PredefinedPoint(level_sizes=golden.LEVEL_SIZES if name == "fcos" else None)
 
 
 @pytest.mark.parametrize("name", golden.NAMES)
@@ -49,7 +38,7 @@ def test_samples_of_heads_are_the_originals_points_and_anchors(name):
         assert torch.equal(predictions.levels, expected.levels)
 
 
-@pytest.mark.parametrize("matcher", MATCHERS)
+@pytest.mark.parametrize("matcher", golden.MATCHERS)
 @pytest.mark.parametrize("costs", ["all", "location"])
 @pytest.mark.parametrize("location", ["predicted", "predefined"])
 @pytest.mark.parametrize("name", golden.NAMES)
@@ -58,8 +47,8 @@ def test_costs_matches_losses_and_gradients(name, location, costs, matcher):
     predictions, targets = golden.predictions(arrays), golden.targets(arrays)
     predictions.logits.requires_grad_()
     predictions.boxes.requires_grad_()
-    match = MATCHERS[matcher](
-        location=location_cost(name, location), class_weight=2.0 if costs == "all" else 0.0
+    match = golden.MATCHERS[matcher](
+        location=golden.location_cost(name, location), class_weight=2.0 if costs == "all" else 0.0
     )
     criterion = Criterion(matcher=match)
 
@@ -97,12 +86,6 @@ def test_inference(name, nms):
     for i, detections in enumerate(found):
         assert_close(detections.scores, arrays[f"scores{i}"])
         # As sets: equal scores may stand in another order.
-        assert as_set(detections.boxes, detections.labels) == as_set(
+        assert golden.as_set(detections.boxes, detections.labels) == golden.as_set(
             arrays[f"pred_boxes{i}"], arrays[f"classes{i}"]
         )
-
-
-def as_set(boxes, labels):
-    return {
-        (*(round(x, 3) for x in box.tolist()), int(c)) for box, c in zip(boxes, labels, strict=True)
-    }

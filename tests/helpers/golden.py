@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from helpers.project import ROOT
-from onenet import Predictions, Targets
+from onenet import HungarianMatcher, MinCostMatcher, Predictions, Targets
+from onenet.assignment.costs import PredefinedAnchor, PredefinedPoint, PredictedLocation
 from onenet.heads.base import Head
 from onenet.heads.deconv import DeconvHead
 from onenet.heads.fcos import FCOSHead
@@ -18,6 +19,7 @@ from onenet.heads.retinanet import RetinaNetHead
 
 FOLDER = Path(os.environ.get("ONENET_GOLDEN") or ROOT / "tests" / "golden")
 NAMES = ("centernet_nodcn", "centernet_dcn", "fcos", "retinanet")
+MATCHERS = {"minimum": MinCostMatcher, "hungarian": HungarianMatcher}
 LEVEL_SIZES = [(-1, 64), (64, 128), (128, 256), (256, 512), (512, float("inf"))]
 _STRIDES = [8, 16, 32, 64, 128]
 
@@ -85,3 +87,19 @@ def head(name: str, arrays: dict[str, Tensor]) -> Head:
     missing, unexpected = built.load_state_dict(weights, strict=False)
     assert not unexpected and all(key.endswith("num_batches_tracked") for key in missing)
     return built.eval()
+
+
+def location_cost(name: str, location: str) -> nn.Module:
+    """The location cost of a ``loss_NAME_LOCATION_*`` file."""
+    if location == "predicted":
+        return PredictedLocation()
+    if name == "retinanet":
+        return PredefinedAnchor()
+    return PredefinedPoint(level_sizes=LEVEL_SIZES if name == "fcos" else None)
+
+
+def as_set(boxes: Tensor, labels: Tensor) -> set[tuple[float, ...]]:
+    """Rounded boxes with their classes: equal scores may stand in another order."""
+    return {
+        (*(round(x, 3) for x in box.tolist()), int(c)) for box, c in zip(boxes, labels, strict=True)
+    }

@@ -16,10 +16,12 @@ from onenet.checkpoints.weights import load_weights
 from onenet.errors import CheckpointError
 from onenet.heads.deconv import DeconvHead
 from onenet.heads.fcos import FCOSHead
-from onenet.inference.optimize import prepare
+from onenet.inference import optimize
+from onenet.inference.optimize import compile_for_each_size, prepare
 from onenet.inference.postprocess import best_detections, top_k
 
 close = torch.testing.assert_close
+CPU = torch.device("cpu")
 IMAGES = [image(32, 32), image(20, 50, 1), image(30, 31, 2), image(64, 40, 3)]
 
 
@@ -194,6 +196,26 @@ def test_what_comes_out_of_a_compiled_model_stays(monkeypatch):
     compiled = prepare(detector(), compile=True)
     first, second = compiled([IMAGES[0]])[0], compiled([IMAGES[0]])[0]
     assert first.scores.tolist() == [1.0] * 5 and second.scores.tolist() == [2.0] * 5
+
+
+def test_on_cuda_each_call_frees_the_memory_of_the_graphs_before_it(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch, "compile", lambda find, **_: lambda _: calls.append("run") or [])
+    mark = partial(calls.append, "step")
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", mark)
+    compiled = compile_for_each_size(None, torch.device("cuda"))
+    compiled(torch.zeros(1))
+    compiled(torch.zeros(1))
+    compile_for_each_size(None, torch.device("cpu"))(torch.zeros(1))
+    assert calls == ["step", "run", "step", "run", "run"]
+
+
+@pytest.mark.parametrize(("precision", "times"), [("float32", 0), ("bfloat16", 1)])
+def test_tf32_goes_with_a_precision_below_float32(monkeypatch, precision, times):
+    devices = []
+    monkeypatch.setattr(optimize, "allow_tf32", devices.append)
+    prepare(detector(), precision=precision)
+    assert devices == [CPU] * times
 
 
 def test_one_line_of_the_log_says_what_is_on(caplog):

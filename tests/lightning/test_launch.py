@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,42 @@ def in_parts(one_process, tmp_path_factory) -> tuple[Path, str]:
     return folder, two(one_process[1], *words, new=True, LOCAL_RANK="0", NODE_RANK="1")
 
 
+@pytest.fixture(scope="module")
+def on_two_machines(one_process, tmp_path_factory) -> tuple[Path, str]:
+    """The same of two machines with a process each, which meet on the loopback."""
+    folder = tmp_path_factory.mktemp("machines")
+    words = ["--num-machines", 2, "--dist-url", f"tcp://127.0.0.1:{free_port()}"]
+    return folder, by_machine(one_process[1], folder, lambda rank: (*words, "--machine-rank", rank))
+
+
+@pytest.fixture(scope="module")
+def on_two_machines_by_torchrun(one_process, tmp_path_factory) -> tuple[Path, str]:
+    """The same under an agent of torchrun on each."""
+    folder, port = tmp_path_factory.mktemp("agents"), free_port()
+
+    def agent(rank: int) -> tuple[str, ...]:
+        meet = ("--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(port))
+        return ("-m", "torch.distributed.run", *meet, "--node-rank", str(rank))
+
+    return folder, by_machine(one_process[1], folder, lambda rank: (), agent)
+
+
+def by_machine(config: Path, folder: Path, words: Any, program: Any = lambda rank: ()) -> str:
+    """Stdout of the first of two machines, whose flags and launcher depend on the rank."""
+    machines = [
+        start(config, *words(rank), "OUTPUT_DIR", folder, program=program(rank)) for rank in (0, 1)
+    ]
+    ended = [finish(machine) for machine in machines]
+    assert [code for code, _, _ in ended] == [0, 0], [err for _, _, err in ended]
+    return ended[0][1]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def two(config: Path, *words: Any, **options: Any) -> str:
     """Stdout of a run of two processes; see :func:`start`."""
     # A job of SLURM with one task must not keep the program from starting its own processes.
@@ -98,7 +135,9 @@ def test_variables_of_another_launcher_are_not_used_and_torchruns_are(in_parts, 
     assert "torchrun has started 2 processes on this machine and 2 in all" in by_torchrun[1]
 
 
-@pytest.mark.parametrize("kind", ["in_parts", "by_torchrun"])
+@pytest.mark.parametrize(
+    "kind", ["in_parts", "by_torchrun", "on_two_machines", "on_two_machines_by_torchrun"]
+)
 def test_two_processes_are_one(one_process, request, kind):
     alone, _ = one_process
     folder, out = request.getfixturevalue(kind)
@@ -161,6 +200,21 @@ def test_torchrun_does_not_resume_a_run_that_it_did_not_start(one_process, tmp_p
     code, _, err = finish(start(one_process[1], "OUTPUT_DIR", run, program=program))
     assert code == 1 and err.count(f"error: OUTPUT_DIR {run} holds run ") == 2
     assert sorted(path.name for path in run.iterdir()) == [".lock", "model_0000000.pth", "run.json"]
+
+
+def test_what_is_evaluated_is_what_is_saved(shapes, tmp_path):
+    """The first process saves its batch norms' statistics; the second one has others."""
+    config = write_config(tmp_path, shapes, SOLVER__MAX_ITER=3)
+    code, _, err = finish(start(config, "--num-gpus", "2"))
+    assert code == 0, err
+    weights, again = tmp_path / "run" / "model_final.pth", tmp_path / "again"
+    words = ["--eval-only", "MODEL.WEIGHTS", weights, "TEST.FUSE", False, "OUTPUT_DIR", again]
+    train(config, *words)
+    results = "inference/coco_instances_results.json"
+    ours, theirs = (json.loads((run / results).read_text()) for run in (tmp_path / "run", again))
+    for image in {row["image_id"] for row in theirs}:
+        scores = [[r["score"] for r in rows if r["image_id"] == image] for rows in (ours, theirs)]
+        assert scores[0] == pytest.approx(scores[1], abs=1e-5)
 
 
 def test_an_error_of_the_second_process_is_told(shapes, tmp_path):

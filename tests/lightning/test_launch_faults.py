@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,21 @@ def test_a_process_that_fails_ends_all(shapes, tmp_path, fault, rank, status):
     else:
         assert "Process 1 terminated with the following error:\nTraceback" in err
         assert "KeyError: 'a bug'" in err and err.count("Traceback") == 1
+
+
+def test_a_machine_that_is_lost_ends_the_others(shapes, tmp_path):
+    """Nothing on this machine sees it end, but the connection breaks."""
+    lost = FAULTY.replace('"LOCAL_RANK"', '"NODE_RANK"').format(fault=KILL, rank=1)
+    (tmp_path / "faulty.py").write_text(lost)
+    config = write_config(tmp_path, shapes, DATASETS__TEST=[])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        meet = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    words = ("--num-machines", 2, "--dist-url", meet, "--import", tmp_path / "faulty.py")
+    machines = [start(config, *words, "--machine-rank", rank) for rank in (0, 1)]
+    (code, _, err), (lost_code, _, _) = (finish(machine) for machine in machines)
+    assert (code, lost_code) == (1, 137)
+    assert "error: cannot go on: another process has ended" in err and "Traceback" not in err
 
 
 @pytest.mark.parametrize(

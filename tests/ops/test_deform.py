@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.ops import deform_conv2d
 
-from onenet.ops.deform import DeformConv
+from onenet.ops.deform import DeformConv, allow_tf32
 
 close = torch.testing.assert_close
 
@@ -95,3 +95,11 @@ def test_bfloat16_in_bfloat16_out():
 def test_an_export_holds_the_operator():
     graph = torch.export.export(layer(), inputs()).graph
     assert torch.ops.torchvision.deform_conv2d.default in {node.target for node in graph.nodes}
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cuda:1", ["high"]), ("cpu", [])])
+def test_tf32_is_cudas(monkeypatch, device, expected):
+    given = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", given.append)
+    allow_tf32(torch.device(device))
+    assert given == expected

@@ -13,6 +13,12 @@ from onenet.training.oom import memory_errors
 
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nProcess 1 has …")
 CUDNN = RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+ENGINE = RuntimeError("FIND was unable to find an engine to execute this computation")
+NCCL = torch.distributed.DistBackendError(
+    "NCCL error in: ProcessGroupNCCL.cpp:1, unhandled cuda error, NCCL version 2.26.2\n"
+    "ncclUnhandledCudaError: Call to CUDA function failed.\n"
+    "Last error:\nCuda failure 2 'out of memory'"
+)
 
 
 class Network(nn.Module):
@@ -30,7 +36,7 @@ def call(error: Exception, *images: object) -> None:
         assert not network._forward_pre_hooks
 
 
-@pytest.mark.parametrize("error", [MemoryError(), CUDA, CUDNN])
+@pytest.mark.parametrize("error", [MemoryError(), CUDA, CUDNN, ENGINE, NCCL])
 def test_every_way_to_say_so(error):
     images = torch.zeros(3, 40, 50), {"image": torch.zeros(3, 20, 65)}
     with pytest.raises(OutOfMemoryError) as found:

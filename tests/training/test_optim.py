@@ -173,6 +173,7 @@ def test_unknown_optimizer_is_refused_with_the_choices():
         ("full_model", 6.0, math.inf, [1.5, -2.0], [6.0, 0.0]),
         ("norm", 6.0, 2.0, [3.0, -4.0], [6.0, 0.0]),
         ("norm", 3.5, 1.0, [1.5, -2.0], [3.5, 0.0]),
+        ("norm", 2.0, math.inf, [1.5, -2.0], [2.0, 0.0]),
         ("value", 3.5, 2.0, [3.0, -3.5], [3.5, 0.0]),
     ],
 )

@@ -96,10 +96,10 @@ class TargetBatch:
         """
         if isinstance(targets, TargetBatch):
             return targets
-        boxes = torch.cat([t.boxes for t in targets]).float().to(device, non_blocking=True)
-        labels = torch.cat([t.labels for t in targets]).to(device, non_blocking=True)
+        boxes = send(torch.cat([t.boxes for t in targets]).float(), device)
+        labels = send(torch.cat([t.labels for t in targets]), device)
         sizes = torch.tensor([(len(t), *t.image_size) for t in targets])
-        counts, height, width = sizes.to(device, non_blocking=True).unbind(dim=1)
+        counts, height, width = send(sizes, device).unbind(dim=1)
         image = torch.repeat_interleave(counts, output_size=len(labels))
         scales = torch.stack((width, height, width, height), dim=1).float()
         return cls(boxes, labels, image, scales[image], counts)
@@ -116,6 +116,14 @@ class TargetBatch:
         """A part of the targets, without ``counts``."""
         rows = (self.boxes, self.labels, self.image, self.scales)
         return TargetBatch(*(tensor[part] for tensor in rows), counts=None)
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on ``device``, which takes it from the CPU without making the host wait."""
+    # Only from page-locked memory does the host not wait for what the device still has to do.
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ class Detector:
         head: module of the model; the stage "head" ends after it, and post-processing follows.
         exchange: turns the head's output into one with this many candidates per image.
         amp: whether the detector runs under autocast to bfloat16.
+        graphs: whether backbone and head are CUDA graphs, of which one reads what the other wrote.
     """
 
     model: nn.Module
@@ -45,10 +46,13 @@ class Detector:
     head: nn.Module
     exchange: Callable[[Any, int], Any]
     amp: bool = False
+    graphs: bool = False
 
     @torch.inference_mode()
     def run(self, images: Sequence[Tensor], made_up: Any, watch: Stopwatch) -> Any:
         """Detect objects; ``made_up``, from :meth:`make_up`, replaces the head's output."""
+        if self.graphs:
+            torch.compiler.cudagraph_mark_step_begin()
         with ExitStack() as stack:
             ends = {"backbone": self.backbone, "head": self.head}
             stack.enter_context(stages_of(watch, before={"preprocess": self.backbone}, after=ends))
@@ -89,7 +93,7 @@ class Detector:
         mode = "reduce-overhead" if on_cuda else None
         for module in (twin.backbone, twin.head):
             module.forward = torch.compile(module.forward, dynamic=False, mode=mode)
-        return twin
+        return replace(twin, graphs=on_cuda)
 
     def _copy(self) -> Detector:
         # One memo, so that the copies of backbone and head are parts of the copied model.

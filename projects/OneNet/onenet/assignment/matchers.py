@@ -101,10 +101,12 @@ class Matcher(nn.Module, ABC):
         targets = TargetBatch.of(targets, predictions.logits.device)
         if len(targets) == 0:
             return Matches(targets.image, *targets.image.new_empty(2, 0))
-        predictions = replace(
-            predictions,
-            boxes=by_coordinate(predictions.boxes),
-            samples=by_coordinate(predictions.samples),
+        # Not replace(), which torch 2.4 cannot compile.
+        predictions = Predictions(
+            predictions.logits,
+            by_coordinate(predictions.boxes),
+            by_coordinate(predictions.samples),
+            predictions.levels,
         )
         choose = self._choose_by_column if self.columnwise else self._choose_by_image
         sample, number = map(torch.cat, zip(*choose(predictions, targets), strict=True))

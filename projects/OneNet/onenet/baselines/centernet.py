@@ -187,8 +187,8 @@ class CenterCriterion(nn.Module):
         boxes = targets.boxes / maps.stride
         centres = (boxes[:, :2] + boxes[:, 2:]) / 2
         sizes = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0)
-        last = centres.new_tensor((width - 1, height - 1))
-        cells = torch.minimum(centres.floor().clamp(min=0), last).long()
+        x, y = centres.floor().long().unbind(dim=1)
+        cells = torch.stack((x.clamp(0, width - 1), y.clamp(0, height - 1)), dim=1)
 
         heat = heat_map(
             image * classes + targets.labels,
@@ -260,4 +260,9 @@ class CenterNet(DenseDetector):
 
     def _detect(self, images: Sequence[Tensor]) -> list[Detections]:
         """Fewer than ``max_detections`` where there are fewer peaks."""
-        return [found[found.scores > 0] for found in super()._detect(images)]
+        found = super()._detect(images)
+        if not found:
+            return []
+        # Best first, so the peaks come first; all are counted in one read.
+        counts = torch.stack([(one.scores > 0).sum() for one in found]).tolist()
+        return [one[:count] for one, count in zip(found, counts, strict=True)]

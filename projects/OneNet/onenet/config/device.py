@@ -26,7 +26,7 @@ def choose_device(cfg: Any) -> torch.device:
     """``MODEL.DEVICE``, or the CPU, with a line in the log, if that is CUDA or MPS and not there.
 
     Raises:
-        ConfigError: no such device.
+        ConfigError: no such device, or a number that no device of this machine has.
     """
     device = device_of(cfg)
     wanted = torch.device(cfg.MODEL.DEVICE).type
@@ -45,14 +45,27 @@ def choose_device(cfg: Any) -> torch.device:
 
 
 def device_of(cfg: Any) -> torch.device:
-    """The device of :func:`choose_device`, without the line in the log."""
+    """The device of :func:`choose_device`, without the line in the log; raises what that raises."""
     try:
         device = torch.device(cfg.MODEL.DEVICE)
     except RuntimeError:
         raise ConfigError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}; expected {DEVICES}") from None
     checks = {"cuda": torch.cuda.is_available, "mps": _has_mps}
-    missing = device.type in checks and not checks[device.type]()
-    return torch.device("cpu") if missing else device
+    if device.type in checks and not checks[device.type]():
+        return torch.device("cpu")
+    if device.type == "cuda":
+        _check_number(cfg, device)
+    return device
+
+
+def _check_number(cfg: Any, device: torch.device) -> None:
+    count = torch.cuda.device_count()
+    if device.index is not None and device.index >= count:
+        numbers = "0" if count == 1 else f"0 to {count - 1}"
+        raise ConfigError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but this machine has {count} CUDA device(s): "
+            f"N must be {numbers}"
+        )
 
 
 def _has_mps() -> bool:

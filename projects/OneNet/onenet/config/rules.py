@@ -133,6 +133,19 @@ def check_shares(cfg: Any, processes: int) -> None:
         )
 
 
+def check_norms(cfg: Any, processes: int, device: str) -> None:
+    """Raise ``ConfigError`` if processes would share statistics that torch shares on CUDA only.
+
+    Args:
+        device: type of the device, "cpu" or another.
+    """
+    if cfg.MODEL.RESNETS.NORM == "SyncBN" and processes > 1 and device == "cpu":
+        raise ConfigError(
+            "MODEL.RESNETS.NORM is 'SyncBN', which several processes train with on CUDA only; on "
+            "the CPU take 'BN' or 'FrozenBN'"
+        )
+
+
 def _check_input(node: Any) -> None:
     if node.MIN_SIZE_TRAIN_SAMPLING == "range":
         sizes = node.MIN_SIZE_TRAIN

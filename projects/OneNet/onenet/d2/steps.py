@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from detectron2.engine import AMPTrainer, SimpleTrainer
 from torch import Tensor
 
+from onenet.structures import send
 from onenet.training.dump import dump_batch
 from onenet.training.guard import Guard, ScaledGuard
 from onenet.training.history import GRADIENT, History
@@ -44,9 +46,9 @@ class _Guarded:
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
+        device = next(self.model.parameters()).device
         if self.history is None:
             without_wrapper(self.model).stop_at_nonfinite = False
-            device = next(self.model.parameters()).device
             self.history = History(device, self.iter, tolerated=self.cfg.SOLVER.SKIP_NONFINITE)
         self.values = train_step(
             self.cfg,
@@ -54,7 +56,7 @@ class _Guarded:
             self.guard,
             data,
             count=lambda inputs: len(inputs.get("instances", ())),
-            forward=self.forward,
+            forward=lambda part: self.forward(_sent(part, device)),
             backward=self.backward,
         )
         self.history.dump = partial(self._dump, data)
@@ -97,6 +99,12 @@ class GuardedAMPTrainer(_Guarded, AMPTrainer):
 
     def backward(self, loss: Tensor) -> None:
         self.grad_scaler.scale(loss).backward()
+
+
+def _sent(data: Sequence[dict[str, Any]], device: torch.device) -> list[dict[str, Any]]:
+    """Inputs with their images on the device."""
+    # Several processes' wrapper would send each image with a copy that blocks.
+    return [{**inputs, "image": send(inputs["image"], device)} for inputs in data]
 
 
 def guarded(trainer: SimpleTrainer, cfg: Any) -> SimpleTrainer:

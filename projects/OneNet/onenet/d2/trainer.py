@@ -28,8 +28,9 @@ from onenet.checkpoints.resume import (
 )
 from onenet.errors import DataWorkerError, OneNetError, WriteError
 from onenet.evaluation.results import results_folder
+from onenet.ops.deform import allow_tf32
 from onenet.ops.memory_format import memory_format
-from onenet.training.distributed import gather
+from onenet.training.distributed import gather, share_buffers
 from onenet.training.ema import ModelEMA
 from onenet.training.hooks import Average, build_hooks
 from onenet.training.oom import memory_errors, testing_advice
@@ -171,6 +172,7 @@ class Trainer(DefaultTrainer):
         try:
             with stop_at_once() if comm.is_main_process() else nullcontext():
                 model = self.model if self.ema is None else self.ema.model
+                share_buffers(model)
                 self._last_eval_results = self.test(self.cfg, model)
         except Stopped as stopped:
             raise stopped if over else stop(self, stopped.number) from None
@@ -190,7 +192,10 @@ class Trainer(DefaultTrainer):
     def build_model(cls, cfg: Any) -> nn.Module:
         with config_errors():
             model = super().build_model(cfg)
-        return model.to(memory_format=memory_format(torch.device(cfg.MODEL.DEVICE)))
+        device = torch.device(cfg.MODEL.DEVICE)
+        if cfg.SOLVER.AMP.ENABLED:
+            allow_tf32(device)
+        return model.to(memory_format=memory_format(device))
 
     @classmethod
     def build_evaluator(

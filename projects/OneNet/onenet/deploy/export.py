@@ -30,6 +30,8 @@ FORBIDDEN = ("NonMaxSuppression", "BatchNormalization")
 BOX_TOLERANCE, SCORE_TOLERANCE = 1e-2, 1e-4
 # Default height and width, larger than any image: the image fills its place in the batch.
 _WHOLE = np.iinfo(np.int32).max
+# Of a side of the batch, in cells of the largest stride: more than fits into memory.
+_MOST_CELLS = 2**20
 
 
 class Deployed(nn.Module):
@@ -201,7 +203,9 @@ def _trace(deployed: Deployed, batch: Dim, dims_of_sizes: dict[int, Dim]) -> Exp
         torch.zeros(2, 3, height, width, dtype=torch.uint8),
         torch.tensor([[height, width]] * count),
     )
-    dims = {0: batch, 2: stride * Dim("rows"), 3: stride * Dim("columns")}
+    # torch 2.4 multiplies the limits, too.
+    rows, columns = Dim("rows", max=_MOST_CELLS), Dim("columns", max=_MOST_CELLS)
+    dims = {0: batch, 2: stride * rows, 3: stride * columns}
     with torch.no_grad():
         return torch.export.export(
             deployed, example, dynamic_shapes={IMAGES: dims, SIZES: dims_of_sizes}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from onenet.heads.base import BoxConv
-from onenet.ops.deform import DeformConv
+from onenet.ops.deform import DeformConv, allow_tf32
 from onenet.structures import Predictions
 
 from .fuse import fold_batch_norms
@@ -79,7 +79,8 @@ def prepare(
         fuse: fold batch norms into convolutions and lay maps out as ``channels_last``; the results
             are the same but for rounding.
         precision: of convolutions and matrix products: "float32", "bfloat16", or "float16" on
-            CUDA only. Boxes and scores are float32 in any case.
+            CUDA only. Boxes and scores are float32 in any case. On CUDA, other than "float32" sets
+            for this process what :func:`~onenet.ops.deform.allow_tf32` does.
         compile: with ``torch.compile``, as CUDA graphs on CUDA. Every size of a batch, its
             number of images included, is compiled when it is first met, which takes seconds
             to minutes: for images of one size or of a few.
@@ -104,6 +105,7 @@ def prepare(
         fold_batch_norms(model.requires_grad_(False))
         model.to(memory_format=torch.channels_last)
     if precision != "float32":
+        allow_tf32(device)
         model.precision = PRECISIONS[precision]
         _convert_weights(model, model.precision)
     if compile:
@@ -155,6 +157,8 @@ def compile_for_each_size(
     run = torch.compile(find, dynamic=False, mode=mode)
 
     def copy(batch: Tensor) -> list[Tensor]:
+        if device.type == "cuda":
+            torch.compiler.cudagraph_mark_step_begin()  # no graph needs the last call's memory
         # A CUDA graph writes each result over the last one.
         return [tensor.clone() for tensor in run(batch)]
 

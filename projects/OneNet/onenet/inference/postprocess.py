@@ -80,8 +80,10 @@ def to_image(
         to_size: (H, W) px of the image that they are scaled to.
     """
     (height, width), (new_height, new_width) = from_size, to_size
-    x_scale, y_scale = new_width / width, new_height / height
-    boxes = detections.boxes * detections.boxes.new_tensor((x_scale, y_scale, x_scale, y_scale))
+    boxes = detections.boxes.clone()
+    boxes[:, 0::2] *= new_width / width
+    boxes[:, 1::2] *= new_height / height
     boxes = clip_boxes_to_image(boxes, to_size)
     keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    return Detections(boxes, detections.scores, detections.labels)[keep]
+    # Indices, since the host waits for the device at every use of a mask.
+    return Detections(boxes, detections.scores, detections.labels)[keep.nonzero().flatten()]

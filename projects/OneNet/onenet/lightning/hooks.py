@@ -8,6 +8,7 @@ from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING
 
 from onenet.errors import WriteError
+from onenet.training.distributed import share_buffers
 from onenet.training.history import GRADIENT
 from onenet.training.hooks import Hook
 from onenet.training.optim import lr_factor
@@ -140,6 +141,7 @@ class Evaluate(_Hook):
         trainer, test_sets = self.trainer, self.trainer.test_sets
         if trainer.ema is not None and test_sets:
             logger.info("Evaluating the averaged weights (MODEL_EMA)")
+        share_buffers(trainer.result)
         trainer.metrics = evaluate_all(self.cfg, trainer.result, test_sets)
         if trainer.monitor is not None and test_sets:
             if trainer.metrics is not None:

@@ -30,7 +30,7 @@ from torch.multiprocessing import (
 from tqdm import tqdm
 
 from onenet.config.device import choose_device, device_of
-from onenet.config.rules import check_shares
+from onenet.config.rules import check_norms, check_shares
 from onenet.errors import ConfigError
 from onenet.training.launchers import become, is_one_of_several, of_torchrun
 from onenet.training.setup import check_gpus, check_meeting_place
@@ -44,7 +44,8 @@ def check_processes(cfg: Any, args: argparse.Namespace) -> None:
     """Refuse numbers of processes that cannot work.
 
     Raises:
-        ConfigError: more GPUs than there are, what MPS lacks, or what :func:`check_shares` finds.
+        ConfigError: more GPUs than there are, what MPS lacks, or what :func:`check_shares` or
+            :func:`check_norms` finds.
     """
     devices, nodes = _devices_and_nodes(args)
     device = device_of(cfg).type
@@ -61,6 +62,7 @@ def check_processes(cfg: Any, args: argparse.Namespace) -> None:
         )
     if not args.eval_only:
         check_shares(cfg, devices * nodes)
+        check_norms(cfg, devices * nodes, device)
 
 
 def _devices_and_nodes(args: argparse.Namespace) -> tuple[int, int]:

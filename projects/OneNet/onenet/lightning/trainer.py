@@ -21,7 +21,9 @@ from onenet.checkpoints.weights import AVERAGED, load_weights
 from onenet.data.dataset import CocoDetection
 from onenet.data.unreadable import SkippedImages
 from onenet.errors import DataWorkerError
+from onenet.ops.deform import allow_tf32
 from onenet.ops.memory_format import memory_format
+from onenet.structures import send
 from onenet.training.dump import dump_batch
 from onenet.training.ema import ModelEMA
 from onenet.training.guard import Guard
@@ -102,6 +104,8 @@ class Trainer:
         if checkpoint is None and cfg.MODEL.WEIGHTS:
             names = self.facts["class_names"]
             load_weights(self.model, cfg.MODEL.WEIGHTS, new_classes=True, class_names=names)
+        if cfg.SOLVER.AMP.ENABLED:
+            allow_tf32(fabric.device)
         with fabric.autocast():
             self.model.to(fabric.device, memory_format=memory_format(fabric.device))
         # MPS cannot be trusted to skip a step of a fused optimiser.
@@ -234,8 +238,10 @@ class Trainer:
         return values
 
     def _forward(self, items: Sequence[TrainItem]) -> dict[str, Tensor]:
+        # Several processes' wrapper would send each image with a copy that blocks.
+        images = [send(item.image, self.fabric.device) for item in items]
         with self.fabric.autocast():
-            return self.parallel([i.image for i in items], [i.targets for i in items])
+            return self.parallel(images, [item.targets for item in items])
 
     def _batches(self) -> Iterable[list[TrainItem]]:
         loader = self._loader(self.iteration, self.cfg.DATALOADER.NUM_WORKERS)

@@ -11,6 +11,16 @@ from torchvision.ops import deform_conv2d
 _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
+def allow_tf32(device: torch.device) -> None:
+    """If on CUDA, let this process multiply float32 matrices in TF32, with 10 bits of mantissa.
+
+    For networks in bfloat16 or float16, whose deformable convolutions are the only ones that
+    multiply in float32.
+    """
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+
+
 class DeformConv(nn.Module):
     """3×3 deformable convolution: v2 (arXiv 1811.11168) with a mask, v1 without.
 
@@ -40,6 +50,9 @@ class DeformConv(nn.Module):
         batch, channels, height, width = x.shape
         rows, shares = corners(offset, mask)
         pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)
+        if shares.requires_grad and not pixels.requires_grad:
+            # torch 2.4 has no gradient of the weights alone.
+            pixels = pixels.detach().requires_grad_()
         # Each tap is a weighted mean of four pixels, computed for all channels at once.
         taps = F.embedding_bag(rows, pixels, mode="sum", per_sample_weights=shares)
         weight = self.weight.permute(0, 2, 3, 1).flatten(1)

@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from onenet.structures import send
+
 from .distributed import processes
 
 T = TypeVar("T")
@@ -40,9 +42,7 @@ def shares(counts: Sequence[int], device: torch.device) -> Tensor:
     Returns:
         (parts,) float32, equal on all processes.
     """
-    mean = torch.tensor(counts, dtype=torch.float32)
-    # From pinned memory the host does not wait for the copy.
-    mean = (mean.pin_memory() if device.type == "cuda" else mean).to(device, non_blocking=True)
+    mean = send(torch.tensor(counts, dtype=torch.float32), device)
     if processes() > 1:
         dist.all_reduce(mean)
         mean /= processes()

@@ -44,16 +44,19 @@ class ModelEMA:
             good: scalar bool; False leaves the average unchanged, see :mod:`onenet.training.guard`.
         """
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        averages, currents = [], []
+        averages, currents, counters, counts = [], [], [], []
         for average, current in zip(_tensors(self.model), _tensors(model), strict=True):
             if average.is_floating_point():
                 averages.append(average)
                 currents.append(current)
             else:
-                average.copy_(current)
+                counters.append(average)
+                counts.append(current)
         differences = torch._foreach_sub(currents, averages)
         torch._foreach_mul_(differences, 1 - decay if good is None else (1 - decay) * good)
         torch._foreach_add_(averages, differences)
+        if counters:
+            torch._foreach_copy_(counters, counts)
         self.updates += 1
 
     def restart(self, model: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,8 +14,12 @@ from onenet.data.batching import DIVISIBILITY, pad_to
 from onenet.errors import OneNetError, OutOfMemoryError
 from onenet.inference.batch_size import images_per_batch
 
-# How torch's CPU allocator, and CUDA's runtime and libraries say it in other errors.
-_SIGNS = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+# How torch's CPU allocator, and CUDA's runtime and libraries say it in other errors: cuDNN finds no
+# algorithm whose workspace fits, NCCL passes on what CUDA says.
+_SIGNS = re.compile(
+    "can't allocate memory|CUDA error: out of memory|_STATUS_ALLOC_FAILED"
+    "|unable to find an engine|Cuda failure.*out of memory"
+)
 
 
 def training_advice(cfg: Any) -> str:
@@ -74,4 +79,4 @@ def memory_errors(model: nn.Module, advice: Callable[[], str]) -> Iterator[None]
 
 def _is_out_of_memory(error: Exception) -> bool:
     own = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return own or any(sign in str(error) for sign in _SIGNS)
+    return own or _SIGNS.search(str(error)) is not None

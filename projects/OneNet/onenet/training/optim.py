@@ -121,7 +121,10 @@ def clip_gradients(c: Any, model: nn.Module) -> None:
     if c.CLIP_TYPE == "full_model":
         torch.nn.utils.clip_grad_norm_(parameters, c.CLIP_VALUE, norm_type=c.NORM_TYPE)
     elif c.CLIP_TYPE == "norm":
-        for parameter in parameters:
-            torch.nn.utils.clip_grad_norm_(parameter, c.CLIP_VALUE, norm_type=c.NORM_TYPE)
+        gradients = [p.grad for p in parameters]
+        norms = torch.stack(torch._foreach_norm(gradients, c.NORM_TYPE))
+        # As torch.nn.utils.clip_grad_norm_() has it, for all at once.
+        factors = (c.CLIP_VALUE / (norms + 1e-6)).clamp(max=1)
+        torch._foreach_mul_(gradients, list(factors.to(gradients[0].dtype)))
     else:
         torch.nn.utils.clip_grad_value_(parameters, c.CLIP_VALUE)

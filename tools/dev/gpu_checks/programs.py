@@ -1,0 +1,93 @@
+"""The tests that need a card, and the trainer under torchrun with NCCL."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from _shared.shapes_dataset import make_dataset
+
+from .check import CONFIGS, Check
+
+ROOT = Path(__file__).parents[3]
+# Those whose names say so, and single tests of other files.
+FILES = ("test_cuda.py", "test_cuda_inference.py", "test_cuda_training.py")
+OTHERS = ("assignment/test_criterion_batches.py", "lightning/test_trainer_waits.py")
+WORKERS = 8
+WATCHED = """
+import torch
+from onenet.lightning.trainer import Trainer
+
+step = Trainer.step
+
+def watched(self, batch):
+    if self.iteration == 0 or not torch.cuda.is_available():
+        return step(self, batch)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        return step(self, batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+Trainer.step = watched
+"""
+
+
+def run_tests(check: Check) -> None:
+    words = ["-q", "-p", "no:cacheprovider", "--tb=short", "-rfE"]
+    if importlib.util.find_spec("xdist"):
+        words += ["-n", str(2 if check.quick else WORKERS)]
+    tests = [str(ROOT / "tests" / file) for file in FILES[: 1 if check.quick else None]]
+    if check.device.type == "cuda":
+        tests += [str(ROOT / "tests" / file) for file in OTHERS]
+        words += ["-k", "cuda or test_cuda"]
+    environment = {**os.environ, "ONENET_TEST_DEVICE": check.device.type, "OMP_NUM_THREADS": "1"}
+    code, out = _run(check, ["-m", "pytest", *words, *tests], environment)
+    (check.out / "pytest.log").write_text(out)
+    counts = {kind: int(n) for n, kind in re.findall(r"(\d+) (passed|failed|skipped|error)", out)}
+    failed = re.findall(r"^(?:FAILED|ERROR) (.*)$", out, flags=re.MULTILINE)
+    check.record(status=code, **counts, names=[line[:300] for line in failed])
+
+
+def run_torchrun(check: Check) -> None:
+    """Three steps in mixed precision, with an error for every wait after the first."""
+    data, folder = check.out / "shapes", check.out / "torchrun"
+    make_dataset(data, train=8, val=1, size=64, seed=0)
+    (check.out / "watched.py").write_text(WATCHED)
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
+    words += [CONFIGS.parent / "train_net.py", "--engine", "lightning"]
+    words += ["--config-file", CONFIGS / "onenet.res18.dcn.yaml"]
+    words += ["--import", check.out / "watched.py", "MODEL.DEVICE", check.device.type]
+    words += ["DATASETS.TRAIN", f"('{data}/annotations/instances_train.json:{data}/train',)"]
+    words += ["DATASETS.TEST", "()", "MODEL.WEIGHTS", "''", "MODEL.OneNet.NUM_CLASSES", 6]
+    words += ["SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 3, "SOLVER.AMP.ENABLED", True]
+    words += ["DATALOADER.NUM_WORKERS", 0, "OUTPUT_DIR", folder]
+    if check.quick:
+        words += ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.CROP.ENABLED", False]
+    code, out = _run(check, [str(word) for word in words], dict(os.environ))
+    (check.out / "torchrun-output.log").write_text(out)
+    found = (folder / "model_final.pth").exists()
+    error = {} if code == 0 and found else {"error": (out.strip().splitlines() or [""])[-1][:300]}
+    check.record(status=code, finished=found, **error)
+
+
+def _run(check: Check, words: list[str], environment: dict[str, str]) -> tuple[int, str]:
+    """Status and output of a Python program; 124 if it takes longer than the step may."""
+    process = subprocess.Popen(
+        [sys.executable, *words],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+    )
+    try:
+        out, _ = process.communicate(timeout=max(check.left - 2, 1))
+        return process.returncode, out
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        return 124, process.communicate()[0]
