@@ -23,6 +23,7 @@ from tqdm import tqdm
 from onenet.cli import add_engine_flag, add_opts_flag, announce_engine, run_program
 from onenet.data.annotations import read_annotations, sorted_categories
 from onenet.data.checks import (
+    CLIPPED,
     EXAMPLES,
     Finding,
     Verdict,
@@ -128,7 +129,7 @@ def check(
 def check_images(
     source: DatasetSource, images: Sequence[dict[str, Any]], workers: int, skip: bool
 ) -> list[Finding]:
-    """Find images that are missing, lie outside the folder, cannot be read, or differ in size.
+    """Find images that are missing, lie outside the folder, cannot be read, or look wrong.
 
     Args:
         source: the data set.
@@ -150,6 +151,7 @@ def check_images(
         if problem is not None:
             kind, text = problem
             texts[kind].append(text)
+    clipped = texts.pop(CLIPPED, [])
     bad = sum(map(len, texts.values()))
     skips_them = skip and bad < len(images) and not texts[OUTSIDE]
     verdict = Verdict.DROPPED if skips_them else Verdict.REJECTED
@@ -158,6 +160,8 @@ def check_images(
         for kind, found in texts.items()
         if found
     ]
+    if clipped:
+        findings.append(Finding(Verdict.DOUBTFUL, CLIPPED, len(clipped), tuple(clipped[:EXAMPLES])))
     if located.respelled:
         pairs = [f"{name!r} is {file!r}" for name, file in located.respelled.items()]
         kind = "file names that are spelled otherwise on the disk"

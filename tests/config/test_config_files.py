@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
 
 import pytest
@@ -17,6 +18,16 @@ from onenet.lightning.config import CfgNode, get_cfg, load_cfg
 
 def test_a_missing_file_is_named(tmp_path):
     assert refused(tmp_path / "no.yaml") == f"config file {tmp_path / 'no.yaml'} does not exist"
+
+
+@pytest.mark.parametrize("engine", ["lightning", "d2"])
+def test_the_home_folder_of_an_output_is_the_users(tmp_path, monkeypatch, engine):
+    if engine == "d2":
+        pytest.importorskip("detectron2")
+    load = importlib.import_module(f"onenet.{engine}.config").load_cfg
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert load(R50, ["OUTPUT_DIR", "~/runs/one"]).OUTPUT_DIR == str(tmp_path / "runs" / "one")
 
 
 def test_a_missing_base_is_named_with_the_file_that_wants_it(tmp_path):

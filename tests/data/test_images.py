@@ -50,6 +50,10 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "truncated-png": (lambda path: cut(path, ".png"), "cannot be read: "),
     "truncated-webp": (lambda path: cut(path, ".webp"), "cannot be read: "),
     "no-pixels": (lambda path: path.write_bytes(png(9, 9)), "cannot be read: .*truncated"),
+    "heic": (
+        lambda path: path.write_bytes(b"\0\0\0\x18ftypheic" + bytes(99)),
+        "cannot be read: cannot ident.*: it is HEIC, as phones write it. Convert it to JPEG",
+    ),
     "cut-in-its-header": (
         lambda path: path.write_bytes(png(9, 9)[:20]),
         "cannot be read: Truncated File Read",

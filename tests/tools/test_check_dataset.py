@@ -158,6 +158,19 @@ def test_images_are_read_in_order(tmp_path, workers):
     assert results[17][0].startswith("images of another size") and "5 x 9 px" in results[17][1]
 
 
+def test_pixels_that_become_white(tmp_path, capsys):
+    name = write(tmp_path, content(GOOD))
+    for file, mode, values in (("a", np.uint16, (0, 65535)), ("b", np.uint16, (0, 255))):
+        image = np.linspace(*values, 1200).reshape(30, 40).astype(mode)
+        Image.fromarray(image).save(tmp_path / "images" / f"{file}.png")
+    with pytest.raises(SystemExit) as stop:
+        tool.main([name, "--workers", "0"])
+    out = capsys.readouterr().out
+    assert stop.value.code == 1
+    assert "taken, but looks wrong: 1 images whose values above 255 become white" in out
+    assert "'a.png'" in out
+
+
 def die(*_: Any) -> None:
     import os
 

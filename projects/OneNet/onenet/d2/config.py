@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,6 +56,7 @@ def load_cfg(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
         )
     check_common(cfg)
     cfg.MODEL.DEVICE = str(choose_device(cfg))
+    cfg.OUTPUT_DIR = os.path.expanduser(cfg.OUTPUT_DIR)
     return cfg
 
 

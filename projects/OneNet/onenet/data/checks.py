@@ -23,11 +23,12 @@ from onenet.errors import DatasetError, UnreadableImageError
 
 from .annotations import Annotations
 from .coco_json import PARTS, Problem
-from .images import check_image_size, read_image
+from .images import check_image_size, is_clipped, read_image
 from .shared_memory import shared_memory
 from .sources import DatasetSource
 
 UNREADABLE, OTHER_SIZE = "images that cannot be read", "images of another size than the JSON says"
+CLIPPED = "images whose values above 255 become white; scale them to 8 bits"
 EXAMPLES = 3  # how many a finding keeps
 
 
@@ -223,7 +224,7 @@ def _pixel_problem(source: DatasetSource, image: dict[str, Any]) -> tuple[str, s
         )
     except UnreadableImageError as error:
         return kind, str(error)
-    return None
+    return (CLIPPED, repr(image["file_name"])) if is_clipped(path) else None
 
 
 def _ignore_interrupts() -> None:

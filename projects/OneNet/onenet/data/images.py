@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from onenet.errors import UnreadableImageError
 
@@ -79,6 +79,18 @@ def image_size(path: str) -> tuple[int, int]:
         return (width, height) if _orientation(image) in _QUARTER_TURNS else (height, width)
 
 
+def is_clipped(path: str) -> bool:
+    """Whether an image holds values above 255, which :func:`read_image` makes 255.
+
+    Such are 16-bit and floating-point images in grey; those in colour are scaled.
+
+    Raises:
+        UnreadableImageError: the file is missing or cannot be decoded.
+    """
+    with reading_errors(path), Image.open(path) as image:
+        return image.mode[0] in "IF" and image.getextrema()[1] > 255
+
+
 def _check_format(image_format: str) -> None:
     if image_format not in IMAGE_FORMATS:
         raise ValueError(f"INPUT.FORMAT must be one of {IMAGE_FORMATS}, got {image_format!r}")
@@ -100,7 +112,15 @@ def reading_errors(path: str) -> Iterator[None]:
         what = str(error) or type(error).__name__
         if isinstance(error, Image.DecompressionBombError):
             what += " Make the image smaller, or cut it into tiles."
+        if isinstance(error, UnidentifiedImageError) and _is_heif(path):
+            what += ": it is HEIC, as phones write it. Convert it to JPEG"
         raise UnreadableImageError(f"Image {str(path)!r} cannot be read: {what}") from error
+
+
+def _is_heif(path: str) -> bool:
+    with open(path, "rb") as file:
+        head = file.read(12)
+    return head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"heim", b"mif1", b"msf1")
 
 
 def check_image_size(

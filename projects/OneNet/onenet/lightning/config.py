@@ -7,6 +7,7 @@ the engine would not honour is an error here, not a surprise during training.
 from __future__ import annotations
 
 import copy
+import os
 from ast import literal_eval
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
@@ -232,6 +233,7 @@ def load_cfg(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     cfg.merge_from_file(config_file)
     cfg.merge_from_list(opts)
     check_embedded(cfg)
+    cfg.OUTPUT_DIR = os.path.expanduser(cfg.OUTPUT_DIR)
     cfg.freeze()
     return cfg
 
