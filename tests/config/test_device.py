@@ -126,7 +126,7 @@ def test_the_model_computes_without_64_bits(shapes, tmp_path):
     ],
 )
 def test_what_linux_says_of_the_processor(monkeypatch, text, expected):
-    def read(_: Path) -> str:
+    def read(_: Path, encoding: str) -> str:
         if text is None:
             raise FileNotFoundError
         return text

@@ -181,10 +181,10 @@ class OneNet(DenseDetector):
         return self.head(self.features(batch))
 
     def losses(self, batch: Tensor, targets: TargetBatch) -> dict[str, Tensor]:
-        """``loss_ce``, ``loss_giou`` and ``loss_bbox``; ``loss_ce_2`` … of further stages,
-        ``loss_ce_aux`` … of the one-to-many branch.
+        """``loss_ce``, ``loss_giou`` and ``loss_bbox`` of every output of the head.
 
-        Every output of the head is matched by itself; its name ends the losses' names.
+        Each output is matched by itself, and its name ends the losses' names: ``loss_ce_2`` … of
+        further stages, ``loss_ce_aux`` … of the one-to-many branch.
         """
         features = self.features(batch)
         # A head of the user's need not know branches.

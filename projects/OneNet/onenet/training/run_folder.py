@@ -21,7 +21,7 @@ from typing import IO, Any
 from onenet.checkpoints.files import find_checkpoints, read_last_checkpoint
 from onenet.data.sources import is_line, shortened
 from onenet.errors import ConfigError
-from onenet.files import remove_partial_files, write_whole
+from onenet.files import remove_partial_files, strict_json, write_whole
 
 logger = logging.getLogger(__name__)
 RECORD, LOCK, CONFIG, FINAL = "run.json", ".lock", "config.yaml", "model_final.pth"
@@ -188,7 +188,7 @@ class RunFolder:
             record["without_id"] = self._without_id
         if self.launch:
             record["launch"] = self.launch
-        write_whole(self.path / RECORD, f"{json.dumps(record)}\n".encode())
+        write_whole(self.path / RECORD, f"{strict_json(record)}\n".encode())
         for path in self._replaced:
             if path.name == _CURVES[0]:
                 os.truncate(path, 0)  # Detectron2 has it open
