@@ -44,6 +44,7 @@ def config(device: str, **others: Any) -> SimpleNamespace:
 def test_the_device_or_the_cpu_with_a_word(monkeypatch, caplog, wanted, cuda, mps, chosen, told):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     monkeypatch.setenv(devices.FALLBACK, "1")
     assert str(devices.choose_device(config(wanted))) == chosen

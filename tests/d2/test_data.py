@@ -97,6 +97,7 @@ def test_one_line_says_that_the_cpu_is_used(monkeypatch, caplog):
         "MODEL.DEVICE is cuda, but there is no CUDA: running on the CPU"
     ]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert load_cfg(R18, ["MODEL.DEVICE", "cuda:1"]).MODEL.DEVICE == "cuda:1"
 
 

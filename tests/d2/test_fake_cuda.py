@@ -37,9 +37,11 @@ def test_loaders_pin_memory_for_cuda(monkeypatch, device, there, pins):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     cfg = SimpleNamespace(MODEL=SimpleNamespace(DEVICE=device))
     inner = DataLoader([1])
-    assert _ready(inner, cfg) is inner and inner.pin_memory == pins
-    grouping = SimpleNamespace(dataset=DataLoader([1]))  # Detectron2's, by aspect ratio
-    assert _ready(grouping, cfg) is grouping and grouping.dataset.pin_memory == pins
+    assert _ready(inner, cfg).loader is inner and inner.pin_memory == pins
+    inner = DataLoader([1])
+    grouping = SimpleNamespace(dataset=inner)  # Detectron2's, by aspect ratio
+    assert _ready(grouping, cfg) is grouping and grouping.dataset.loader is inner
+    assert inner.pin_memory == pins
 
 
 def test_an_image_becomes_instances_with_one_wait():

@@ -124,7 +124,8 @@ def test_a_run_without_a_branch_does_not_resume_one_that_has_it(finished, shapes
     with pytest.raises(SystemExit):
         train(config, "--resume")
     message = capsys.readouterr().err
-    assert "model_0000003.pth cannot be resumed" in message and "aux.feat.weight" in message
+    assert "model_0000003.pth cannot be resumed" in message
+    assert "MODEL.OneNet.AUX.ENABLED is False, its run had True" in message
 
 
 def test_the_exported_graph_and_the_parameters_are_those_without_a_branch(shapes, tmp_path):
