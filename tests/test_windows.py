@@ -26,6 +26,7 @@ MAY = {
     "tools/_shared/training_runs.py": {"os.killpg", "signal.SIGKILL", "fcntl"},
     "tools/_shared/machine.py": {"os.sysconf"},
     "tools/dev/soak.py": {"os.sysconf"},
+    "tools/dev/gpu_check.py": {"os.killpg", "signal.SIGKILL"},
     "projects/OneNet/onenet/data/shared_memory.py": {"os.statvfs"},
     "projects/OneNet/onenet/training/signals.py": {"signal.pthread_sigmask", "signal.sigwaitinfo"},
     "projects/OneNet/onenet/training/workers.py": {"signal.SIGCHLD"},

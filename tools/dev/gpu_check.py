@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         # What earlier steps did not take is there for later ones.
         call(args, step, limit=min(left, 1.3 * share * LIMITS[step]))
         rows = read(args.out)
-        (args.out / "table.md").write_text(table(rows))
+        (args.out / "table.md").write_text(table(rows), encoding="utf-8")
     print(f"Results: {args.out / RESULTS}, {args.out / 'table.md'}")
     return rows
 
@@ -125,7 +125,7 @@ def call(args: argparse.Namespace, step: str, limit: float) -> None:
     if limit >= 1:
         print(f"== {step}: {limit:.0f} s", flush=True)
         log = args.out / f"{step}.log"
-        with log.open("w") as file:
+        with log.open("w", encoding="utf-8") as file:
             process = subprocess.Popen(
                 [sys.executable, str(Path(__file__)), *map(str, words)],
                 stdout=file,
@@ -134,10 +134,11 @@ def call(args: argparse.Namespace, step: str, limit: float) -> None:
             )
             status = _wait(process, limit)
         if status != "done":
-            status += ": " + (log.read_text().strip().splitlines() or ["no output"])[-1][:300]
+            lines = log.read_text(encoding="utf-8").strip().splitlines()
+            status += ": " + (lines or ["no output"])[-1][:300]
     seconds = round(time.monotonic() - start, 1)
     row = {"step": step, "status": status, "seconds": seconds}
-    with (args.out / "results.jsonl").open("a") as file:
+    with (args.out / "results.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
     print(f"   {status} ({seconds} s)", flush=True)
 

@@ -73,7 +73,7 @@ class Check:
     def record(self, **row: Any) -> None:
         """Append a row to the results, at once: the step may be ended at any time."""
         line = json.dumps({"step": self.step, **row})
-        with (self.out / RESULTS).open("a") as file:
+        with (self.out / RESULTS).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         print(line, flush=True)
 
@@ -126,7 +126,7 @@ def read(out: Path) -> list[dict[str, Any]]:
     """The rows so far; a line that was cut short is left out."""
     rows = []
     path = out / RESULTS
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             rows.append(json.loads(line))
         except ValueError:

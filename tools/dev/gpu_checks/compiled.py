@@ -34,7 +34,7 @@ def run(check: Check) -> None:
         name = f"{config.stem}-{count}"
         words = ["--out", check.out, "--device", check.device, "--limit", check.left]
         words += ["--step", f"compile {config.stem} {count}", *["--quick"] * check.quick]
-        with (folder / f"{name}.log").open("w") as log:
+        with (folder / f"{name}.log").open("w", encoding="utf-8") as log:
             started[name] = subprocess.Popen(
                 [sys.executable, str(PROGRAM), *map(str, words)],
                 stdout=log,
@@ -45,7 +45,7 @@ def run(check: Check) -> None:
         _wait(check, folder, started)
         for name in [name for name in started if not _ready(folder, name)]:
             started.pop(name).kill()  # it would disturb the others
-            log = (folder / f"{name}.log").read_text().strip().splitlines()
+            log = (folder / f"{name}.log").read_text(encoding="utf-8").strip().splitlines()
             check.record(model=name, error=(log or ["not compiled in time"])[-1][:200])
         for name, process in started.items():
             if check.left > 2:

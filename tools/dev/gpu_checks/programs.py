@@ -47,7 +47,7 @@ def run_tests(check: Check) -> None:
         words += ["-k", "cuda or test_cuda"]
     environment = {**os.environ, "ONENET_TEST_DEVICE": check.device.type, "OMP_NUM_THREADS": "1"}
     code, out = _run(check, ["-m", "pytest", *words, *tests], environment)
-    (check.out / "pytest.log").write_text(out)
+    (check.out / "pytest.log").write_text(out, encoding="utf-8")
     counts = {kind: int(n) for n, kind in re.findall(r"(\d+) (passed|failed|skipped|error)", out)}
     failed = re.findall(r"^(?:FAILED|ERROR) (.*)$", out, flags=re.MULTILINE)
     check.record(status=code, **counts, names=[line[:300] for line in failed])
@@ -57,11 +57,12 @@ def run_torchrun(check: Check) -> None:
     """Three steps in mixed precision, with an error for every wait after the first."""
     data, folder = check.out / "shapes", check.out / "torchrun"
     make_dataset(data, train=8, val=1, size=64, seed=0)
-    (check.out / "watched.py").write_text(WATCHED)
+    (check.out / "watched.py").write_text(WATCHED, encoding="utf-8")
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
     words += [CONFIGS.parent / "train_net.py", "--engine", "lightning"]
     words += ["--config-file", CONFIGS / "onenet.res18.dcn.yaml"]
-    words += ["--import", check.out / "watched.py", "MODEL.DEVICE", check.device.type]
+    words += ["--overwrite", "--import", check.out / "watched.py"]
+    words += ["MODEL.DEVICE", check.device.type]
     words += ["DATASETS.TRAIN", f"('{data}/annotations/instances_train.json:{data}/train',)"]
     words += ["DATASETS.TEST", "()", "MODEL.WEIGHTS", "''", "MODEL.OneNet.NUM_CLASSES", 6]
     words += ["SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 3, "SOLVER.AMP.ENABLED", True]
@@ -69,7 +70,7 @@ def run_torchrun(check: Check) -> None:
     if check.quick:
         words += ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.CROP.ENABLED", False]
     code, out = _run(check, [str(word) for word in words], dict(os.environ))
-    (check.out / "torchrun-output.log").write_text(out)
+    (check.out / "torchrun-output.log").write_text(out, encoding="utf-8")
     found = (folder / "model_final.pth").exists()
     error = {} if code == 0 and found else {"error": (out.strip().splitlines() or [""])[-1][:300]}
     check.record(status=code, finished=found, **error)

@@ -10,14 +10,18 @@ from statistics import median
 from typing import Any
 
 import torch
+from _shared.shapes_dataset import make_dataset
 from _shared.timing import TOTAL, Stopwatch, stages_of
 from benchmarks.criterion import make_targets
 from benchmarks.detectors import make_images
 from lightning.fabric import Fabric
 
+from onenet.data.dataset import CocoDetection
+from onenet.data.sources import DatasetSource
 from onenet.lightning.config import load_cfg
 from onenet.lightning.items import TrainItem
 from onenet.lightning.trainer import Trainer
+from onenet.training.run_folder import RunFolder
 
 from .check import CONFIGS, Check
 
@@ -32,7 +36,20 @@ def make_trainer(check: Check, config: Path, *, count: int) -> Trainer:
     cfg = load_cfg(config, opts)
     fabric = Fabric(accelerator=check.device.type, devices=1, precision="bf16-mixed")
     fabric.launch()
-    trainer = Trainer(cfg, fabric, train_sets=[], test_sets=[])
+    # Its images are not read; a trainer wants to know their number and classes.
+    make_dataset(check.out / "shapes", train=8, val=1, size=64, seed=0)
+    shapes = DatasetSource(
+        "shapes",
+        check.out / "shapes" / "annotations" / "instances_train.json",
+        check.out / "shapes" / "train",
+    )
+    trainer = Trainer(
+        cfg,
+        fabric,
+        train_sets=[CocoDetection(shapes)],
+        test_sets=[],
+        run_folder=RunFolder(check.out / "training"),
+    )
     trainer.model.train()
     return trainer
 
@@ -112,7 +129,8 @@ def _train(check: Check) -> None:
     """A training on real images: no NaN, the loss falls."""
     folder, iterations = check.out / "coco", 4 if check.quick else 200
     config = CONFIGS / ("onenet.res18.nodcn.yaml" if check.quick else "onenet.res50.dcn.yaml")
-    words = ["--config-file", config, "--engine", "lightning", "OUTPUT_DIR", folder]
+    words = ["--config-file", config, "--engine", "lightning", "--overwrite"]
+    words += ["OUTPUT_DIR", folder]
     words += ["DATASETS.TRAIN", f"('{check.data}',)", "DATASETS.TEST", "()", "MODEL.WEIGHTS", "''"]
     words += ["SOLVER.MAX_ITER", iterations, "SOLVER.AMP.ENABLED", True, "SOLVER.IMS_PER_BATCH"]
     words += [2 if check.quick else 16, "DATALOADER.NUM_WORKERS", 0 if check.quick else 12]
@@ -126,8 +144,10 @@ def _train(check: Check) -> None:
         text=True,
         timeout=max(check.left, 1),
     )
-    lines = (folder / "metrics.json").read_text().splitlines() if done.returncode == 0 else []
-    rows = [json.loads(line) for line in lines]
+    rows = []
+    if done.returncode == 0:
+        lines = (folder / "metrics.json").read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
     losses = [r["total_loss"] for r in rows if "total_loss" in r]
     told = (done.stderr.strip().splitlines() or ["no metrics"])[-1][:200]
     check.record(
