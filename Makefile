@@ -35,7 +35,7 @@ quickstart: .venv/.installed  ## Draw a data set, train on it, evaluate, show pi
 test: .venv/.installed  ## Run the tests
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist worksteal
 
-fuzz: .venv/.installed  ## Read 330,000 mutated files: annotations, results, configs, checkpoints (RUNS=N of each)
+fuzz: .venv/.installed  ## Read 340,000 mutated files: annotations, labels, results, configs, weights (RUNS=N of each)
 	.venv/bin/pip install -q -c constraints.txt atheris
 	PYTHONPATH=tests .venv/bin/python -m fuzz $(if $(RUNS),--runs $(RUNS))
 
