@@ -71,6 +71,18 @@ def test_a_machine_that_is_lost_ends_the_others(shapes, tmp_path):
     assert "error: cannot go on: another process has ended" in err and "Traceback" not in err
 
 
+def test_a_port_that_is_taken(shapes, tmp_path):
+    config = write_config(tmp_path, shapes, DATASETS__TEST=[])
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        words = ("--num-gpus", 2, "--dist-url", f"tcp://127.0.0.1:{port}")
+        code, _, err = finish(start(config, *words))
+    assert code == 2 and "Traceback" not in err
+    assert f"error: port {port}, at which the processes are to meet, is taken" in err
+
+
 @pytest.mark.parametrize(
     ("ended", "status", "told"),
     [

@@ -129,7 +129,11 @@ def _exit_like(error: ProcessExitedException) -> NoReturn:
 
 
 def join(cfg: Any, args: argparse.Namespace) -> Fabric:
-    """Join the group of processes, which may be this one alone."""
+    """Join the group of processes, which may be this one alone.
+
+    Raises:
+        ConfigError: the port to meet at is taken.
+    """
     devices, nodes = _devices_and_nodes(args)
     several = devices * nodes > 1
     device = choose_device(cfg)
@@ -154,7 +158,16 @@ def join(cfg: Any, args: argparse.Namespace) -> Fabric:
         # Otherwise Fabric would wait for SLURM to start processes.
         plugins=None if torchrun else [LightningEnvironment()],
     )
-    fabric.launch()
+    try:
+        fabric.launch()
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise ConfigError(
+            f"port {os.environ['MASTER_PORT']}, at which the processes are to meet, is taken on "
+            "this machine, perhaps by another run: give another one (--dist-url tcp://HOST:PORT, "
+            "or torchrun's --master-port)"
+        ) from error
     return fabric
 
 
