@@ -42,7 +42,7 @@ def own_shared_memory(size: str) -> list[str] | None:
 PREFIX = own_shared_memory("1m")
 needs_mounts = pytest.mark.skipif(PREFIX is None, reason="no mount namespaces here")
 ADVICE = re.compile(
-    r"\(DATALOADER\.NUM_WORKERS 1\)\. /dev/shm has [\d.,]+ MiB, of which [\d.,]+ are free now; a "
+    r"\(DATALOADER\.NUM_WORKERS 1\)\. /dev/shm has [\d.,]+ MiB, [\d.,]+ of them free now; a "
     r"container gets more with docker run --shm-size 8g\. Fewer DATALOADER\.NUM_WORKERS need less"
 )
 QUICK = {"SOLVER__MAX_ITER": 8, "SOLVER__CHECKPOINT_PERIOD": 100, "DATALOADER__NUM_WORKERS": 1}

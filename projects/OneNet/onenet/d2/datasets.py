@@ -181,7 +181,7 @@ class _Summary:
     Attributes:
         classes: by label.
         images: the file of each, and whether it has objects.
-        annotated: whether the file has annotations, be it none.
+        annotated: whether the file has a list of annotations, which may be empty.
     """
 
     classes: list[str]
@@ -194,7 +194,7 @@ def _summary(json_file: str) -> _Summary:
     annotated = True
     try:
         content = read_coco_json(Path(json_file))
-    except DatasetError:  # perhaps for want of annotations
+    except DatasetError:  # perhaps it has no annotations
         content = read_coco_json(Path(json_file), need_annotations=False)
         annotated = False
     data = read_annotations(content)

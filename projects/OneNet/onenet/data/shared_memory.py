@@ -15,7 +15,7 @@ def shared_memory() -> str:
         return f"There is no {FOLDER} here"
     size, free = (_mib(blocks * disk.f_frsize) for blocks in (disk.f_blocks, disk.f_bavail))
     return (
-        f"{FOLDER} has {size} MiB, of which {free} are free now; a container gets more "
+        f"{FOLDER} has {size} MiB, {free} of them free now; a container gets more "
         "with docker run --shm-size 8g"
     )
 

@@ -28,7 +28,7 @@ def report(
     results: Sequence[Mapping[str, Any]],
     path: Path,
 ) -> dict[str, float]:
-    """Score detections and write them; the log tells the metrics. The first process calls this.
+    """Score detections, log the metrics and write the results file. The first process calls this.
 
     Detections with NaN or infinity are left out, and a warning counts them.
 

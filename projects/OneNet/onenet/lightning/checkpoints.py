@@ -68,7 +68,7 @@ class Checkpoints:
             self.last = path
 
     def newest(self) -> Path | None:
-        """:attr:`last`, for processes that only the disk tells of it, too."""
+        """The last checkpoint; processes other than the first look for it on the disk."""
         if self.fabric.global_rank == 0:
             return self.last
         return next(iter(find_checkpoints(self.folder)), None)
