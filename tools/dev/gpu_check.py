@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import signal
 import subprocess
@@ -35,6 +34,7 @@ from typing import Any
 
 from onenet.cli import positive, run_program
 from onenet.errors import OneNetError
+from onenet.files import strict_json
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # tools/
 sys.path.insert(0, str(Path(__file__).parent))
@@ -139,7 +139,7 @@ def call(args: argparse.Namespace, step: str, limit: float) -> None:
     seconds = round(time.monotonic() - start, 1)
     row = {"step": step, "status": status, "seconds": seconds}
     with (args.out / "results.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+        file.write(strict_json(row) + "\n")
     print(f"   {status} ({seconds} s)", flush=True)
 
 

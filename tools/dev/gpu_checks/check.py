@@ -15,6 +15,8 @@ import torch
 from _shared.timing import TOTAL, Timings, alternate
 from benchmarks.options import Options
 
+from onenet.files import strict_json
+
 CONFIGS = Path(__file__).parents[3] / "projects" / "OneNet" / "configs"
 NAMES = ("res18.dcn", "res18.nodcn", "res50.dcn", "res50.nodcn")
 RESULTS = "results.jsonl"
@@ -72,7 +74,7 @@ class Check:
 
     def record(self, **row: Any) -> None:
         """Append a row to the results, at once: the step may be ended at any time."""
-        line = json.dumps({"step": self.step, **row})
+        line = strict_json({"step": self.step, **row})
         with (self.out / RESULTS).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         print(line, flush=True)
