@@ -293,6 +293,7 @@ def test_crowdhuman_becomes_coco(tool, images, tmp_path, capsys):
         ('{"ID": "b"}', "'gtboxes' is missing"),
         ('{"ID": "b", "gtboxes": {}}', "'gtboxes' is not a list"),
         ('{"ID": "x", "gtboxes": []}', r"no image .*x\.jpg; is --images the right folder"),
+        ('{"ID": "' + 999 * "x" + '", "gtboxes": []}', r"no image .*xxx; is --images the right"),
         ('{"ID": "c", "gtboxes": []}', "'c' is already in line 1"),
         ('{"ID": "b", "gtboxes": [7]}', r"gtboxes\[0\] must be a JSON object, got 7"),
         ('{"ID": "b", "gtboxes": [{"fbox": [1, 2, 3, 4]}]}', r"gtboxes\[0\]: 'tag' must be text"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,10 @@ def read_odgt(file: Path, images: Path) -> Conversion:
                 raise ValueError(f"image {name!r} is already in line {seen[name]}")
             seen[name] = number
             picture = images / f"{name}.jpg"
-            if not picture.is_file():
-                raise ValueError(f"there is no image {picture}; is --images the right folder?")
+            if not os.path.isfile(picture):  # Path.is_file() raises if the name is too long
+                raise ValueError(
+                    f"there is no image {str(picture):.300}; is --images the right folder?"
+                )
             result.add_image(f"{name}.jpg", image_size(str(picture)))
             for index, box in enumerate(record["gtboxes"]):
                 _add(result, box, f"gtboxes[{index}]")
