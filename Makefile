@@ -1,7 +1,7 @@
 PYTHON ?= python3
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help .venv quickstart test fuzz lint clean
+.PHONY: help .venv quickstart test test-all fuzz lint clean
 
 help:  ## List the targets
 	@grep -hE '^[.a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -33,6 +33,9 @@ quickstart: .venv/.installed  ## Draw a data set, train on it, evaluate, show pi
 	@echo 'Validation images $(RUN)/validation.jpg'
 
 test: .venv/.installed  ## Run the tests
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+test-all: .venv/.installed  ## Run the slow tests, too
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist worksteal
 
 fuzz: .venv/.installed  ## Read 340,000 mutated files: annotations, labels, results, configs, weights (RUNS=N of each)

@@ -121,6 +121,7 @@ def test_a_training_with_what_windows_has(shapes, tmp_path):
     assert not list((tmp_path / "run").rglob("*.partial"))
 
 
+@pytest.mark.slow
 def test_a_console_that_lacks_letters(shapes, tmp_path):
     names = "\n".join(["K\u00e4fer", "\u732b", "\u03b1", "d", "e", "f"])
     truth = (shapes / "annotations" / "instances_val.json").read_text(encoding="utf-8")

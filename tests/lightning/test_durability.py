@@ -286,6 +286,7 @@ def test_a_small_disk_and_a_read_only_folder(shapes, tmp_path):
     assert f"OUTPUT_DIR {disk}/ro cannot be written" in never["err"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tools")
 def test_trainings_killed_at_random_moments(tmp_path, capsys):
     context()  # what its processes are forked from

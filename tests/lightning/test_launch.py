@@ -136,7 +136,13 @@ def test_variables_of_another_launcher_are_not_used_and_torchruns_are(in_parts, 
 
 
 @pytest.mark.parametrize(
-    "kind", ["in_parts", "by_torchrun", "on_two_machines", "on_two_machines_by_torchrun"]
+    "kind",
+    [
+        "in_parts",
+        "by_torchrun",
+        "on_two_machines",
+        pytest.param("on_two_machines_by_torchrun", marks=pytest.mark.slow),
+    ],
 )
 def test_two_processes_are_one(one_process, request, kind):
     alone, _ = one_process

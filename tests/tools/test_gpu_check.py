@@ -39,6 +39,7 @@ def test_the_machine(tmp_path):
     assert copy["gb_per_s"] > 0 and product["tflop_per_s"] > 0
 
 
+@pytest.mark.slow
 def test_inference_measures_every_variant_and_compiles_at_the_best_batch(tmp_path, monkeypatch):
     from gpu_checks import compiled, inference
 
@@ -138,6 +139,7 @@ def test_the_criterion_is_measured_in_three_ways(tmp_path):
     assert all(row["ms"] > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_rivals_are_measured_beside_onenet(tmp_path, monkeypatch):
     from gpu_checks import rivals
 
