@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,3 +59,8 @@ def refused(model: nn.Module, weights: str, **options) -> str:
         load_weights(model, weights, **options)
     assert same(model, before), "a refused checkpoint must change nothing"
     return str(error.value)
+
+
+def content(number: float) -> dict[str, Any]:
+    """A small checkpoint that holds a number."""
+    return {"model": {"a": torch.full((1000,), float(number))}}

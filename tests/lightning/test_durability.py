@@ -29,7 +29,7 @@ from helpers.runs import (
     write_config,
 )
 
-from onenet.checkpoints.files import read_last_checkpoint
+from onenet.checkpoints.series import read_last_checkpoint
 from onenet.lightning.monitor import Monitor
 from onenet.lightning.trainer import Trainer
 from onenet.training.signals import SIGNALS, Stopped, StopRequests, hand_on, stop_at_once

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from helpers.project import ROOT
 
-from onenet.checkpoints.files import add_checkpoint, save_checkpoint
+from onenet.checkpoints.files import save_checkpoint
+from onenet.checkpoints.series import add_checkpoint
 from onenet.errors import CheckpointError, ConfigError
 from onenet.training.run_folder import RunFolder
 

@@ -27,7 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onenet.checkpoints.files import find_checkpoints, read_checkpoint
+from onenet.checkpoints.files import read_checkpoint
+from onenet.checkpoints.series import find_checkpoints
 from onenet.cli import positive, run_program, training_parser
 from onenet.errors import CheckpointError, OneNetError
 

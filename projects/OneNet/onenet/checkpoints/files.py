@@ -1,4 +1,4 @@
-"""Checkpoint files: reading them safely, writing them whole, and finding the one to resume from.
+"""Checkpoint files: reading them safely and writing them whole.
 
 Reading never executes what a file says: ``.pth`` is read with ``weights_only=True``, Detectron2's
 ``.pkl`` by :mod:`onenet.checkpoints.pickles`, which knows only arrays and containers, and
@@ -7,13 +7,11 @@ Reading never executes what a file says: ``.pth`` is read with ``weights_only=Tr
 
 from __future__ import annotations
 
-import logging
-import math
 import mmap
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +20,11 @@ import torch
 from torch import Tensor
 
 from onenet.data.sources import is_line
-from onenet.errors import CheckpointError, UnsafePickleError, WriteError
+from onenet.errors import CheckpointError, UnsafePickleError
 from onenet.files import write_whole
 
 from .pickles import load_arrays
 
-logger = logging.getLogger(__name__)
-_NUMBERED = re.compile(r"model_(\d{7,})\.pth")
-_TAG = "last_checkpoint"
 # weights_only=True lets a file call these functions. With a few bytes, a file can make the first
 # one fill any amount of memory and the second one run for hours.
 _COSTLY = (b"\nbytearray\n", b"_codecs\nencode\n")
@@ -172,150 +167,3 @@ def _contiguous(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _contiguous(below) for key, below in value.items()}
     return value.contiguous() if isinstance(value, Tensor) else value
-
-
-def add_checkpoint(path: Path, content: Mapping[str, Any], keep: int = 0) -> bool:
-    """Save a checkpoint for ``--resume`` and remove the old ones that are not kept.
-
-    Args:
-        path: ``model_NNNNNNN.pth`` in the run's folder.
-        content: see :func:`read_checkpoint`.
-        keep: see :func:`prune_checkpoints`.
-
-    Returns:
-        Whether the checkpoint was saved. If not, the log says why, and nothing is removed.
-    """
-    try:
-        save_checkpoint(path, content)
-        tag_last_checkpoint(path)
-    except WriteError as error:
-        logger.error("%s. Older checkpoints are unchanged; the next save tries again", error)
-        return False
-    prune_checkpoints(path, keep)
-    return True
-
-
-def save_final(path: Path, content: Mapping[str, Any], last: Path | None) -> None:
-    """Save the weights at the end of a run, where a failure is an error.
-
-    Args:
-        last: the run's newest checkpoint, for the message; None: there is none.
-
-    Raises:
-        WriteError: the file cannot be written; the message says where to resume from.
-    """
-    try:
-        save_checkpoint(path, content)
-    except WriteError as error:
-        there = f"--resume goes on from {last}" if last else "there is no other checkpoint"
-        raise WriteError(f"{error}; {there}") from error
-
-
-def tag_last_checkpoint(path: Path) -> None:
-    """Write the name of ``path`` to ``last_checkpoint`` in its folder, where ``--resume`` looks."""
-    write_whole(path.with_name(_TAG), path.name.encode())
-
-
-def prune_checkpoints(newest: Path, keep: int) -> None:
-    """Remove the oldest ``model_NNNNNNN.pth`` in a run's folder, and no other files.
-
-    Args:
-        newest: the checkpoint saved last; it stays, and so do those with larger numbers.
-        keep: number of checkpoints to keep, counted down from ``newest``; 0: all.
-    """
-    numbered = _numbered(newest.parent)
-    last = _number(newest.name)
-    for number in sorted(number for number in numbered if number <= last)[: -keep or 0]:
-        try:
-            numbered[number].unlink(missing_ok=True)
-        except OSError as error:
-            logger.warning("%s could not be removed: %s", numbered[number], error.strerror)
-
-
-def _number(name: str) -> float:
-    match = _NUMBERED.fullmatch(name)
-    return int(match[1]) if match else math.inf
-
-
-def _numbered(folder: Path) -> dict[float, Path]:
-    files = {_number(path.name): path for path in folder.glob("model_*.pth") if path.is_file()}
-    files.pop(math.inf, None)
-    return files
-
-
-def find_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, in the order in which to try to resume from them.
-
-    First the one that ``last_checkpoint`` names, then those before it, newest first, then those
-    after it. If it names no existing file, the newest comes first.
-    """
-    name = _tagged(folder)
-    numbered = _numbered(folder)
-    last = _number(name or "")
-    order = sorted(numbered, key=lambda number: (number > last, -number))
-    found = [numbered[number] for number in order]
-    if name and _is_file(folder / name):
-        found = [folder / name, *(path for path in found if path != folder / name)]
-    return found
-
-
-def _tagged(folder: Path) -> str | None:
-    """The content of ``last_checkpoint``; ``None`` if there is no such file."""
-    try:
-        with (folder / _TAG).open("rb") as file:
-            return file.read(4096).decode(errors="replace").strip()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        logger.warning("%s cannot be read: %s", folder / _TAG, error.strerror)
-        return ""
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # not a valid file name
-        return False
-
-
-def read_last_checkpoint(
-    folder: Path, refuse: Callable[[Path, dict[str, Any]], str | None] = lambda *_: None
-) -> tuple[Path, dict[str, Any]] | None:
-    """Find and read the checkpoint to resume from.
-
-    If one is damaged, missing or refused, logs a warning and tries the one before it.
-
-    Args:
-        folder: of the run.
-        refuse: says of a checkpoint and its content why not to resume from it; ``None``: it is one.
-
-    Returns:
-        The checkpoint's path and content; ``None`` if the folder has no checkpoint yet.
-
-    Raises:
-        CheckpointError: no checkpoint of the run can be read.
-    """
-    name, found = _tagged(folder), find_checkpoints(folder)
-    if name is None and not found:
-        return None
-    problems = []
-    if name is None:
-        problems.append(f"{folder / _TAG} is missing")
-    elif not name or not found or found[0] != folder / name:
-        problems.append(f"{folder / _TAG} names {name[:60]!r}, which is not there")
-    for path in found:
-        try:
-            content = read_checkpoint(path, verify=True)
-        except CheckpointError as error:
-            problems.append(str(error))
-            continue
-        if why := refuse(path, content):
-            problems.append(why)
-            continue
-        for problem in problems:
-            logger.warning("%s. Going on from %s", problem, path)
-        return path, content
-    raise CheckpointError(
-        f"{'. '.join(problems)}. There is no other checkpoint to resume from: copy one into "
-        f"{folder}, or start over with --overwrite"
-    )

@@ -15,7 +15,7 @@ from detectron2.utils.events import EventWriter, JSONWriter, get_event_storage
 from torch import nn
 
 from onenet.checkpoints.branch import deployed
-from onenet.checkpoints.files import (
+from onenet.checkpoints.series import (
     add_checkpoint,
     find_checkpoints,
     save_final,

@@ -8,12 +8,8 @@ from typing import Any
 
 from lightning.fabric import Fabric
 
-from onenet.checkpoints.files import (
-    add_checkpoint,
-    find_checkpoints,
-    read_checkpoint,
-    save_final,
-)
+from onenet.checkpoints.files import read_checkpoint
+from onenet.checkpoints.series import add_checkpoint, find_checkpoints, save_final
 from onenet.errors import CheckpointError
 from onenet.training.run_folder import FINAL, RunFolder
 

@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
-from onenet.checkpoints.files import find_checkpoints, read_last_checkpoint
+from onenet.checkpoints.series import find_checkpoints, read_last_checkpoint
 from onenet.data.sources import is_line, shortened
 from onenet.errors import ConfigError
 from onenet.files import remove_partial_files, strict_json, write_whole

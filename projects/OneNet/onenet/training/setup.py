@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from onenet.checkpoints.files import find_checkpoints
+from onenet.checkpoints.series import find_checkpoints
 from onenet.data.sources import compare_classes
 from onenet.errors import ConfigError, WriteError
 
