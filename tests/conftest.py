@@ -31,7 +31,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=["lightning", "detectron2"])
+@pytest.fixture(scope="module", params=["lightning", "detectron2"])
 def engine(request) -> Callable[..., Any]:
     """train_net.py's program with one of the engines."""
     if request.param == "lightning":

@@ -48,24 +48,9 @@ def test_heads(name):
 def test_costs_matches_losses_and_gradients(name, location, matcher):
     arrays = golden.load(f"loss_{name}_{location}_all_{matcher}")
     predictions, targets = on_card(golden.predictions(arrays)), golden.targets(arrays)
-    predictions.logits.requires_grad_()
-    predictions.boxes.requires_grad_()
     match = golden.MATCHERS[matcher](location=golden.location_cost(name, location))
     criterion = Criterion(matcher=match).to(DEVICE)
-
-    assert_close(match.cost(predictions, 0, targets[0]), arrays["cost0"])
-    matches = match(predictions, targets)
-    for i in range(len(targets)):
-        here = matches.image == i
-        pairs = zip(matches.target[here].tolist(), matches.sample[here].tolist(), strict=True)
-        given = (arrays[f"match_{what}{i}"].tolist() for what in ("target", "sample"))
-        assert dict(pairs) == dict(zip(*given, strict=True))
-    losses = criterion(predictions, targets)
-    for term, loss in losses.items():
-        assert_close(loss, criterion.weights[term] * arrays[term])
-    sum(losses.values()).backward()
-    assert_close(predictions.logits.grad, golden.rows(arrays["grad_logits"]))
-    assert_close(predictions.boxes.grad, golden.rows(arrays["grad_boxes"]))
+    golden.check(predictions, targets, criterion, arrays, assert_close)
 
 
 @pytest.mark.parametrize("nms", ["topk", "nms"])

@@ -186,28 +186,12 @@ def test_too_little_memory_is_told(shapes, tmp_path, monkeypatch, capsys):
 
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1")
-# Errors for waits inside steps, but not while NCCL makes its group in the first.
-WATCHED = """
-import torch
-from onenet.lightning.trainer import Trainer
-
-step = Trainer.step
-
-def watched(self, batch):
-    if self.iteration == 0 or not torch.cuda.is_available():
-        return step(self, batch)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        return step(self, batch)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-Trainer.step = watched
-"""
 
 
-def test_a_group_of_one_waits_nowhere(shapes, tmp_path):
+def test_a_group_of_one_waits_nowhere(shapes, tmp_path, tools):
     """NCCL, and DistributedDataParallel around the model."""
+    from gpu_checks.programs import WATCHED
+
     (tmp_path / "watched.py").write_text(WATCHED)
     path = small(tmp_path, shapes, SOLVER__MAX_ITER=3, SOLVER__AMP__ENABLED=True)
     process = start(path, "--import", tmp_path / "watched.py", program=TORCHRUN, new=True)

@@ -45,36 +45,11 @@ def test_samples_of_heads_are_the_originals_points_and_anchors(name):
 def test_costs_matches_losses_and_gradients(name, location, costs, matcher):
     arrays = golden.load(f"loss_{name}_{location}_{costs}_{matcher}")
     predictions, targets = golden.predictions(arrays), golden.targets(arrays)
-    predictions.logits.requires_grad_()
-    predictions.boxes.requires_grad_()
     match = golden.MATCHERS[matcher](
         location=golden.location_cost(name, location), class_weight=2.0 if costs == "all" else 0.0
     )
     criterion = Criterion(matcher=match)
-
-    assert_close(match.cost(predictions, 0, targets[0]), arrays["cost0"])
-
-    matches = match(predictions, targets)
-    for i in range(len(targets)):
-        here = matches.image == i
-        expected = dict(
-            zip(
-                arrays[f"match_target{i}"].tolist(),
-                arrays[f"match_sample{i}"].tolist(),
-                strict=True,
-            )
-        )
-        actual = dict(
-            zip(matches.target[here].tolist(), matches.sample[here].tolist(), strict=True)
-        )
-        assert actual == expected
-
-    losses = criterion(predictions, targets)
-    for term, loss in losses.items():
-        assert_close(loss, criterion.weights[term] * arrays[term])
-    sum(losses.values()).backward()
-    assert_close(predictions.logits.grad, golden.rows(arrays["grad_logits"]))
-    assert_close(predictions.boxes.grad, golden.rows(arrays["grad_boxes"]))
+    golden.check(predictions, targets, criterion, arrays, assert_close)
 
 
 @pytest.mark.parametrize("nms", ["topk", "nms"])

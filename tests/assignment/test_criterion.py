@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
+from helpers.matchers import Fixed
 
 from onenet import Criterion, Matches, Predictions, Targets
 from onenet.assignment.criterion import last_of_each_sample, mean_targets
@@ -15,18 +15,6 @@ from onenet.ops.focal import sparse_focal_loss
 
 close = torch.testing.assert_close
 TERMS = {"loss_ce", "loss_giou", "loss_bbox"}
-
-
-class Fixed(nn.Module):
-    """A matcher with a given answer."""
-
-    def __init__(self, *triples):
-        super().__init__()
-        columns = torch.tensor(triples, dtype=torch.int64).reshape(-1, 3).T
-        self.matches = Matches(*columns)
-
-    def forward(self, predictions, targets):
-        return self.matches
 
 
 def predictions(boxes, classes=2, dtype=torch.float32):

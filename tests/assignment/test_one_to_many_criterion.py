@@ -7,25 +7,14 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
+from helpers.matchers import Fixed
 from torch import nn
 
-from onenet import Criterion, Matches, Predictions, Targets
+from onenet import Criterion, Predictions, Targets
 from onenet.assignment.criterion import OneToManyCriterion
 from onenet.errors import NonFiniteError
 
 close = torch.testing.assert_close
-
-
-class Fixed(nn.Module):
-    """A matcher with a given answer."""
-
-    def __init__(self, *triples):
-        super().__init__()
-        columns = torch.tensor(triples, dtype=torch.int64).reshape(-1, 3).T
-        self.matches = Matches(*columns)
-
-    def forward(self, predictions, targets):
-        return self.matches
 
 
 class Failing(nn.Module):

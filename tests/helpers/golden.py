@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.project import ROOT
-from onenet import HungarianMatcher, MinCostMatcher, Predictions, Targets
+from onenet import Criterion, HungarianMatcher, MinCostMatcher, Predictions, Targets
 from onenet.assignment.costs import PredefinedAnchor, PredefinedPoint, PredictedLocation
 from onenet.heads.base import Head
 from onenet.heads.deconv import DeconvHead
@@ -96,6 +97,36 @@ def location_cost(name: str, location: str) -> nn.Module:
     if name == "retinanet":
         return PredefinedAnchor()
     return PredefinedPoint(level_sizes=LEVEL_SIZES if name == "fcos" else None)
+
+
+def check(
+    predictions: Predictions,
+    targets: list[Targets],
+    criterion: Criterion,
+    arrays: dict[str, Tensor],
+    close: Callable[[Tensor, Tensor], None],
+) -> None:
+    """Compare cost, matches, losses and gradients with those of a ``loss_*`` file.
+
+    Args:
+        close: asserts that a tensor is nearly the other one.
+    """
+    predictions.logits.requires_grad_()
+    predictions.boxes.requires_grad_()
+    match = criterion.matcher
+    close(match.cost(predictions, 0, targets[0]), arrays["cost0"])
+    matches = match(predictions, targets)
+    for i in range(len(targets)):
+        here = matches.image == i
+        pairs = zip(matches.target[here].tolist(), matches.sample[here].tolist(), strict=True)
+        given = (arrays[f"match_{what}{i}"].tolist() for what in ("target", "sample"))
+        assert dict(pairs) == dict(zip(*given, strict=True))
+    losses = criterion(predictions, targets)
+    for term, loss in losses.items():
+        close(loss, criterion.weights[term] * arrays[term])
+    sum(losses.values()).backward()
+    close(predictions.logits.grad, rows(arrays["grad_logits"]))
+    close(predictions.boxes.grad, rows(arrays["grad_boxes"]))
 
 
 def as_set(boxes: Tensor, labels: Tensor) -> set[tuple[float, ...]]:

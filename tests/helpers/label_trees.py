@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 
 from helpers.project import load_script
@@ -52,6 +53,16 @@ def convert(format: str, folder: Path, *words: object) -> dict[str, Any]:
     tool = load_script("tools/convert_to_coco.py")
     tool.main([str(word) for word in (*line, "--output", output, *words)])
     return json.loads(output.read_text(encoding="utf-8"))
+
+
+def refusal(capsys: pytest.CaptureFixture[str], format: str, *words: Any) -> str:
+    """The error that a conversion ends with, after its notes."""
+    with pytest.raises(SystemExit) as stop:
+        convert(format, *words)
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("error: ")
+    return lines[-1]
 
 
 def objects(content: dict[str, Any]) -> dict[str, list[tuple[str, list[float]]]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from helpers.label_trees import convert, objects, voc_file, voc_object, write_tree
+from helpers.label_trees import convert, objects, refusal, voc_file, voc_object, write_tree
 
 DOG = voc_object("dog", 1, 1, 40, 30)
 WHOLE = [0, 0, 40, 30]
@@ -17,15 +17,6 @@ def tree(folder, label=None, **more):
     return write_tree(folder, {"images/a.png": (40, 30), "labels/a.xml": label, **more})
 
 
-def fails(capsys, *words):
-    with pytest.raises(SystemExit) as stop:
-        convert("voc", *words)
-    assert stop.value.code == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[-1].startswith("error: ")
-    return lines[-1]
-
-
 @pytest.mark.parametrize("name", [" cat ", "\n  cat\n", "\tcat"])
 def test_white_space_around_a_name_is_no_part_of_it(tmp_path, name):
     label = voc_file(voc_object(name, 1, 1, 40, 30), voc_object("cat", 1, 1, 40, 30))
@@ -34,7 +25,7 @@ def test_white_space_around_a_name_is_no_part_of_it(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["", " ", "\n"])
 def test_an_empty_name(tmp_path, capsys, name):
-    error = fails(capsys, tree(tmp_path, voc_file(DOG, voc_object(name, 1, 1, 2, 2))))
+    error = refusal(capsys, "voc", tree(tmp_path, voc_file(DOG, voc_object(name, 1, 1, 2, 2))))
     assert "a.xml: object 2 has no <name>" in error
 
 
@@ -45,7 +36,7 @@ def test_names_that_differ_only_in_case(tmp_path, capsys):
 
 
 def test_a_name_on_two_lines(tmp_path, capsys):
-    error = fails(capsys, tree(tmp_path, voc_file(voc_object("a\nb", 1, 1, 2, 2))))
+    error = refusal(capsys, "voc", tree(tmp_path, voc_file(voc_object("a\nb", 1, 1, 2, 2))))
     assert r"a.xml: <name> of object 1 is 'a\nb'" in error
 
 
@@ -71,7 +62,7 @@ def test_encodings(tmp_path, encoding):
     ],
 )
 def test_encodings_refused(tmp_path, capsys, head, told):
-    error = fails(capsys, tree(tmp_path, head + voc_file(DOG).encode()))
+    error = refusal(capsys, "voc", tree(tmp_path, head + voc_file(DOG).encode()))
     assert "labels/a.xml" in error and re.search(told, error)
 
 
@@ -110,7 +101,9 @@ def test_a_size_that_is_not_the_images(tmp_path, capsys, size, warned):
 
 @pytest.mark.parametrize("value", ["nan", "1e999", "1e300", "", "x", "1,5", "1_0"])
 def test_coordinates_refused(tmp_path, capsys, value):
-    error = fails(capsys, tree(tmp_path, voc_file(DOG, voc_object("dog", 1, 1, value, 30))))
+    error = refusal(
+        capsys, "voc", tree(tmp_path, voc_file(DOG, voc_object("dog", 1, 1, value, 30)))
+    )
     assert f"a.xml: <bndbox><xmax> of object 2 must be pixels, got {value!r}" in error
 
 
@@ -130,7 +123,7 @@ def test_lists_of_images_and_classes_have_marks_and_white_space(tmp_path):
 
 def test_a_list_with_suffixes(tmp_path, capsys):
     folder = tree(tmp_path, **{"list.txt": "a.png\n"})
-    error = fails(capsys, folder, "--list", folder / "list.txt")
+    error = refusal(capsys, "voc", folder, "--list", folder / "list.txt")
     assert "list.txt names images that are not in" in error and "names without suffix" in error
 
 
@@ -139,4 +132,4 @@ def test_an_image_that_no_list_names_needs_no_file(tmp_path, capsys):
     assert objects(convert("voc", folder, "--list", folder / "list.txt")) == {
         "a.png": [("dog", WHOLE)]
     }
-    assert "for b.png of" in fails(capsys, folder)
+    assert "for b.png of" in refusal(capsys, "voc", folder)

@@ -6,7 +6,7 @@ import codecs
 import re
 
 import pytest
-from helpers.label_trees import convert, objects, write_tree
+from helpers.label_trees import convert, objects, refusal, write_tree
 
 BOX = "1 0.5 0.5 1 1\n"
 
@@ -15,15 +15,6 @@ def tree(folder, label=BOX, names="names: [cat, dog]\n", **more):
     """A data set of one image of 40 x 30 px."""
     files = {"data.yaml": names, "images/a.png": (40, 30), "labels/a.txt": label}
     return write_tree(folder, {**files, **more})
-
-
-def fails(capsys, *words):
-    with pytest.raises(SystemExit) as stop:
-        convert("yolo", *words)
-    assert stop.value.code == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[-1].startswith("error: ")
-    return lines[-1]
 
 
 def classes(content):
@@ -79,7 +70,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("names", "told"), REFUSED.values(), ids=REFUSED)
 def test_names_refused(tmp_path, capsys, names, told):
-    error = fails(capsys, tree(tmp_path, names=names))
+    error = refusal(capsys, "yolo", tree(tmp_path, names=names))
     assert "data.yaml" in error and re.search(told, error)
 
 
@@ -92,7 +83,7 @@ def test_yaml_by_any_ending(tmp_path, name):
 @pytest.mark.parametrize("content", ["names: [cat, dog]", "nc: 2\nnames:\n- cat", '{"a": 1}'])
 def test_a_list_of_classes_that_is_none(tmp_path, capsys, content):
     folder = tree(tmp_path, **{"classes.txt": content})
-    error = fails(capsys, folder, "--classes", folder / "classes.txt")
+    error = refusal(capsys, "yolo", folder, "--classes", folder / "classes.txt")
     assert "classes.txt" in error and "one class a line" in error
 
 
@@ -138,11 +129,13 @@ def test_key_points_are_left_out(tmp_path, capsys):
     found = objects(convert("yolo", tree(tmp_path, label=line + BOX, names=names)))
     assert found == {"a.png": [("dog", [0, 0, 40, 30])] * 2}
     tree(tmp_path, label=line[:-3] + "\n", names=names)
-    assert "a.txt:1: " in (error := fails(capsys, tmp_path)) and "5 or 11 numbers" in error
+    assert (
+        "a.txt:1: " in (error := refusal(capsys, "yolo", tmp_path)) and "5 or 11 numbers" in error
+    )
     tree(tmp_path, label=line, names="names: [cat, dog]")
-    assert "a.txt:1: " in (error := fails(capsys, tmp_path)) and "kpt_shape" in error
+    assert "a.txt:1: " in (error := refusal(capsys, "yolo", tmp_path)) and "kpt_shape" in error
     tree(tmp_path, label=line, names="names: [cat, dog]\nkpt_shape: [2]")
-    assert "'kpt_shape' must be" in fails(capsys, tmp_path)
+    assert "'kpt_shape' must be" in refusal(capsys, "yolo", tmp_path)
 
 
 LINES = {
@@ -170,7 +163,7 @@ LINES = {
 
 @pytest.mark.parametrize(("line", "told"), LINES.values(), ids=LINES)
 def test_lines_refused(tmp_path, capsys, line, told):
-    error = fails(capsys, tree(tmp_path, label=f"{BOX}\n{line}\n"))
+    error = refusal(capsys, "yolo", tree(tmp_path, label=f"{BOX}\n{line}\n"))
     assert "labels/a.txt:3: " in error and re.search(told, error) and len(error) < 1000
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +25,11 @@ QUICK = {
 LAST = "model_0000001.pth"
 
 
-@pytest.fixture(scope="module", params=["lightning", "detectron2"])
-def run(request) -> Callable[..., Any]:
-    """Trains with an engine in this process."""
-    if request.param == "lightning":
-        return train
-    pytest.importorskip("detectron2")
-    from helpers.detectron2_runs import train_d2
-
-    return train_d2
-
-
 @pytest.fixture(scope="module")
-def finished(run, shapes, tmp_path_factory) -> Path:
+def finished(engine, shapes, tmp_path_factory) -> Path:
     """The config of a run of two iterations, saved after each, in the folder ``run`` beside it."""
     config = write_config(tmp_path_factory.mktemp("finished"), shapes, **QUICK)
-    run(config)
+    engine(config)
     return config
 
 
@@ -51,9 +39,9 @@ def copied(finished, tmp_path) -> Path:
     return shutil.copytree(finished.parent / "run", tmp_path / "run")
 
 
-def refused(run, capsys, *words: Any) -> str:
+def refused(engine, capsys, *words: Any) -> str:
     with pytest.raises(SystemExit) as stop:
-        run(*words)
+        engine(*words)
     assert stop.value.code == 2
     (line,) = (s for s in capsys.readouterr().err.splitlines() if s.startswith("error: "))
     return line
@@ -75,10 +63,10 @@ def optimizer(content: dict[str, Any]) -> dict[str, Any]:
 # A run that is resumed
 
 
-def test_changed_settings_are_applied_and_logged(run, finished, copied):
+def test_changed_settings_are_applied_and_logged(engine, finished, copied):
     words = ("SOLVER.BASE_LR", 1e-30, "SOLVER.WEIGHT_DECAY", 0.5, "SOLVER.MOMENTUM", 0.5)
     more = ("SOLVER.MAX_ITER", 4, "SOLVER.GAMMA", 0.2, "SOLVER.STEPS", "(3,)")
-    run(finished, "--resume", "OUTPUT_DIR", copied, *words, *more)
+    engine(finished, "--resume", "OUTPUT_DIR", copied, *words, *more)
     log = (copied / "log.txt").read_text()
     for change in (
         "SOLVER.BASE_LR 0.001 -> 1e-30",
@@ -114,16 +102,16 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("key", REFUSED)
-def test_what_may_not_change_is_refused_by_its_key(run, finished, copied, capsys, key):
+def test_what_may_not_change_is_refused_by_its_key(engine, finished, copied, capsys, key):
     value, told = REFUSED[key]
     before = files(copied)
     words = (finished, "--resume", "OUTPUT_DIR", copied, key, value, "SOLVER.BASE_LR", 0.5)
-    if key == "SOLVER.IMS_PER_BATCH" and run is not train:
-        run(*words)  # Detectron2 draws the images anew in any case
+    if key == "SOLVER.IMS_PER_BATCH" and engine is not train:
+        engine(*words)  # Detectron2 draws new images after a resume
         log = (copied / "log.txt").read_text()
         assert "Changed from iteration 3 on: SOLVER.IMS_PER_BATCH 4 -> 2" in log
         return
-    error = refused(run, capsys, *words)
+    error = refused(engine, capsys, *words)
     assert f"{copied / 'model_'}" in error and f"this config: {key} is {told}. Resume" in error
     assert f"start a new run in another OUTPUT_DIR with MODEL.WEIGHTS {copied}" in error
     assert {k: v for k, v in files(copied).items() if "tfevents" not in k} == {
@@ -141,31 +129,31 @@ def lose(content: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("change", [rename, lose])
-def test_other_data_is_refused(run, finished, copied, shapes, tmp_path, capsys, change):
-    if change is lose and run is not train:
-        pytest.skip("Detectron2 draws the images anew in any case")
+def test_other_data_is_refused(engine, finished, copied, shapes, tmp_path, capsys, change):
+    if change is lose and engine is not train:
+        pytest.skip("Detectron2 draws new images after a resume")
     data = edit_json(shapes, tmp_path / "data", "train", change)
     sets = ("DATASETS.TRAIN", f"('{data}/annotations/instances_train.json:{data}/train',)")
-    error = refused(run, capsys, finished, "--resume", "OUTPUT_DIR", copied, *sets)
+    error = refused(engine, capsys, finished, "--resume", "OUTPUT_DIR", copied, *sets)
     told = "classes: disc, ring" if change is rename else "images: 11; its run had 12"
     assert f"DATASETS.TRAIN has other {told}" in error
 
 
-def test_the_same_data_in_another_place_is_taken(run, finished, copied, shapes, tmp_path):
+def test_the_same_data_in_another_place_is_taken(engine, finished, copied, shapes, tmp_path):
     data = shutil.copytree(shapes, tmp_path / "data")
     sets = ("DATASETS.TRAIN", f"('{data}/annotations/instances_train.json:{data}/train',)")
-    run(finished, "--resume", "OUTPUT_DIR", copied, *sets, "SOLVER.MAX_ITER", 3)
+    engine(finished, "--resume", "OUTPUT_DIR", copied, *sets, "SOLVER.MAX_ITER", 3)
     assert "Changed from iteration 3 on: DATASETS.TRAIN [" in (copied / "log.txt").read_text()
     assert load(copied / "model_0000002.pth")["iteration"] == 2
 
 
-def test_a_run_of_an_earlier_version_is_resumed_and_gets_an_id(run, finished, copied):
+def test_a_run_of_an_earlier_version_is_resumed_and_gets_an_id(engine, finished, copied):
     for path in copied.glob("*.pth"):
         content = {k: v for k, v in load(path).items() if k not in ("run", "config", "images")}
         save_checkpoint(path, content)
     (copied / "run.json").unlink()
     words = ("SOLVER.MAX_ITER", 3, "SOLVER.BASE_LR", 1e-4)
-    run(finished, "--resume", "OUTPUT_DIR", copied, *words)
+    engine(finished, "--resume", "OUTPUT_DIR", copied, *words)
     log = (copied / "log.txt").read_text()
     assert "is of a version without run ids: taking all checkpoints in" in log
     assert f"does not hold the config of its run: comparing with {copied}/config.yaml" in log
@@ -174,49 +162,49 @@ def test_a_run_of_an_earlier_version_is_resumed_and_gets_an_id(run, finished, co
     assert load(copied / "model_0000002.pth")["run"] == run_id
     # As weights, too.
     weights = ("MODEL.WEIGHTS", copied / LAST)
-    run(finished, *weights, "OUTPUT_DIR", copied.parent / "other", "SOLVER.MAX_ITER", 1)
+    engine(finished, *weights, "OUTPUT_DIR", copied.parent / "other", "SOLVER.MAX_ITER", 1)
 
 
 # A folder that holds a run
 
 
-def test_starting_again_is_refused_and_changes_nothing(run, finished, copied, capsys):
+def test_starting_again_is_refused_and_changes_nothing(engine, finished, copied, capsys):
     before, log = files(copied), (copied / "log.txt").read_bytes()
-    error = refused(run, capsys, finished, "OUTPUT_DIR", copied)
+    error = refused(engine, capsys, finished, "OUTPUT_DIR", copied)
     run_id = json.loads((copied / "run.json").read_text())["id"]
     assert error.startswith(f"error: OUTPUT_DIR {copied} holds run {run_id} already")
     assert all(way in error for way in ("--resume", "another OUTPUT_DIR", "--overwrite"))
     assert files(copied) == before and (copied / "log.txt").read_bytes() == log
 
 
-def test_overwriting_starts_over(run, finished, copied):
+def test_overwriting_starts_over(engine, finished, copied):
     first = load(copied / LAST)
-    run(finished, "--overwrite", "OUTPUT_DIR", copied, "SOLVER.MAX_ITER", 1)
+    engine(finished, "--overwrite", "OUTPUT_DIR", copied, "SOLVER.MAX_ITER", 1)
     second = load(copied / "model_0000000.pth")
     assert second["run"] != first["run"] and not (copied / LAST).exists()
     assert json.loads((copied / "run.json").read_text())["id"] == second["run"]
-    assert [line["iteration"] for line in metrics(copied)] == [1 if run is train else 0]
+    assert [line["iteration"] for line in metrics(copied)] == [1 if engine is train else 0]
     assert torch.equal(
         second["model"]["head.feat1.weight"],
         load(finished.parent / "run" / "model_0000000.pth")["model"]["head.feat1.weight"],
     )
 
 
-def test_a_folder_in_which_a_run_works_is_refused(run, finished, copied, capsys, monkeypatch):
+def test_a_folder_in_which_a_run_works_is_refused(engine, finished, copied, capsys, monkeypatch):
     before = files(copied)
     monkeypatch.setattr("onenet.training.run_folder._lock", lambda file: False)
     test = ("DATASETS.TEST", f"{tuple(load_cfg(finished).DATASETS.TRAIN)}")
     for flag in ("--resume", "--overwrite", "--eval-only"):
-        error = refused(run, capsys, finished, flag, "OUTPUT_DIR", copied, *test)
+        error = refused(engine, capsys, finished, flag, "OUTPUT_DIR", copied, *test)
         assert f"OUTPUT_DIR {copied}: another run is working there" in error
     assert files(copied) == before
 
 
-def test_evaluating_writes_its_config_beside_its_results(run, finished, copied):
+def test_evaluating_writes_its_config_beside_its_results(engine, finished, copied):
     before = files(copied)
     test = tuple(load_cfg(finished).DATASETS.TRAIN)
     words = ("MODEL.WEIGHTS", copied / "model_final.pth", "TEST.DETECTIONS_PER_IMAGE", 7)
-    run(finished, "--eval-only", "OUTPUT_DIR", copied, "DATASETS.TEST", f"{test}", *words)
+    engine(finished, "--eval-only", "OUTPUT_DIR", copied, "DATASETS.TEST", f"{test}", *words)
     after = files(copied)
     assert {name: after[name] for name in before} == before
     assert set(after) - set(before) >= {
@@ -225,7 +213,7 @@ def test_evaluating_writes_its_config_beside_its_results(run, finished, copied):
     }
     assert "DETECTIONS_PER_IMAGE: 7" in (copied / "inference" / "config.yaml").read_text()
     # Training that goes on replaces these results.
-    run(finished, "--resume", "OUTPUT_DIR", copied, "SOLVER.MAX_ITER", 3)
+    engine(finished, "--resume", "OUTPUT_DIR", copied, "SOLVER.MAX_ITER", 3)
     assert not (copied / "inference" / "config.yaml").exists()
 
 
@@ -233,14 +221,14 @@ def test_evaluating_writes_its_config_beside_its_results(run, finished, copied):
 
 
 @pytest.mark.parametrize("flag", ["--resume", None])
-def test_killed_before_the_first_checkpoint(run, finished, tmp_path, flag):
+def test_killed_before_the_first_checkpoint(engine, finished, tmp_path, flag):
     """``--resume`` and the same command again do the same, but for the run's id."""
     folder = RunFolder(tmp_path / "run")
     with folder.held():
         folder.check(resume=False, overwrite=False)
         folder.begin("")
     flags = [flag] if flag else []
-    run(finished, *flags, "OUTPUT_DIR", tmp_path / "run", "SOLVER.MAX_ITER", 1)
+    engine(finished, *flags, "OUTPUT_DIR", tmp_path / "run", "SOLVER.MAX_ITER", 1)
     first = "model_0000000.pth"
     assert (load(tmp_path / "run" / first)["run"] == folder.run) == (flag is not None)
     folders = (tmp_path / "run", finished.parent / "run")
@@ -249,10 +237,10 @@ def test_killed_before_the_first_checkpoint(run, finished, tmp_path, flag):
 
 
 def test_a_run_that_overwrites_another_and_is_killed_does_not_go_on_from_that(
-    run, finished, copied, capsys
+    engine, finished, copied, capsys
 ):
     (copied / "run.json").write_text('{"id": "second"}')
-    error = refused(run, capsys, finished, "--resume", "OUTPUT_DIR", copied)
+    error = refused(engine, capsys, finished, "--resume", "OUTPUT_DIR", copied)
     assert "is a checkpoint of run" in error and "holds run second" in error
     assert error.endswith("start over with --overwrite")
 
@@ -268,7 +256,9 @@ def test_a_run_that_overwrites_another_and_is_killed_does_not_go_on_from_that(
         (["circle", *"abcde"], "1 of them of the same name: the class layer takes over circle by"),
     ],
 )
-def test_fine_tuning_goes_by_the_names_of_the_classes(run, finished, shapes, tmp_path, names, told):
+def test_fine_tuning_goes_by_the_names_of_the_classes(
+    engine, finished, shapes, tmp_path, names, told
+):
     weights = tmp_path / "model.pth"
     content = load(finished.parent / "run" / "model_final.pth")
     layer = content["model"]["head.cls_score.weight"]
@@ -277,7 +267,7 @@ def test_fine_tuning_goes_by_the_names_of_the_classes(run, finished, shapes, tmp
     config = write_config(
         tmp_path, shapes, MODEL__WEIGHTS=str(weights), **QUICK, SOLVER__BASE_LR=1e-30
     )
-    run(config, "SOLVER.MAX_ITER", 1)
+    engine(config, "SOLVER.MAX_ITER", 1)
     log = (tmp_path / "run" / "log.txt").read_text()
     assert told in log
     new = load(tmp_path / "run" / "model_0000000.pth")["model"]["head.cls_score.weight"]
