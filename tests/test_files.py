@@ -69,7 +69,7 @@ def test_names_that_differ_in_case_are_two_files_where_the_disk_says_so(tmp_path
 
 @pytest.fixture
 def folds_case(monkeypatch):
-    """A disk that finds files whatever the case of their names, as on macOS and Windows."""
+    """A disk that ignores case in file names, as on macOS and Windows."""
     exact = os.stat
 
     def find(path, *args, **options):

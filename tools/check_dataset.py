@@ -164,7 +164,7 @@ def check_images(
         findings.append(Finding(Verdict.DOUBTFUL, CLIPPED, len(clipped), tuple(clipped[:EXAMPLES])))
     if located.respelled:
         pairs = [f"{name!r} is {file!r}" for name, file in located.respelled.items()]
-        kind = "file names that are spelled otherwise on the disk"
+        kind = "file names that are spelled differently on the disk"
         findings.append(Finding(Verdict.TAKEN, kind, len(pairs), tuple(pairs[:EXAMPLES])))
     return findings
 

@@ -58,7 +58,7 @@ def test_a_permutation_is_mapped_by_name(tmp_path, caplog, make, tuning):
     assert "(cat, dog, cow; here dog, cow, cat): the class layer is mapped by name" in caplog.text
 
 
-def test_to_fine_tune_new_names_start_the_class_layer_anew(tmp_path, caplog):
+def test_to_fine_tune_new_names_reset_the_class_layer(tmp_path, caplog):
     with caplog.at_level("INFO"):
         _, model, before, _ = loaded(tmp_path, Small, CATS, ["a", "b", "c"], new_classes=True)
     assert same(model, before)
@@ -98,7 +98,7 @@ def test_the_same_names_are_no_news(tmp_path, caplog):
     assert same(model, class_layer(source)) and len(caplog.messages) == 1  # "Loaded 10 arrays"
 
 
-def test_a_layer_that_cannot_be_mapped_starts_anew(tmp_path, caplog):
+def test_a_layer_that_cannot_be_mapped_is_reset(tmp_path, caplog):
     """Of a detector with a background class."""
 
     def make() -> Small:

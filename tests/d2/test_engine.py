@@ -142,7 +142,7 @@ def test_a_checkpoint_whose_classes_have_another_order_is_mapped_by_name(shapes,
     assert counts[0].max() > 100 and abs(counts[0] - counts[1]).max() < 5  # roundings
 
 
-def test_fine_tuning_for_other_names_starts_the_class_layer_anew(shapes, tmp_path):
+def test_fine_tuning_for_other_names_resets_the_class_layer(shapes, tmp_path):
     _, weights = trained(
         tmp_path / "before", shapes, {"class_names": ["a", "b", "c", "d", "e", "f"]}
     )

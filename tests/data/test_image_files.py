@@ -155,7 +155,7 @@ def test_a_name_of_very_many_folders(tmp_path):
 
 @pytest.fixture
 def respelled(tmp_path) -> str:
-    """A data set of two images, one of which the disk spells otherwise."""
+    """A data set of two images; the disk spells the name of one differently."""
     source = folder(tmp_path)
     for name in ("a b.png", "c.png"):
         Image.fromarray(picture(30, 40)).save(source.image_root / name)
@@ -173,7 +173,7 @@ def respelled(tmp_path) -> str:
     return f"{source.json_file}:{source.image_root}"
 
 
-TOLD = "1 file names are spelled otherwise on the disk: 'A%20b.png' is 'a b.png'"
+TOLD = "1 file names are spelled differently on the disk: 'A%20b.png' is 'a b.png'"
 
 
 def test_the_embedded_engine_reads_them(respelled, caplog):

@@ -33,7 +33,7 @@ def exact() -> Iterator[None]:
 
 @contextmanager
 def never_waiting() -> Iterator[None]:
-    """An error for whatever makes the host wait for the card."""
+    """An error for anything that makes the host wait for the card."""
     if not ON_CARD:
         yield
         return

@@ -37,7 +37,7 @@ class Detector:
         head: module of the model; the stage "head" ends after it, and post-processing follows.
         exchange: turns the head's output into one with this many candidates per image.
         amp: whether the detector runs under autocast to bfloat16.
-        graphs: whether backbone and head are CUDA graphs, of which one reads what the other wrote.
+        graphs: backbone and head are two CUDA graphs; the second reads what the first wrote.
     """
 
     model: nn.Module

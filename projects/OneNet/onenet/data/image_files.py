@@ -30,7 +30,7 @@ class FoundFiles:
     Attributes:
         files: for each name of the JSON its file, relative to the image folder; the name itself if
             there is none.
-        respelled: the names that the disk spells otherwise, each with its file.
+        respelled: the names that the disk spells differently, each with its file.
         missing: the names without a file.
         outside: the files behind links that lead out of the image folder and out of the folders in
             ``$ONENET_IMAGE_LINKS``.
@@ -76,10 +76,11 @@ def find_files(source: DatasetSource, names: Iterable[str]) -> FoundFiles:
 
 
 def describe_respelled(found: FoundFiles) -> str:
-    """One line about the names that the disk spells otherwise; there must be one."""
+    """One line about the names that the disk spells differently; there must be one."""
     name, file = next(iter(found.respelled.items()))
     return (
-        f"{len(found.respelled)} file names are spelled otherwise on the disk: {name!r} is {file!r}"
+        f"{len(found.respelled)} file names are spelled differently on the disk: {name!r} is "
+        f"{file!r}"
     )
 
 

@@ -95,7 +95,7 @@ def initialise(
         prior_prob: class probability to start from.
         init: "xavier", as above; "calm": the class layer's weights are normal with standard
             deviation 0.01, as in RetinaNet (arXiv 1708.02002, 4.1), DeFCN and DATE. Every sample
-            then starts near ``prior_prob``, whatever the features are.
+            then starts near ``prior_prob`` on any features.
     """
     if init not in INITS:
         raise ValueError(f"init must be one of {', '.join(INITS)}, got {init!r}")
