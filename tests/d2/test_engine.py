@@ -1,4 +1,4 @@
-"""Training, evaluation and prediction through Detectron2, from the command line's words."""
+"""Training and evaluation through Detectron2, from the command line's words."""
 
 from __future__ import annotations
 
@@ -14,19 +14,17 @@ import numpy as np
 import torch
 import torchvision
 from detectron2.data import DatasetCatalog, build_detection_test_loader
-from helpers.detectron2_runs import assert_same_detections, d2_process, name_of, train_d2, trained
-from helpers.runs import edit_json, load, metrics, train, write_config
+from helpers.detectron2_runs import d2_process, name_of, train_d2, trained
+from helpers.runs import CLASSES, edit_json, load, metrics, train, write_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from onenet.d2 import Trainer, main
 from onenet.d2 import predictor as d2_predictor
 from onenet.d2.config import load_cfg
 from onenet.d2.datasets import register_datasets
-from onenet.errors import DatasetError
 from onenet.lightning import predictor as embedded_predictor
 from onenet.lightning.config import load_cfg as load_embedded
 
-CLASSES = ["circle", "ring", "square", "triangle", "star", "cross"]
 LOSSES = {"loss_ce", "loss_giou", "loss_bbox", "total_loss"}
 
 
@@ -236,38 +234,6 @@ def test_gradients_are_clipped_before_the_step(shapes, tmp_path):
     parts = zip(trainer.model.parameters(), before, strict=True)
     moved = sum((p.detach() - b).square().sum() for p, b in parts).sqrt()
     assert moved.item() == pytest.approx(0.01, rel=1e-2)
-
-
-@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
-def test_the_predictor_equals_the_embedded_engines(shapes, tmp_path, image_format):
-    config, _ = trained(tmp_path, shapes, INPUT__FORMAT=image_format)
-    image = np.random.default_rng(0).integers(0, 256, (80, 200, 3), dtype=np.uint8)
-    found = [m.build_predictor(str(config)) for m in (embedded_predictor, d2_predictor)]
-    assert_same_detections(*(predict(image) for predict in found))
-    assert found[0].class_names == found[1].class_names == CLASSES
-    missing = ["DATASETS.TEST", "('no.json:no',)"]
-    assert d2_predictor.build_predictor(str(config), missing).class_names[:1] == ["class 0"]
-
-
-@pytest.mark.parametrize("short", ["0", "64"])
-def test_other_arrays_than_images_are_refused(shapes, tmp_path, short):
-    config, _ = trained(tmp_path, shapes)
-    predictor = d2_predictor.build_predictor(str(config), ["INPUT.MIN_SIZE_TEST", short])
-    image = np.zeros((40, 64, 3), np.uint8)
-    for wrong in (None, image[..., 0], image / 255, image.astype(np.uint16), image[:0]):
-        with pytest.raises(DatasetError, match=r"Expected a NumPy array \(H, W, 3\) uint8 RGB"):
-            predictor(wrong)
-
-
-def test_several_images_give_what_each_gives_alone(shapes, tmp_path):
-    config, _ = trained(tmp_path, shapes)
-    predictor = d2_predictor.build_predictor(str(config), ["TEST.IMS_PER_BATCH", "2"])
-    rng = np.random.default_rng(0)
-    sizes = [(80, 200), (64, 64), (81, 200), (70, 190)]
-    images = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
-    together = predictor.predict_batch(images)
-    for image, found in zip(images, together, strict=True):
-        assert_same_detections(found, predictor(image))
 
 
 def test_test_images_come_in_batches_of_one_shape(shapes, tmp_path):

@@ -31,6 +31,8 @@ from onenet.lightning.main import run
 from onenet.training.replay import replay as replay_dump
 
 TRAIN_NET = ROOT / "projects" / "OneNet" / "train_net.py"
+# Of tools/make_shapes_dataset.py, by label.
+CLASSES = ["circle", "ring", "square", "triangle", "star", "cross"]
 LOGGERS = (
     "onenet",
     "lightning",

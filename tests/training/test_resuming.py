@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.runs import edit_json, load, metrics, train, write_config
+from helpers.runs import CLASSES, edit_json, load, metrics, train, write_config
 
 from onenet.checkpoints.files import save_checkpoint
 from onenet.lightning.config import load_cfg
 from onenet.training.run_folder import RunFolder
 
-CLASSES = ["circle", "ring", "square", "triangle", "star", "cross"]
 QUICK = {
     "SOLVER__MAX_ITER": 2,
     "SOLVER__CHECKPOINT_PERIOD": 1,
