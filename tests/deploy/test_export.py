@@ -14,6 +14,7 @@ import torch
 from helpers.onnx_example import examples_in_the_docs
 from helpers.project import ROOT, load_script
 from helpers.runs import trained, unchanged_process
+from torch._dynamo.exc import UserError, UserErrorType
 
 from onenet.checkpoints.weights import AVERAGED
 from onenet.deploy.export import Deployed, check_nodes, largest_differences
@@ -204,6 +205,18 @@ def test_what_is_not_exported(shapes, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     message = refused(capsys, config, file)
     assert "ONNX needs onnxscript: pip install 'onenet[export]'" in message
+    assert not list(tmp_path.glob("*model.onnx"))
+
+
+def test_a_torch_that_cannot_trace_the_model_is_named(shapes, tmp_path, capsys, monkeypatch):
+    def export(*args, **kwargs):
+        raise UserError(UserErrorType.CONSTRAINT_VIOLATION, "the batch is specialised\nmore")
+
+    config, _ = trained(tmp_path, shapes)
+    monkeypatch.setattr(torch.export, "export", export)
+    message = refused(capsys, config, tmp_path / "model.onnx")
+    assert f"torch {torch.__version__} cannot trace the model (the batch is specialised)" in message
+    assert "export with torch 2.11 or later" in message
     assert not list(tmp_path.glob("*model.onnx"))
 
 

@@ -87,10 +87,10 @@ class FPN(nn.Module):
         maps = []
         above: Tensor | None = None
         for name, level in zip(reversed(self.in_features), reversed(self.levels), strict=True):
-            lateral = self.get_submodule(f"fpn_lateral{level}")(bottom_up[name])
+            lateral = getattr(self, f"fpn_lateral{level}")(bottom_up[name])
             if above is not None:
                 lateral = lateral + F.interpolate(above, scale_factor=2.0, mode="nearest")
-            maps.insert(0, self.get_submodule(f"fpn_output{level}")(lateral))
+            maps.insert(0, getattr(self, f"fpn_output{level}")(lateral))
             above = lateral
         if self.top_block is None:
             maps.append(maps[-1][..., ::2, ::2])

@@ -147,7 +147,7 @@ class ResNet(nn.Module):
                 self.shapes[name] = Shape(last.out_channels, 4 * 2**i)
         for name in ("stem", *STAGES)[:freeze_at]:
             if name in self._modules:
-                freeze(self.get_submodule(name))
+                freeze(getattr(self, name))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Feature maps by name from images (B, 3, H, W)."""
@@ -156,7 +156,7 @@ class ResNet(nn.Module):
         for name in STAGES:
             if name not in self._modules:
                 break
-            x = self.get_submodule(name)(x)
+            x = getattr(self, name)(x)
             if name in self.out_features:
                 features[name] = x
         return features

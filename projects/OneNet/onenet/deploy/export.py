@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 from torch.export import Dim, ExportedProgram
 
 from onenet.detector import OneNet
@@ -206,10 +207,17 @@ def _trace(deployed: Deployed, batch: Dim, dims_of_sizes: dict[int, Dim]) -> Exp
     # torch 2.4 multiplies the limits, too.
     rows, columns = Dim("rows", max=_MOST_CELLS), Dim("columns", max=_MOST_CELLS)
     dims = {0: batch, 2: stride * rows, 3: stride * columns}
-    with torch.no_grad():
-        return torch.export.export(
-            deployed, example, dynamic_shapes={IMAGES: dims, SIZES: dims_of_sizes}
-        )
+    try:
+        with torch.no_grad():
+            return torch.export.export(
+                deployed, example, dynamic_shapes={IMAGES: dims, SIZES: dims_of_sizes}
+            )
+    except TorchDynamoException as error:
+        line = next(filter(None, str(error).splitlines()), type(error).__name__)
+        raise ExportError(
+            f"torch {torch.__version__} cannot trace the model ({line:.200}): export with torch "
+            "2.11 or later, which loads the same checkpoint"
+        ) from error
 
 
 def _name_dimensions(value: onnx.ValueInfoProto, *names: str | int) -> None:

@@ -246,7 +246,7 @@ class DeconvHead(Head):
         """The outputs of the first stages, from the neck's map; (B, C, H, W) each."""
         maps = [self.activation(self.feat1(x))]
         for number in range(2, stages + 1):
-            conv = self.get_submodule(f"feat{number}")
+            conv = getattr(self, f"feat{number}")
             maps.append(self.activation(conv(x, maps[-1])))
         return maps
 

@@ -71,7 +71,7 @@ class RetinaNetHead(TowerHead):
         logits, boxes, samples = [], [], []
         for level, ((x, box_x), stride) in enumerate(zip(towers, self.strides, strict=True)):
             class_map, box_map = class_layer(x), box_layer(box_x)
-            cell = self.get_buffer(f"cell{level}")
+            cell = getattr(self, f"cell{level}")
             anchors = anchor_grid(cell, *x.shape[-2:], stride, self.anchor_offset)
             logits.append(self.logits(class_map))
             boxes.append(decode_deltas(anchors, per_sample(box_map, 4).float()))
