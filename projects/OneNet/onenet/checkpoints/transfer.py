@@ -1,6 +1,6 @@
 """Getting one file from a server: resumed where the connection is cut, checked, written whole.
 
-A download grows under a name of its own, which depends on the server's version of the file, and gets
+A download grows under a name of its own, which depends on the server's version of the file. It gets
 the file's name once its size and hash are right. So a part of a file never looks whole, and it goes
 on where it stopped even in another process, but never with the bytes of another version.
 """

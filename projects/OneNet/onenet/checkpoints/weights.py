@@ -176,7 +176,7 @@ def load_weights(
         )
     for name in fresh:
         del state[name]
-    _check_fit(path, own, state, fresh, class_layers)
+    check_fit(path, own, state, fresh, class_layers)
     model.load_state_dict(state, strict=False)
     if resized:
         logger.info(
@@ -198,13 +198,25 @@ def _backbone_state(model: nn.Module) -> tuple[dict[str, Tensor], str]:
     return {name: value for name, value in state.items() if name.startswith(prefix)}, prefix
 
 
-def _check_fit(
+def check_fit(
     path: Path,
     own: Mapping[str, Tensor],
     state: Mapping[str, Tensor],
     fresh: set[str],
-    class_layers: tuple[str, ...],
+    class_layers: tuple[str, ...] = CLASS_LAYERS,
 ) -> None:
+    """Refuse a checkpoint whose names or shapes are not a model's.
+
+    Args:
+        path: of the checkpoint, for the message.
+        own: the model's arrays by name; only their shapes count.
+        state: the checkpoint's.
+        fresh: names that the checkpoint may lack.
+        class_layers: starts of the names whose shapes depend on the number of classes.
+
+    Raises:
+        CheckpointError: counts what differs, and names the first of each kind.
+    """
     missing = [name for name in own if name not in state and name not in fresh]
     unexpected = [name for name in state if name not in own]
     shapes = [
