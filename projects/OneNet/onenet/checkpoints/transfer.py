@@ -21,7 +21,7 @@ from tqdm import tqdm
 from onenet.errors import CheckpointError
 from onenet.files import put_in_place
 
-from .web import Interrupted, failure, open_url
+from .web import Interrupted, failure, open_url, words
 
 logger = logging.getLogger(__name__)
 _TRIES, _PAUSE = 5, 2.0  # in a row that bring nothing, and s between two
@@ -170,7 +170,7 @@ def _receive(
             try:
                 chunk = response.read(_CHUNK)
             except (OSError, http.client.HTTPException) as error:
-                what = f"the connection was cut ({str(error) or type(error).__name__})"
+                what = f"the connection was cut ({words(error)})"
                 raise _cut(what, done, total) from error
             if not chunk:
                 break

@@ -53,6 +53,11 @@ def failure(url: str, reason: str, way_out: str = ELSEWHERE) -> CheckpointError:
     return CheckpointError(f"{shown(url)} could not be downloaded: {reason}. {way_out}")
 
 
+def words(error: object) -> str:
+    """What went wrong, without the number of an ``OSError``."""
+    return str(getattr(error, "strerror", None) or error) or type(error).__name__
+
+
 def open_url(
     url: str, headers: Mapping[str, str] | None = None, *, way_out: str = ELSEWHERE
 ) -> http.client.HTTPResponse:
@@ -90,7 +95,7 @@ def open_url(
             raise failure(url, f"the address is wrong ({error})", way_out) from error
         reason = error.reason if isinstance(error, URLError) else error
         raise Interrupted(
-            f"no answer from the server{_proxy(url)} ({str(reason) or type(reason).__name__})",
+            f"no answer from the server{_proxy(url)} ({words(reason)})",
             connected=not isinstance(error, URLError),
         ) from error
     except ValueError as error:  # no host, a port that is no number, letters that no host has
@@ -105,7 +110,7 @@ def get(url: str, headers: Mapping[str, str], *, way_out: str) -> bytes:
     except Interrupted as cut:
         raise failure(url, str(cut), way_out) from cut
     except (OSError, http.client.HTTPException) as error:
-        text = f"the connection was cut ({str(error) or type(error).__name__})"
+        text = f"the connection was cut ({words(error)})"
         raise failure(url, text, way_out) from error
 
 
