@@ -164,7 +164,8 @@ def _receive(
     if total is not None and total - start > free:
         raise OSError(f"{total - start:,} bytes to come, {free:,} free")
     done = start
-    with partial.open("r+b" if start else "wb") as file, _bar(wanted, start, total) as bar:
+    opened = partial.open("r+b") if start else partial.open("wb")
+    with opened as file, _bar(wanted, start, total) as bar:
         file.seek(start)
         while True:
             try:
