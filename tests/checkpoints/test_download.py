@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import logging
 import os
 import shutil
@@ -53,6 +54,18 @@ def test_downloaded_once_into_torchs_cache(site, caplog):
     assert os.listdir(path.parent) == ["m.pth"]
     assert f"Downloading {site.url}/m.pth to {path}" in caplog.text and "secret" not in caplog.text
     assert fetch(f"{site.url}/m.pth?key=secret") == path and len(site.asked) == 1
+
+
+def test_a_long_download_shows_its_progress(site, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(transfer, "_LONG", 0)
+    monkeypatch.setattr(transfer, "_CHUNK", 100_000)
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    fetch(f"{site.url}/m.pth")
+    assert "m.pth: 100%" in terminal.getvalue() and "1.02M/1.02M" in terminal.getvalue()
 
 
 def test_the_cache_without_torch(monkeypatch, tmp_path):
@@ -125,6 +138,7 @@ def test_a_part_of_another_version_is_not_continued(site, tmp_path):
         ((200, {"Content-Type": "text/html; charset=utf-8"}, b"x"), "sends a web page, not a file"),
         ((200, {}, b"\n<!DOCTYPE html><title>Sign in</title>"), "sends a web page, not a file"),
         ((200, {}, b"version https://git-lfs.github.com/spec/v1\n"), "a pointer of Git LFS"),
+        ((200, {}, b""), "the file on the server is empty"),
         ((302, {"Location": "file:///etc/passwd"}, b""), "it redirects to file:///etc/passwd"),
         ((302, {"Location": "ftp://host/m.pth"}, b""), "it redirects to ftp://host/m.pth"),
         ((302, {"Location": "/m.pth"}, b""), "its redirects do not end"),

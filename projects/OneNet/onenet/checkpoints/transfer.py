@@ -122,6 +122,8 @@ def _total(wanted: Wanted, response: http.client.HTTPResponse) -> int | None:
         raise _page(wanted)
     length = headers.get("Content-Length", "")
     total = int(length) if length.isdecimal() else None
+    if total == 0:
+        raise failure(wanted.url, "the file on the server is empty")
     if total is None and not wanted.sha256 and not response.chunked:
         raise failure(
             wanted.url,
