@@ -62,7 +62,7 @@ def in_the_locales_encoding(tree: ast.Module) -> Iterator[int]:
         if isinstance(called, ast.Name) and called.id == "open":
             modes = node.args[1:2]
         elif isinstance(called, ast.Attribute) and called.attr == "open":
-            if isinstance(called.value, ast.Name) and called.value.id in ("Image", "os"):
+            if isinstance(called.value, ast.Name) and called.value.id in ("Image", "os", "opener"):
                 continue
             modes = node.args[:2]  # of a Path, or of a module that opens paths
         elif isinstance(called, ast.Attribute) and called.attr in ("read_text", "write_text"):

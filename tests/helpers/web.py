@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -73,13 +74,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.close_connection |= headers["Content-Length"] is None
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # a client that has read enough
+            super().handle_error(request, client_address)
+
+
 @contextmanager
 def serve() -> Iterator[Site]:
     """Run a server for the time of the context; it holds nothing at first."""
     site = Site()
     handler = type("Handler", (_Handler,), {"site": site})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.daemon_threads = True
+    with _Server(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         site.url = f"http://127.0.0.1:{server.server_address[1]}"

@@ -83,7 +83,8 @@ def open_url(
         request.add_header("User-Agent", "onenet")
         for name, value in (headers or {}).items():
             request.add_unredirected_header(name, value)
-        return urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT)
+        opener = urllib.request.build_opener(_Redirects)
+        return opener.open(request, timeout=TIMEOUT)
     except HTTPError as error:
         with error:
             if error.code >= 500:
