@@ -167,6 +167,9 @@ def test_a_redirect_takes_no_token_along(site):
     site.faults["/a"] = [("status", 302, {"Location": f"{site.url}/m.pth"}, b"")]
     web.get(f"{site.url}/a", {"Authorization": "Bearer t"}, way_out="")
     assert [headers.get("Authorization") for _, headers in site.asked] == ["Bearer t", None]
+    site.faults["/a"] = [("status", 401, {}, b"")]
+    with pytest.raises(CheckpointError, match="does not accept the token"):
+        web.get(f"{site.url}/a", {"Authorization": "Bearer t"}, way_out="")
 
 
 def test_a_hash_that_the_user_gives(site):

@@ -17,8 +17,8 @@ from onenet.errors import CheckpointError, did_you_mean
 API = "https://api.github.com/repos/PeizeSun/OneNet/releases/tags/v0.1"
 PAGE = "https://github.com/PeizeSun/OneNet/releases/tag/v0.1"
 BY_HAND = (
-    f"Download the file in a browser from {PAGE} and give its path as MODEL.WEIGHTS. Where GitHub "
-    "limits requests, a token in the environment variable GITHUB_TOKEN helps"
+    f"Download the file in a browser from {PAGE} and give its path as MODEL.WEIGHTS. A valid token "
+    "in the environment variable GITHUB_TOKEN raises GitHub's limit of requests"
 )
 _DIGEST = re.compile(r"sha256:([0-9a-fA-F]{64})")
 

@@ -90,6 +90,8 @@ def open_url(
             if error.code >= 500:
                 text = f"the server answers {error.code} {error.reason}"
                 raise Interrupted(text, connected=True) from error
+            if error.code == 401 and "Authorization" in (headers or {}):
+                raise failure(url, "the server does not accept the token (401)", way_out) from error
             raise failure(url, _refusal(error), way_out) from error
     except (OSError, http.client.HTTPException) as error:
         if isinstance(error, http.client.InvalidURL):
