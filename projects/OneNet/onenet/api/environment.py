@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from onenet import __version__
+import onenet
 from onenet.checkpoints.download import cache_folder
 from onenet.cli import detectron2_trouble, run_program
 from onenet.config import machine
@@ -83,12 +83,20 @@ def _words(error: Exception) -> str:
 
 def _software() -> Facts:
     here = Path(__file__).resolve().parents[1]
-    commit = _output("git", "-C", str(here), "rev-parse", "--short", "HEAD")
-    changed = ", with changes" if commit and _output("git", "-C", str(here), "diff", "HEAD") else ""
-    yield "onenet", f"{__version__}{f' (commit {commit}{changed})' if commit else ''} in {here}"
+    yield "onenet", f"{onenet.__version__}{_commit(here)} in {here}"
     yield "python", f"{platform.python_version()} ({platform.python_implementation()})"
     yield "started by", sys.executable
     yield "system", platform.platform()
+
+
+def _commit(here: Path) -> str:
+    """The commit of a checkout; "" where the package is installed without one."""
+    root = str(here.parents[2])
+    if not os.path.exists(os.path.join(root, ".git")):
+        return ""
+    commit = _output("git", "-C", root, "rev-parse", "--short", "HEAD")
+    changed = ", with changes" if _output("git", "-C", root, "status", "--porcelain") else ""
+    return f" (commit {commit}{changed})" if commit else ""
 
 
 def _output(*command: str) -> str:
