@@ -85,6 +85,7 @@ PROGRAMS = {
     ],
     "tools/convert_torchvision_to_d2.py": ["--input", "gone.pth", "--output", "a.pkl"],
     "tools/describe_dataset.py": ["gone.json:here"],
+    "tools/download_weights.py": ["--api", "gone"],
     "tools/export.py": ["--config-file", "gone.yaml", "--output", "a.onnx"],
     "tools/make_shapes_dataset.py": ["--size", "0"],
     "tools/visualize_assignment.py": ["--config-file", "gone.yaml", "--output", "a.png"],

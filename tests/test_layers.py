@@ -42,6 +42,8 @@ ARROWS = {
     "lightning": "backbones baselines checkpoints config data detector errors evaluation files "
     "inference ops structures training visualization",
     "cli": "config d2 errors lightning",
+    # What users call.
+    "api": "checkpoints cli config data lightning",
 }
 # Packages that only one folder may import.
 ENGINES = {"detectron2": "d2", "lightning": "lightning", "pytorch_lightning": "lightning"}

@@ -24,9 +24,9 @@ FILES = sorted(
 # Where a program of Linux alone is meant, or the code asks first whether the name is there.
 MAY = {
     "tools/_shared/training_runs.py": {"os.killpg", "signal.SIGKILL", "fcntl"},
-    "tools/_shared/machine.py": {"os.sysconf"},
     "tools/dev/soak.py": {"os.sysconf"},
     "tools/dev/gpu_check.py": {"os.killpg", "signal.SIGKILL"},
+    "projects/OneNet/onenet/config/machine.py": {"os.sysconf", "os.sched_getaffinity"},
     "projects/OneNet/onenet/data/shared_memory.py": {"os.statvfs"},
     "projects/OneNet/onenet/training/signals.py": {"signal.pthread_sigmask", "signal.sigwaitinfo"},
     "projects/OneNet/onenet/training/workers.py": {"signal.SIGCHLD"},
@@ -62,7 +62,7 @@ def in_the_locales_encoding(tree: ast.Module) -> Iterator[int]:
         if isinstance(called, ast.Name) and called.id == "open":
             modes = node.args[1:2]
         elif isinstance(called, ast.Attribute) and called.attr == "open":
-            if isinstance(called.value, ast.Name) and called.value.id in ("Image", "os"):
+            if isinstance(called.value, ast.Name) and called.value.id in ("Image", "os", "opener"):
                 continue
             modes = node.args[:2]  # of a Path, or of a module that opens paths
         elif isinstance(called, ast.Attribute) and called.attr in ("read_text", "write_text"):

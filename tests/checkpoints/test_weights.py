@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import pickle
 from pathlib import Path
-from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
 import torchvision
 from helpers.small_models import Detector, Small, refused, same, saved
+from helpers.web import serve
 
+from onenet.checkpoints import transfer
 from onenet.checkpoints.files import read_checkpoint, save_checkpoint
+from onenet.checkpoints.web import Interrupted
 from onenet.checkpoints.weights import load_weights, locate_weights, to_detectron2_name
 from onenet.errors import CheckpointError
 
@@ -212,7 +214,7 @@ def test_a_missing_file(weights):
 
 
 @pytest.mark.parametrize(
-    "weights", ["torchvision://resnet152", "detectron2://COCO/R-50.pkl", "https://host/m.pth"]
+    "weights", ["torchvision://resnet152", "detectron2://COCO/R-50.pkl", "s3://host/m.pth"]
 )
 def test_an_unknown_address(weights):
     with pytest.raises(
@@ -226,10 +228,10 @@ def hub(tmp_path, monkeypatch):
     """torchvision's cache, empty and offline."""
 
     def offline(url, *args, **kwargs):
-        raise URLError("no network")
+        raise Interrupted("no network", connected=False)
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    monkeypatch.setattr(transfer, "open_url", offline)
     return tmp_path / "checkpoints"
 
 
@@ -237,23 +239,28 @@ R18 = "detectron2://ImageNetPretrained/torchvision/R-18.pkl"
 
 
 @pytest.mark.parametrize("weights", ["torchvision://resnet18", R18])
-def test_offline_the_error_says_which_file_goes_where(hub, weights):
+def test_offline_the_error_says_which_file_goes_where(hub, weights, monkeypatch):
     message = refused(Small(), weights)
     for part in ("resnet18-f37072fd.pth", "https://download.pytorch.org", str(hub), "no network"):
         assert part in message
-    (hub / "resnet18-f37072fd.pth").write_bytes(b"")
+    (hub / "resnet18-f37072fd.pth").write_bytes(b"cut")
+    assert "no network" in refused(Small(), weights), "its name tells its hash"
+    monkeypatch.setattr(transfer, "hash_of", lambda path: "f37072fd")
     assert locate_weights(weights) == hub / "resnet18-f37072fd.pth"
 
 
-def test_a_fetched_file_is_checked(hub, monkeypatch):
-    """Its name ends with the first digits of its hash, which the download compares."""
-    seen = {}
-
-    def fetch(url, dst, hash_prefix=None, progress=True):
-        seen.update(url=url, hash=hash_prefix)
-        raise RuntimeError('invalid hash value (expected "0676ba61", got "00")')
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
-    with pytest.raises(CheckpointError, match="could not download.*invalid hash"):
-        locate_weights("torchvision://resnet50")
-    assert seen["url"].endswith(f"/resnet50-{seen['hash']}.pth") and seen["hash"] == "0676ba61"
+def test_an_address_on_the_net(tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    model, other = Small(), Small()
+    with serve() as site:
+        path = Path(saved(tmp_path / "m.pth", {"model": model.state_dict(), "iteration": 7}))
+        site.files["/m.pth"] = path.read_bytes()
+        assert load_weights(other, f"{site.url}/m.pth") == {"iteration": 7}
+        assert same(other, model.state_dict())
+        torch.save({"model": {"backbone.a": Attack(tmp_path / "executed")}}, path)
+        site.files["/bad.pth"] = path.read_bytes()
+        assert "loading it could run code" in refused(Small(), f"{site.url}/bad.pth")
+        message = refused(Small(), f"{site.url}/gone.pth")
+        assert f"MODEL.WEIGHTS {site.url}/gone.pth could not be downloaded" in message
+    assert not (tmp_path / "executed").exists()

@@ -6,10 +6,8 @@ import pytest
 
 pytest.importorskip("detectron2")
 
-import http.server
 import pickle
-import threading
-from functools import partial
+from pathlib import Path
 
 import torch
 import torchvision
@@ -20,6 +18,7 @@ from detectron2.utils.events import EventStorage
 from detectron2.utils.file_io import PathHandler, PathManager
 from helpers.detectron2_runs import as_input, pictures, small_cfg, truth
 from helpers.project import load_script
+from helpers.web import serve
 
 from onenet.checkpoints import weights as checkpoint
 from onenet.checkpoints.files import save_checkpoint
@@ -30,36 +29,19 @@ from onenet.errors import CheckpointError
 converter = load_script("tools/convert_torchvision_to_d2.py")
 
 
-@pytest.fixture
-def server(tmp_path, monkeypatch):
-    """Serves ``tmp_path``; what is fetched goes to a folder of its own."""
-    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+def test_an_address_on_the_net(tmp_path, monkeypatch):
+    """Downloaded by our own code, as with the embedded engine."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    httpd = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path))
-    )
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{httpd.server_address[1]}"
-    httpd.shutdown()
-    httpd.server_close()
-
-
-def test_an_address_on_the_net(server, tmp_path):
-    model = build_model(small_cfg("plain"))
-    save_checkpoint(tmp_path / "zoo" / "model.pth", {"model": model.state_dict()})
-    other = build_model(small_cfg("plain"))
-    load_weights(other, f"{server}/zoo/model.pth", detector=True)
-    torch.testing.assert_close(other.state_dict(), model.state_dict())
-
-
-def test_an_address_that_answers_nothing(server):
-    with pytest.raises(CheckpointError, match="gone.pth could not be fetched .*404.*its path"):
-        fetch_weights(f"{server}/gone.pth")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    model, other = (build_model(small_cfg("plain")) for _ in range(2))
+    save_checkpoint(tmp_path / "model.pth", {"model": model.state_dict()})
+    with serve() as site:
+        site.files["/zoo/model.pth"] = (tmp_path / "model.pth").read_bytes()
+        load_weights(other, f"{site.url}/zoo/model.pth", detector=True)
+        torch.testing.assert_close(other.state_dict(), model.state_dict())
+        assert Path(fetch_weights(f"{site.url}/zoo/model.pth")).is_relative_to(tmp_path / "hub")
+        with pytest.raises(CheckpointError, match="gone.pth could not be .*404.*its path"):
+            fetch_weights(f"{site.url}/gone.pth")
 
 
 def test_detectron2s_addresses_go_to_its_own_handler(tmp_path, monkeypatch):

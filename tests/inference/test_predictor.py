@@ -147,6 +147,20 @@ def test_class_names_come_from_the_test_set_next(config):
     assert Predictor(load_cfg(config)).class_names[0] == "circle"
 
 
+def test_cocos_class_names_need_none_of_its_files(shapes, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    options = {"MODEL__OneNet__NUM_CLASSES": 80, "DATASETS__TEST": ["coco_2017_val"]}
+    path = str(tmp_path / "model.pth")
+    config = write_config(tmp_path, shapes, MODEL__WEIGHTS=path, **options)
+    weights(config)
+    names = Predictor(load_cfg(config)).class_names
+    assert len(names) == 80 and (names[0], names[11], names[-1]) == (
+        "person",
+        "stop sign",
+        "toothbrush",
+    )
+
+
 def test_class_names_are_numbers_where_nothing_tells_them(config, tmp_path):
     weights(config)
     for test in ("()", f"('{tmp_path}/none.json:{tmp_path}',)"):

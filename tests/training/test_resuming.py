@@ -191,7 +191,7 @@ def test_overwriting_starts_over(engine, finished, copied):
 
 def test_a_folder_in_which_a_run_works_is_refused(engine, finished, copied, capsys, monkeypatch):
     before = files(copied)
-    monkeypatch.setattr("onenet.training.run_folder._lock", lambda file: False)
+    monkeypatch.setattr("onenet.training.run_folder.lock_file", lambda file: False)
     test = ("DATASETS.TEST", f"{tuple(load_cfg(finished).DATASETS.TRAIN)}")
     for flag in ("--resume", "--overwrite", "--eval-only"):
         error = refused(engine, capsys, finished, flag, "OUTPUT_DIR", copied, *test)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import platform
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from onenet.config.machine import cpu_flags, cpu_name, memory, versions
 
 PACKAGES = (
     "onenet",
@@ -28,17 +28,18 @@ PACKAGES = (
 
 def describe_machine(device: torch.device, command: str) -> dict[str, Any]:
     """The machine, versions and settings that figures depend on, ready for JSON."""
+    size = memory()
     found = {
         "command": command,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "cpu": _cpu_info("model name") or platform.processor(),
-        "cpu_flags": _cpu_info("flags").split(),
+        "cpu": cpu_name(),
+        "cpu_flags": cpu_flags() or [],
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "memory_gib": _memory_gib(),
+        "memory_gib": None if size is None else round(size / 2**30, 1),
         "system": platform.platform(),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **versions(PACKAGES)},
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -53,36 +54,10 @@ def describe_machine(device: torch.device, command: str) -> dict[str, Any]:
 def summary(machine: dict[str, Any]) -> str:
     """The machine in two lines."""
     processor = machine.get("gpu") or machine["cpu"]
-    versions = machine["versions"]
+    installed = machine["versions"]
     names = ("python", "torch", "torchvision", "detectron2", "onnxruntime")
     return (
         f"{processor}, {machine['cores']} cores ({machine['cpu_capability']}), "
         f"{machine['threads']} threads\n"
-        + ", ".join(f"{name} {versions[name]}" for name in names if name in versions)
+        + ", ".join(f"{name} {installed[name]}" for name in names if name in installed)
     )
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _cpu_info(key: str) -> str:
-    """The value of a line in Linux's /proc/cpuinfo; "" if there is none."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
-
-
-def _memory_gib() -> float | None:
-    try:
-        return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
-    except (AttributeError, ValueError, OSError):
-        return None

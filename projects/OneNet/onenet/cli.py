@@ -90,7 +90,7 @@ def training_parser() -> argparse.ArgumentParser:
 examples:
   train on 8 GPUs:
     %(prog)s --num-gpus 8 --config-file projects/OneNet/configs/onenet.res50.dcn.yaml
-  evaluate:
+  evaluate, with weights from a file or an https:// address:
     %(prog)s --config-file projects/OneNet/configs/onenet.res50.dcn.yaml \\
         --eval-only MODEL.WEIGHTS path/to/model.pth
   train on your own data:
@@ -192,7 +192,7 @@ def add_engine_flag(parser: argparse.ArgumentParser) -> None:
 
 def add_opts_flag(
     parser: argparse.ArgumentParser,
-    what: str = "config overrides, such as MODEL.WEIGHTS model.pth",
+    what: str = "config overrides, such as MODEL.WEIGHTS model.pth (or its https:// address)",
 ) -> None:
     """Add ``--opts KEY VALUE …``, which takes all words that follow; ``what`` is for the help."""
     parser.add_argument(
@@ -266,25 +266,30 @@ def choose_engine(name: str) -> tuple[str, str]:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
     if name == "lightning":
         return EMBEDDED, "--engine lightning"
-    if importlib.util.find_spec("detectron2") is None:
-        trouble = "Detectron2 is not installed"
-    else:
-        try:
-            importlib.import_module(DETECTRON2)
-        except (ImportError, OSError, RuntimeError) as error:
-            # A build for another torch version raises OSError or RuntimeError.
-            trouble = f"Detectron2 is installed but cannot be imported ({error})"
-        else:
-            version = importlib.import_module("detectron2").__version__
-            return DETECTRON2, f"Detectron2 {version} is installed"
+    trouble = detectron2_trouble()
+    if not trouble:
+        version = importlib.import_module("detectron2").__version__
+        return DETECTRON2, f"Detectron2 {version} is installed"
     if name == "auto":
         return EMBEDDED, trouble
     torch = importlib.metadata.version("torch")
     raise ConfigError(
-        f"--engine detectron2: {trouble}. Build it against torch {torch} as its INSTALL.md says "
-        "(README.md names the tested commit), or leave --engine out: the embedded engine takes "
-        "the same config and weights"
+        f"--engine detectron2: {trouble}. docs/detectron2.md says how to build it against your "
+        f"torch, {torch}. Or leave --engine out: the embedded engine takes the same config and "
+        "weights"
     )
+
+
+def detectron2_trouble() -> str:
+    """Why Detectron2's engine cannot be used; "" if it can."""
+    if importlib.util.find_spec("detectron2") is None:
+        return "Detectron2 is not installed"
+    try:
+        importlib.import_module(DETECTRON2)
+    except (ImportError, OSError, RuntimeError) as error:
+        # A build for another torch version raises OSError or RuntimeError.
+        return f"Detectron2 is installed but cannot be imported ({error})"
+    return ""
 
 
 def announce_engine(name: str) -> str:

@@ -14,12 +14,13 @@ import unicodedata
 from collections.abc import Callable, Hashable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import IO, Any, BinaryIO, TextIO
 
 from .errors import DatasetError, OneNetError, WriteError
 
 logger = logging.getLogger(__name__)
 _TRIES, _PAUSE = 10, 0.1  # of a rename that is denied, and s between two of them
+_FAR = 1 << 30  # Windows locks bytes, which nobody can read then
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP)  # a folder, on some network file systems
 
@@ -89,8 +90,7 @@ def write_whole(path: Path, content: bytes | Callable[[BinaryIO], object]) -> No
                 raise counter.error
             file.flush()
             os.fsync(file.fileno())
-        _rename(partial, path)
-        _sync_folder(path.parent)
+        put_in_place(partial, path)
     except BaseException as error:
         with suppress(OSError):
             partial.unlink()
@@ -129,6 +129,12 @@ def _explain(path: Path, size: int, error: OSError) -> str:
     return text + (f", {missing:,} more than are free" if missing > 0 else "") + "; make room"
 
 
+def put_in_place(partial: Path, path: Path) -> None:
+    """Give a file that is on the disk its name, in place of what had it; same folder."""
+    _rename(partial, path)
+    _sync_folder(path.parent)
+
+
 def _rename(partial: Path, path: Path) -> None:
     # Windows denies it while another program, such as a virus scanner, has the old file open.
     for left in reversed(range(_TRIES)):
@@ -152,6 +158,37 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def lock_file(file: IO[bytes]) -> bool:
+    """Lock a file for this process; the operating system drops the lock when the process ends.
+
+    Returns:
+        Whether no other process has locked it. Where files cannot be locked, true, with a warning.
+    """
+    try:
+        # Not flock: processes that load data would share the lock, and outlive a killed run.
+        from fcntl import LOCK_EX, LOCK_NB, lockf
+    except ImportError:  # Windows
+        import msvcrt
+
+        file.seek(_FAR)
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+    try:
+        lockf(file, LOCK_EX | LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError as error:
+        logger.warning(
+            "%s cannot be locked (%s): nothing keeps a second program out of its folder",
+            file.name,
+            error.strerror,
+        )
+    return True
 
 
 def strict_json(value: Any, **options: Any) -> str:

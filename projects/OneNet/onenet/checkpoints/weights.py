@@ -12,14 +12,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from onenet.errors import CheckpointError
 
 from .branch import BRANCH, leave_out_branch
 from .classes import fit_class_layer
+from .download import cache_folder, fetch
 from .files import read_checkpoint
+from .web import is_url
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +48,11 @@ def torchvision_model(weights: str) -> str | None:
 
 
 def locate_weights(weights: str) -> Path:
-    """Find the file of ``MODEL.WEIGHTS``; downloads torchvision's ImageNet weights if needed.
+    """Find the file of ``MODEL.WEIGHTS``, which is downloaded if necessary.
 
     Args:
-        weights: a path, ``torchvision://resnet50``, or Detectron2's name of the same weights,
+        weights: a path, an ``http(s)`` address (see :func:`~.download.fetch`),
+            ``torchvision://resnet50``, or Detectron2's name of the same weights,
             ``detectron2://ImageNetPretrained/torchvision/R-50.pkl`` (18, 34, 50 or 101).
 
     Raises:
@@ -58,11 +60,17 @@ def locate_weights(weights: str) -> Path:
     """
     if model := torchvision_model(weights):
         return _torchvision_file(model)
+    if is_url(weights):
+        try:
+            return fetch(weights)
+        except CheckpointError as error:
+            raise CheckpointError(f"MODEL.WEIGHTS {error}") from error
     if "://" in weights:
         raise CheckpointError(
-            f"MODEL.WEIGHTS {weights}: unknown address. Known are torchvision://resnet18, 34, 50, "
-            "101 and detectron2://ImageNetPretrained/torchvision/R-50.pkl; for anything else, "
-            "download the file and give its path"
+            f"MODEL.WEIGHTS {weights}: unknown address. Known are https://, http://, "
+            "torchvision://resnet18, 34, 50, 101 and "
+            "detectron2://ImageNetPretrained/torchvision/R-50.pkl; for anything else, download the "
+            "file and give its path"
         )
     path = Path(os.path.expanduser(weights))
     if not os.path.isfile(path):  # Path.is_file raises if the name is too long
@@ -74,21 +82,13 @@ def _torchvision_file(model: str) -> Path:
     from torchvision.models import get_model_weights
 
     url = get_model_weights(model).IMAGENET1K_V1.url
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
-    if not path.is_file():
-        logger.info("Downloading torchvision's %s (ImageNet) to %s", model, path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            # The file's name ends with the first digits of its hash.
-            digits = path.stem.rpartition("-")[2]
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=digits, progress=False)
-        except (OSError, RuntimeError) as error:  # no network, or a wrong hash
-            raise CheckpointError(
-                f"could not download torchvision's ImageNet weights of {model} ({error}). Put "
-                f"{path.name} from {url} into {path.parent}, give its path as MODEL.WEIGHTS, or "
-                "train from scratch with MODEL.WEIGHTS ''"
-            ) from error
-    return path
+    try:
+        return fetch(url)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"torchvision's ImageNet weights of {model}: {error}. You can also put the file into "
+            f"{cache_folder()}, or train from scratch with MODEL.WEIGHTS ''"
+        ) from error
 
 
 def to_detectron2_name(name: str) -> str | None:
@@ -176,7 +176,7 @@ def load_weights(
         )
     for name in fresh:
         del state[name]
-    _check_fit(path, own, state, fresh, class_layers)
+    check_fit(path, own, state, fresh, class_layers)
     model.load_state_dict(state, strict=False)
     if resized:
         logger.info(
@@ -198,13 +198,25 @@ def _backbone_state(model: nn.Module) -> tuple[dict[str, Tensor], str]:
     return {name: value for name, value in state.items() if name.startswith(prefix)}, prefix
 
 
-def _check_fit(
+def check_fit(
     path: Path,
     own: Mapping[str, Tensor],
     state: Mapping[str, Tensor],
     fresh: set[str],
-    class_layers: tuple[str, ...],
+    class_layers: tuple[str, ...] = CLASS_LAYERS,
 ) -> None:
+    """Refuse a checkpoint whose names or shapes are not a model's.
+
+    Args:
+        path: of the checkpoint, for the message.
+        own: the model's arrays by name; only their shapes count.
+        state: the checkpoint's.
+        fresh: names that the checkpoint may lack.
+        class_layers: starts of the names whose shapes depend on the number of classes.
+
+    Raises:
+        CheckpointError: counts what differs, and names the first of each kind.
+    """
     missing = [name for name in own if name not in state and name not in fresh]
     unexpected = [name for name in state if name not in own]
     shapes = [

@@ -8,13 +8,14 @@ import platform
 import subprocess
 import sys
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from onenet.errors import ConfigError
+
+from .machine import cpu_flags
 
 logger = logging.getLogger(__name__)
 # What MODEL.DEVICE may be; with Detectron2, whatever else torch knows, too.
@@ -101,17 +102,9 @@ def has_bfloat16() -> bool | None:
         asked = ["sysctl", "-n", "hw.optional.arm.FEAT_BF16"]
         answer = subprocess.run(asked, capture_output=True, text=True).stdout.strip()
         return answer == "1" if answer else None
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        name, _, words = line.partition(":")
-        if name.strip() == "flags":  # x86
-            return not {"avx512_bf16", "amx_bf16"}.isdisjoint(words.split())
-        if name.strip() == "Features":  # ARM
-            return "bf16" in words.split()
-    return None
+    flags = cpu_flags()
+    # x86's two, and ARM's
+    return None if flags is None else not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
 
 
 def make_deterministic(cfg: Any) -> None:

@@ -8,6 +8,7 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from onenet.checkpoints import weights as checkpoint
+from onenet.checkpoints.web import is_url
 from onenet.errors import CheckpointError
 
 
@@ -15,13 +16,14 @@ def fetch_weights(weights: str) -> str:
     """The local file behind ``MODEL.WEIGHTS``, fetched if necessary.
 
     Args:
-        weights: see :func:`onenet.checkpoints.weights.locate_weights`; also ``detectron2://``,
-            ``https://`` and the other addresses of Detectron2's ``PathManager``.
+        weights: see :func:`onenet.checkpoints.weights.locate_weights`; also ``detectron2://`` and
+            the other addresses of Detectron2's ``PathManager``.
 
     Raises:
         CheckpointError: the file is missing, the address unknown, or the network down.
     """
-    if "://" not in weights or checkpoint.torchvision_model(weights):
+    own = checkpoint.torchvision_model(weights) or is_url(weights)
+    if own or "://" not in weights:
         return str(checkpoint.locate_weights(weights))
     try:
         return str(checkpoint.locate_weights(PathManager.get_local_path(weights)))

@@ -29,7 +29,7 @@ class BasePredictor(ABC):
         model: prepared as ``TEST.FUSE``, ``PRECISION`` and ``COMPILE`` say, on its device.
         trained_classes: class names in the checkpoint; empty if it has none.
         class_names: the same names; without them those of the data set in ``DATASETS.TEST`` if it
-            is on this machine, otherwise ``class 0``, ``class 1`` ….
+            is on this machine or COCO, otherwise ``class 0``, ``class 1`` ….
         ema: whether the weights are a moving average over training.
 
     Raises:
@@ -123,4 +123,14 @@ class BasePredictor(ABC):
                 continue
             if len(names) == count:
                 return list(names)
+        if any(name.startswith("coco_") for name in cfg.DATASETS.TEST) and count == 80:
+            return coco_names()
         return [f"class {i}" for i in range(count)]
+
+
+def coco_names() -> list[str]:
+    """COCO's 80 classes by label, without COCO's files: torchvision lists them by category id."""
+    from torchvision.models.detection import FCOS_ResNet50_FPN_Weights
+
+    listed = FCOS_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    return [name for name in listed if name not in ("__background__", "N/A")]

@@ -123,7 +123,7 @@ def get_cfg() -> CfgNode:
     # Or "CenterNet", or "torchvision." and RetinaNet, FCOS, FasterRCNN, SSD300 or SSDlite320.
     cfg.MODEL.META_ARCHITECTURE = "OneNet"
     cfg.MODEL.DEVICE = "cuda"  # "cpu", "cuda", "cuda:N" or "mps"
-    cfg.MODEL.WEIGHTS = ""  # file, torchvision://NAME or detectron2://...; "" starts at random
+    cfg.MODEL.WEIGHTS = ""  # file, https://, torchvision:// or detectron2://…; "" starts at random
     cfg.MODEL.PIXEL_MEAN = [103.530, 116.280, 123.675]  # in INPUT.FORMAT's order, of 0..255
     cfg.MODEL.PIXEL_STD = [1.0, 1.0, 1.0]  # in INPUT.FORMAT's order, of 0..255
 

@@ -16,12 +16,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from onenet.checkpoints.series import find_checkpoints, read_last_checkpoint
 from onenet.data.sources import is_line, shortened
 from onenet.errors import ConfigError
-from onenet.files import remove_partial_files, strict_json, write_whole
+from onenet.files import lock_file, remove_partial_files, strict_json, write_whole
 
 logger = logging.getLogger(__name__)
 RECORD, LOCK, CONFIG, FINAL = "run.json", ".lock", "config.yaml", "model_final.pth"
@@ -30,7 +30,6 @@ RESULTS = "inference"
 _OWN = re.compile(r"model_(\d{7,}|final)\.pth")
 _CURVES = ("metrics.json", "events.out.tfevents.*")
 _DETECTIONS = ("coco_instances_results.json", "instances_predictions.pth", CONFIG)
-_FAR = 1 << 30  # Windows locks bytes, which nobody can read then
 
 
 class RunFolder:
@@ -63,7 +62,7 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / LOCK).open("a+b", buffering=0) as file:
-            if not _lock(file):
+            if not lock_file(file):
                 file.seek(0)
                 holder = file.read(200).decode(errors="replace").strip()
                 raise ConfigError(
@@ -243,30 +242,3 @@ def _same(path: Path, other: str) -> bool:
         return path.samefile(os.path.expanduser(other))
     except (OSError, ValueError):
         return False
-
-
-def _lock(file: IO[bytes]) -> bool:
-    """Lock a file for this process; returns whether no other process has locked it."""
-    try:
-        # Not flock: processes that load data would share the lock, and outlive a killed run.
-        from fcntl import LOCK_EX, LOCK_NB, lockf
-    except ImportError:  # Windows
-        import msvcrt
-
-        file.seek(_FAR)
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-    try:
-        lockf(file, LOCK_EX | LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError as error:
-        logger.warning(
-            "%s cannot be locked (%s): nothing keeps a second run out of the folder",
-            file.name,
-            error.strerror,
-        )
-    return True
