@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.project import load_script
+from onenet.api import predict as demo
 from onenet.lightning import predictor
 from onenet.structures import Detections
-
-demo = load_script("demo/demo.py")
 
 
 class BrightPart:
