@@ -33,24 +33,29 @@ class ImageDetections:
         scores: (n,) float32 in [0, 1].
         labels: (n,) int64 in [0, K).
         class_names: name of each of the K labels.
+        parts: (n,) int64, with tiles how many boxes, each of another tile, became this one.
         size: (H, W) px of the image.
         path: the image's file; ``None`` if the image was an array or a Pillow image.
-        merged: with tiles, how many pairs of boxes became one across a seam.
     """
 
     boxes: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
+    parts: np.ndarray = field(repr=False)
     class_names: Sequence[str] = field(repr=False)
     size: tuple[int, int]
     path: Path | None = None
-    merged: int = 0
     _pixels: np.ndarray | None = field(default=None, repr=False)
 
     @property
     def names(self) -> list[str]:
         """The class name of each detection."""
         return [self.class_names[label] for label in self.labels]
+
+    @property
+    def merged(self) -> int:
+        """With tiles, how many boxes went into these across seams."""
+        return int((self.parts - 1).sum())
 
     @property
     def image(self) -> np.ndarray:
@@ -66,7 +71,9 @@ class ImageDetections:
 
     def __getitem__(self, keep: Any) -> ImageDetections:
         """The detections that a mask, an index array or a slice selects."""
-        chosen = {name: getattr(self, name)[keep] for name in ("boxes", "scores", "labels")}
+        chosen = {
+            name: getattr(self, name)[keep] for name in ("boxes", "scores", "labels", "parts")
+        }
         if chosen["scores"].ndim == 0:  # a single number
             return self[[int(keep)]]
         return replace(self, **chosen)

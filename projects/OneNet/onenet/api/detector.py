@@ -15,6 +15,7 @@ from PIL import Image
 from onenet.data.images import IMAGE_FORMATS, read_image
 from onenet.deploy.runtime import OnnxPredictor
 from onenet.errors import CheckpointError, OneNetError
+from onenet.inference.tiles import check_tiles
 
 from .detections import ImageDetections
 from .inputs import find_images
@@ -70,9 +71,21 @@ def load(
 
     import_files(imports)
     files = find_model(weights, config, engine, to_opts(overrides))
+    return Detector(_build(files), weights, files)
+
+
+def load_checkpoint(weights: str, *, engine: str, opts: Sequence[str]) -> Any:
+    """The predictor of a checkpoint with overrides ``KEY VALUE …``, as a command line has them."""
+    from .model_files import find_model
+
+    return _build(find_model(weights, None, engine, opts))
+
+
+def _build(files: ModelFiles) -> Any:
     module = importlib.import_module(f"{files.engine}.predictor")
-    with files.config_file() as file:
-        return Detector(module.build_predictor(file, files.all_opts()), weights, files)
+    # A new model draws its weights before it gets those of the file.
+    with files.config_file() as file, importlib.import_module("torch").random.fork_rng(devices=[]):
+        return module.build_predictor(file, files.all_opts())
 
 
 def _local(weights: str) -> str:
@@ -104,7 +117,15 @@ class Detector:
     def __repr__(self) -> str:
         return f"<OneNet detector of {len(self.class_names)} classes, {self.weights}>"
 
-    def predict(self, images: Any, *, threshold: float = THRESHOLD, channels: str = "RGB") -> Any:
+    def predict(
+        self,
+        images: Any,
+        *,
+        threshold: float = THRESHOLD,
+        channels: str = "RGB",
+        tiles: int | None = None,
+        overlap: float | None = None,
+    ) -> Any:
         """Detect objects in one image or in several.
 
         Args:
@@ -113,41 +134,51 @@ class Detector:
                 EXIF orientation; Pillow images are taken as they are.
             threshold: lowest score of a detection.
             channels: order of an array's channels: "RGB", or "BGR" as from ``cv2.imread``.
+            tiles: px, for small objects in large images: detect in tiles of this side, and merge
+                boxes across their seams; 0: in the whole image. ``None``: ``TEST.TILES``.
+            overlap: share of a tile's side that neighbours have in common; ``None``:
+                ``TEST.TILE_OVERLAP``, usually 0.2.
 
         Returns:
             :class:`~.detections.ImageDetections` of one image; a list of them for a folder, glob or
             list, in the order of the images.
 
         Raises:
-            DatasetError: an image is something else; says how to convert it.
+            DatasetError: an image is something else (says how to convert it), or there are no
+                such tiles.
             UnreadableImageError: a file is missing or damaged.
         """
         if not 0 <= threshold <= 1:
             raise OneNetError(f"threshold must be between 0 and 1, got {threshold}")
         if channels not in IMAGE_FORMATS:
             raise OneNetError(f"channels must be {' or '.join(IMAGE_FORMATS)}, got {channels!r}")
+        tiles = self.predictor.tiles if tiles is None else tiles
+        overlap = self.predictor.tile_overlap if overlap is None else overlap
+        check_tiles(tiles, overlap)
         items, single = list_images(images)
-        found = list(
-            progress(self._detect(items, threshold, channels), total=len(items), unit="image")
-        )
+        found = self._detect(items, channels, tiles, overlap)
+        found = (one[one.scores >= threshold] for one in found)
+        found = list(progress(found, total=len(items), unit="image"))
         return found[0] if single else found
 
     def _detect(
-        self, items: Iterable[Any], threshold: float, channels: str
+        self, items: Iterable[Any], channels: str, tiles: int, overlap: float
     ) -> Iterator[ImageDetections]:
         items = iter(items)
-        while batch := list(islice(items, self.predictor.images_per_batch)):
+        while batch := list(islice(items, 1 if tiles else self.predictor.images_per_batch)):
             pixels = [to_array(item, channels) for item in batch]
-            for item, image, one in zip(
-                batch, pixels, self.predictor.predict_batch(pixels), strict=True
-            ):
-                one = one[one.scores >= threshold]
+            if tiles:
+                found = [self.predictor.predict_tiles(pixels[0], tiles, overlap)]
+            else:
+                found = self.predictor.predict_batch(pixels)
+            for item, image, one in zip(batch, pixels, found, strict=True):
                 arrays = (np.asarray(values) for values in (one.boxes, one.scores, one.labels))
                 is_file = isinstance(item, Path)
                 yield ImageDetections(
                     *arrays,
-                    self.class_names,
-                    tuple(image.shape[:2]),
+                    parts=one.parts if tiles else np.ones(len(one), np.int64),
+                    class_names=self.class_names,
+                    size=tuple(image.shape[:2]),
                     path=item if is_file else None,
                     _pixels=None if is_file else image,
                 )

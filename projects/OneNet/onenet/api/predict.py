@@ -1,7 +1,6 @@
 """Detect objects in images, folders, videos, streams or a webcam's pictures.
 
-    onenet predict --config-file projects/OneNet/configs/onenet.res50.dcn.yaml \
-        --input path/to/images --output path/to/pictures --opts MODEL.WEIGHTS path/to/model.pth
+    onenet predict --weights output/mine/model_final.pth --input path/to/images --output pictures
 
 ``--onnx model.onnx``, a file of tools/export.py, replaces the config and its weights.
 """
@@ -34,8 +33,9 @@ from onenet.data.images import read_image
 from onenet.deploy.runtime import OnnxPredictor
 from onenet.errors import OneNetError
 from onenet.files import check_outputs
-from onenet.visualization.boxes import draw_boxes, enlargement
+from onenet.inference.tiles import OVERLAP, check_tiles
 
+from .detector import load_checkpoint
 from .inputs import find_images, picture_paths
 from .results import Detections, Results
 from .videos import Video, Writer, video_path
@@ -50,7 +50,14 @@ def build_parser() -> argparse.ArgumentParser:
         description="Detect objects and draw them, or write them to a JSON file."
     )
     model = parser.add_mutually_exclusive_group(required=True)
-    model.add_argument("--config-file", metavar="FILE", help="the model's YAML")
+    model.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="a trained checkpoint, which holds its config or lies beside its run's config.yaml",
+    )
+    model.add_argument(
+        "--config-file", metavar="FILE", help="the model's YAML, with --opts MODEL.WEIGHTS FILE"
+    )
     model.add_argument("--onnx", metavar="FILE", help="an exported model, which needs no torch")
     parser.add_argument(
         "--input",
@@ -89,10 +96,29 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SCORE",
         help="lowest score that is drawn or written (default: %(default)s)",
     )
+    add_tile_flags(parser)
     add_import_flag(parser)
     add_engine_flag(parser)
     add_opts_flag(parser)
     return parser
+
+
+def add_tile_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tiles",
+        type=natural,
+        metavar="N",
+        help="for small objects in large images: detect in tiles of N x N px, and merge boxes "
+        "across their seams. Takes as long as that many images (default: TEST.TILES of the config, "
+        "usually 0, the whole image)",
+    )
+    parser.add_argument(
+        "--overlap",
+        type=float,
+        metavar="SHARE",
+        help="share of a tile's side that neighbours have in common; the largest object that a "
+        "tile sees whole for sure (default: TEST.TILE_OVERLAP, usually 0.2)",
+    )
 
 
 def check_args(args: argparse.Namespace) -> None:
@@ -108,6 +134,9 @@ def check_args(args: argparse.Namespace) -> None:
         )
     if args.webcam is not None and (args.output or args.json):
         raise OneNetError("--webcam shows a window: remove --output and --json")
+    if args.overlap is not None and args.tiles == 0:
+        raise OneNetError("--overlap is for tiles: give --tiles")
+    check_tiles(args.tiles or 0, OVERLAP if args.overlap is None else args.overlap)
     if not args.output and not args.json and not has_display():
         raise OneNetError("no display to show a window on: give --output or --json")
     if args.json and Path(args.json).is_dir():
@@ -122,6 +151,8 @@ def has_display() -> bool:
 
 
 def draw(image: np.ndarray, found: Detections, class_names: list[str]) -> np.ndarray:
+    from onenet.visualization.boxes import draw_boxes, enlargement  # slow, and not for --help
+
     return draw_boxes(
         image, found.boxes, found.labels, class_names, found.scores, scale=enlargement(image)
     )
@@ -147,8 +178,13 @@ def detect_all(
     """Append detections to each item, a tuple that ends with an image; detects in batches."""
     live = not args.output and not args.json
     count, items = 1 if live else predictor.images_per_batch, iter(items)
-    while batch := list(islice(items, count)):
-        found = predictor.predict_batch([item[-1] for item in batch])
+    tiled = args.tiles or (args.tiles is None and getattr(predictor, "tiles", 0))
+    while batch := list(islice(items, 1 if tiled else count)):
+        images = [item[-1] for item in batch]
+        if tiled:
+            found = [predictor.predict_tiles(images[0], args.tiles, args.overlap)]
+        else:
+            found = predictor.predict_batch(images)
         for item, detections in zip(batch, found, strict=True):
             yield *item, detections[detections.scores >= args.confidence_threshold]
 
@@ -246,6 +282,8 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
     try:
         if args.onnx:
             return OnnxPredictor(args.onnx)
+        if args.weights:
+            return load_checkpoint(args.weights, engine=args.engine, opts=args.opts)
         module = importlib.import_module(f"{announce_engine(args.engine)}.predictor")
         return module.build_predictor(args.config_file, args.opts)
     except ValueError as error:  # a wrong config, checkpoint or exported file
