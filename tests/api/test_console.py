@@ -60,10 +60,9 @@ def test_each_command_has_help_under_its_name(capsys, name):
 
 
 def test_an_evaluation_by_name_of_a_shipped_config(capsys, tmp_path):
-    status, printed = ended(
-        capsys, "eval", "--config-file", "onenet.res18.nodcn", "--engine", "lightning",
-        "DATASETS.TEST", '("gone.json:x",)',
-    )  # fmt: skip
+    words = ["--config-file", "onenet.res18.nodcn", "--engine", "lightning", "DATASETS.TEST"]
+    with unchanged_process():
+        status, printed = ended(capsys, "eval", *words, '("gone.json:x",)')
     assert status == 2 and "no annotation file 'gone.json'" in printed.err
 
 

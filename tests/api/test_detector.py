@@ -62,7 +62,7 @@ def test_the_config_is_in_the_file_beside_it_or_given(folder, detector, images, 
     given = onenet.load(folder / "model.pth", folder / "tiny.yaml", engine="lightning")
     for one in (detector, beside, given):
         found = one.predict(images[0])
-        assert len(found) > 10 and np.array_equal(found.boxes, expected.boxes.numpy())
+        assert len(found) > 3 and np.array_equal(found.boxes, expected.boxes.numpy())
         assert one.class_names == CLASSES and one.metrics == {}
     with pytest.raises(CheckpointError, match="no config.yaml beside it, .* give config="):
         onenet.load(folder / "model.pth", engine="lightning")

@@ -260,11 +260,10 @@ def choose_engine(name: str) -> tuple[str, str]:
         The engine's package, and why it was chosen, for the log.
 
     Raises:
-        ConfigError: ``name`` is "detectron2", which cannot be imported.
-        ValueError: an unknown ``name``.
+        ConfigError: ``name`` is "detectron2", which cannot be imported, or an unknown one.
     """
     if name not in ENGINES:
-        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
+        raise ConfigError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
     if name == "lightning":
         return EMBEDDED, "--engine lightning"
     if importlib.util.find_spec("detectron2") is None:
