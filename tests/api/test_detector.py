@@ -64,7 +64,7 @@ def test_the_config_is_in_the_file_beside_it_or_given(folder, detector, images, 
         found = one.predict(images[0])
         assert len(found) > 3 and np.array_equal(found.boxes, expected.boxes.numpy())
         assert one.class_names == CLASSES and one.metrics == {}
-    with pytest.raises(CheckpointError, match="no config.yaml beside it, .* give config="):
+    with pytest.raises(CheckpointError, match="no config.yaml beside it, .* give its config"):
         onenet.load(folder / "model.pth", engine="lightning")
 
 
@@ -98,7 +98,7 @@ def test_a_wrong_config_in_a_checkpoint_names_the_checkpoint(folder, tmp_path):
         onenet.load(tmp_path / "a.pth", engine="lightning")
     told = str(error.value)
     assert told.startswith(f"the config in {tmp_path}/a.pth: unknown key MODEL.NEWER")
-    assert told.endswith("or give config=, the YAML to use instead")
+    assert told.endswith("or give another config (config=, --config-file)")
 
 
 def test_what_predict_takes(detector, images, shapes, monkeypatch):

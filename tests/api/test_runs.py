@@ -66,6 +66,7 @@ def test_training_gives_a_detector_with_its_metrics(run, shapes):
     assert first.class_names == CLASSES
     for detector, name in zip(run.detectors, ("one", "two"), strict=True):
         assert "bbox/AP" in detector.metrics and "bbox/AP-ring" in detector.metrics
+        assert detector._files.origin == f"the config in {run.folder / name}/model_final.pth"
         assert detector.weights == str(run.folder / name / "model_final.pth")
         files = {file.name for file in (run.folder / name).iterdir()}
         assert {"log.txt", "metrics.json", "config.yaml", "model_final.pth"} <= files

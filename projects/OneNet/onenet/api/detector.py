@@ -16,10 +16,10 @@ from onenet.data.images import IMAGE_FORMATS, read_image
 from onenet.deploy.runtime import OnnxPredictor
 from onenet.errors import CheckpointError, OneNetError
 from onenet.inference.tiles import check_tiles
+from onenet.training.progress import progress
 
 from .detections import ImageDetections
 from .inputs import find_images
-from .progress import progress
 
 if TYPE_CHECKING:
     from .model_files import ModelFiles
@@ -158,7 +158,7 @@ class Detector:
         items, single = list_images(images)
         found = self._detect(items, channels, tiles, overlap)
         found = (one[one.scores >= threshold] for one in found)
-        found = list(progress(found, total=len(items), unit="image"))
+        found = list(progress(found, shows=len(items) > 1, total=len(items), unit="image"))
         return found[0] if single else found
 
     def _detect(

@@ -81,7 +81,9 @@ class ModelFiles:
                 if str(file) not in str(error):
                     raise
                 told = str(error).replace(str(file), self.origin)
-                raise ConfigError(f"{told}; or give config=, the YAML to use instead") from error
+                raise ConfigError(
+                    f"{told}; or give another config (config=, --config-file)"
+                ) from error
 
 
 def find_model(
@@ -128,8 +130,8 @@ def _config_of(weights: str, package: str) -> tuple[dict[str, Any], str]:
     if not beside.is_file():
         raise CheckpointError(
             f"{weights} holds no config, and there is no {CONFIG} beside it, as in the folder of a "
-            "run: give config=, the YAML that it was trained with, such as "
-            "config='onenet.res50.dcn.yaml'"
+            "run: give its config (config=, or --config-file with --opts MODEL.WEIGHTS), "
+            "such as onenet.res50.dcn.yaml"
         )
     values: dict[str, Any] = {}
     for _, part in read_with_bases(beside):

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from onenet.data.dataset import CocoDetection
 from onenet.detector import OneNet
@@ -22,6 +21,7 @@ from onenet.inference.tiles import tiles_line, whole_images
 from onenet.structures import Detections
 from onenet.training.distributed import gather, processes, rank
 from onenet.training.oom import memory_errors, testing_advice
+from onenet.training.progress import progress as with_bar
 
 from .items import TestItem
 from .loader import build_test_loader
@@ -76,9 +76,7 @@ def detect_all(model: OneNet, loader: Any, *, progress: bool = False) -> Any:
     training = model.training
     model.eval()
     try:
-        batches = tqdm(
-            loader, desc="evaluating", unit="batch", leave=False, disable=None if progress else True
-        )
+        batches = with_bar(loader, shows=progress, desc="evaluating", unit="batch")
         for items in batches:
             found = model([item.image for item in items])
             for item, detections in zip(items, found, strict=True):
