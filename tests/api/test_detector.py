@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from helpers.onnx_example import white, write_model
 from helpers.project import ROOT
@@ -99,6 +100,17 @@ def test_a_wrong_config_in_a_checkpoint_names_the_checkpoint(folder, tmp_path):
     told = str(error.value)
     assert told.startswith(f"the config in {tmp_path}/a.pth: unknown key MODEL.NEWER")
     assert told.endswith("or give another config (config=, --config-file)")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"MODEL.DEVICE": torch.zeros(2)}, {"MODEL": "x", "MODEL.DEVICE": "cpu"}, {"TEST.A": {1}}],
+)
+def test_what_is_no_config_in_a_checkpoint(folder, tmp_path, config):
+    content = read_checkpoint(folder / "model.pth")
+    torch.save({**content, "config": config}, tmp_path / "a.pth")
+    with pytest.raises((CheckpointError, ConfigError), match=f"the config in {tmp_path}/a.pth"):
+        onenet.load(tmp_path / "a.pth", engine="lightning")
 
 
 def test_what_predict_takes(detector, images, shapes, monkeypatch):

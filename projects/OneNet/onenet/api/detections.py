@@ -24,7 +24,7 @@ _WIDEST = 1024  # px of a picture in a notebook
 _MOST_ROWS = 100  # of a table in a notebook
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageDetections:
     """The objects found in one image, best score first.
 

@@ -74,7 +74,7 @@ class ModelFiles:
             return
         with TemporaryDirectory(prefix="onenet-") as folder:
             file = Path(folder, CONFIG)
-            file.write_text(yaml.safe_dump(_tree(self.values or {})), encoding="utf-8")
+            file.write_text(_as_yaml(self.values or {}, self.origin), encoding="utf-8")
             try:
                 yield str(file)
             except ConfigError as error:
@@ -149,7 +149,7 @@ def _for_engine(values: Mapping[str, Any], package: str, origin: str) -> dict[st
         foreign = key not in known and (
             detectron2_only(key) or key.startswith("MODEL.TORCHVISION.")
         )
-        if foreign and value != _SILENT.get(key, value):
+        if foreign and key in _SILENT and repr(value) != repr(_SILENT[key]):
             raise ConfigError(
                 f"{origin}: {key} is {value!r}, which Detectron2 alone honours: "
                 "engine='detectron2', where Detectron2 is installed"
@@ -157,6 +157,14 @@ def _for_engine(values: Mapping[str, Any], package: str, origin: str) -> dict[st
         if not foreign:
             kept[key] = value
     return kept
+
+
+def _as_yaml(values: Mapping[str, Any], origin: str) -> str:
+    try:
+        return yaml.safe_dump(_tree(values))
+    except (yaml.YAMLError, AttributeError, TypeError, RecursionError) as error:
+        # Whoever wrote the file can put anything there that a checkpoint may hold.
+        raise CheckpointError(f"{origin} is no config: {error}") from error
 
 
 def _tree(values: Mapping[str, Any]) -> dict[str, Any]:
