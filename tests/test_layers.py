@@ -43,7 +43,8 @@ ARROWS = {
     "inference ops structures training visualization",
     "cli": "config d2 errors lightning",
     # What users call.
-    "api": "cli config data deploy errors files training visualization",
+    "api": "checkpoints cli config data deploy errors files inference lightning training "
+    "visualization",
 }
 # Packages that only one folder may import.
 ENGINES = {"detectron2": "d2", "lightning": "lightning", "pytorch_lightning": "lightning"}

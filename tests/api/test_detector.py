@@ -104,7 +104,11 @@ def test_a_wrong_config_in_a_checkpoint_names_the_checkpoint(folder, tmp_path):
 
 @pytest.mark.parametrize(
     "config",
-    [{"MODEL.DEVICE": torch.zeros(2)}, {"MODEL": "x", "MODEL.DEVICE": "cpu"}, {"TEST.A": {1}}],
+    [
+        {"MODEL.DEVICE": torch.zeros(2)},
+        {"MODEL.RESNETS": 3, "MODEL.RESNETS.DEPTH": 18},
+        {"TEST.A": {1}},
+    ],
 )
 def test_what_is_no_config_in_a_checkpoint(folder, tmp_path, config):
     content = read_checkpoint(folder / "model.pth")

@@ -22,8 +22,9 @@ class Eyes(TiledPrediction):
 
     images_per_batch = 4
 
-    def __init__(self, thinnest: int = 1) -> None:
-        self.thinnest = thinnest
+    def __init__(self, thinnest: int = 1, noise: float = 0) -> None:
+        self.thinnest, self.noise, self.random = thinnest, noise, np.random.default_rng(0)
+        self.seen = 0
         self.batches: list[int] = []
 
     def predict_batch(self, images):
@@ -39,10 +40,13 @@ class Eyes(TiledPrediction):
             if min(box[2] - box[0], box[3] - box[1]) >= self.thinnest:
                 boxes.append(box)
                 labels.append(int(image[(*place, 0)].max()))
+        self.seen += len(boxes)
+        boxes = np.array(boxes, np.float32).reshape(-1, 4)
+        boxes += self.random.normal(0, 1, boxes.shape).astype(np.float32) * self.noise
+        height, width = image.shape[:2]
+        boxes = boxes.clip(0, np.array([width, height] * 2, np.float32))
         scores = np.linspace(0.9, 0.5, len(boxes), dtype=np.float32)
-        return ArrayDetections(
-            np.array(boxes, np.float32).reshape(-1, 4), scores, np.array(labels, np.int64)
-        )
+        return ArrayDetections(boxes, scores, np.array(labels, np.int64))
 
 
 def draw(*objects, size=SIZE):
@@ -131,17 +135,21 @@ def scattered(count, rng):
     return objects
 
 
-@pytest.mark.parametrize("thinnest", [1, 8])
-def test_a_large_image_of_four_hundred_objects(thinnest):
+@pytest.mark.parametrize(("thinnest", "noise"), [(1, 0), (8, 1)])
+def test_a_large_image_of_four_hundred_objects(thinnest, noise):
+    """Each is counted once, also where boxes are a few px off and thin pieces are missed."""
     objects = scattered(400, np.random.default_rng(5))
-    image, eyes = draw(*objects), Eyes(thinnest)
-    found = eyes.predict_tiles(image, TILE, OVERLAP)
-    assert rows(found) == sorted(objects)
+    eyes = Eyes(thinnest, noise)
+    found = eyes.predict_tiles(draw(*objects), TILE, OVERLAP)
+    if noise:
+        assert len(found) == 400
+        counts = [np.bincount([row[4] for row in one]) for one in (rows(found), objects)]
+        assert counts[0].tolist() == counts[1].tolist()
+    else:
+        assert rows(found) == sorted(objects)
     # Every box of a tile is one of the objects found, or went into one.
-    places = tile_places(SIZE, TILE, OVERLAP)
-    in_tiles = [eyes._see(image[y1:y2, x1:x2]) for x1, y1, x2, y2 in places]
-    assert found.merged == sum(map(len, in_tiles)) - len(objects)
-    assert found.merged > 100 and eyes.batches[:12] == [4] * 12
+    assert found.merged == eyes.seen - 400 > 300
+    assert eyes.batches == [4] * 12
 
 
 def test_one_tile_is_the_image_itself():

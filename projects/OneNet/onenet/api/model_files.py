@@ -21,8 +21,11 @@ from onenet.errors import CheckpointError, ConfigError
 from onenet.lightning.detectron2_keys import detectron2_only
 
 CONFIG = "config.yaml"  # what a run writes beside its checkpoints
-# What a model is built from, and detects and is evaluated with.
-_SECTIONS = ("MODEL", "INPUT", "TEST", "DATASETS")
+# How the names of keys begin that a model is built from, and detects and is evaluated with.
+_NEEDED = (
+    *("MODEL.", "TEST.", "DATASETS.", "DATALOADER.NUM_WORKERS"),
+    *("INPUT.FORMAT", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST"),
+)
 # Of the keys that only Detectron2 has, those that change what a model computes, but no shape of its
 # weights; with the values that the embedded engine computes with.
 _SILENT = {
@@ -144,7 +147,7 @@ def _for_engine(values: Mapping[str, Any], package: str, origin: str) -> dict[st
     known = flat(importlib.import_module(f"{package}.config").get_cfg())
     kept = {}
     for key, value in values.items():
-        if not key.startswith(tuple(f"{section}." for section in _SECTIONS)):
+        if not key.startswith(_NEEDED):
             continue
         foreign = key not in known and (
             detectron2_only(key) or key.startswith("MODEL.TORCHVISION.")

@@ -206,25 +206,29 @@ def _candidates(
     """Pairs of boxes, of two tiles each, that may be one object; the surest first."""
     cut = _to_border(boxes, limits) <= tolerance
     ends = np.searchsorted(tile, np.arange(len(rects) + 1))  # the boxes of a tile follow each other
+    grown = boxes + tolerance * np.array([-1, -1, 1, 1], np.float32)
     rows: list[np.ndarray] = []
     for one, other in _overlapping(rects):
         first, second = rects[one], rects[other]
         low, high = np.maximum(first[:2], second[:2]), np.minimum(first[2:], second[2:])
         common = np.concatenate((low, high))
-        a, b = (_within(boxes, ends[t], ends[t + 1], common) for t in (one, other))
+        # What ends at the common part may reach into it: boxes are not exact.
+        a, b = (_within(grown, ends[t], ends[t + 1], common) for t in (one, other))
         if not (len(a) and len(b)):
             continue
-        shared, area_a, area_b = _shared_areas(_clip(boxes[a], common), _clip(boxes[b], common))
-        iou = shared / (area_a[:, None] + area_b - shared)
+        in_a, in_b = _clip(boxes[a], common), _clip(boxes[b], common)
+        area_a, area_b = _areas(in_a), _areas(in_b)
+        shared = _shared(in_a, in_b)
+        iou = shared / np.maximum(area_a[:, None] + area_b - shared, 1e-6)
         sure = np.sqrt(scores[a][:, None] * scores[b])
         # A piece that a border cuts off may be too thin for its IoU to say anything.
-        piece_a = _pieces(boxes[a], area_a, cut[a])[:, None]
-        piece_a = piece_a & ~_inside(boxes[b], first, tolerance)
-        piece_b = _pieces(boxes[b], area_b, cut[b])
+        piece_a = cut[a] & (area_a >= _INSIDE * _areas(boxes[a]))
+        piece_b = cut[b] & (area_b >= _INSIDE * _areas(boxes[b]))
+        piece_a = piece_a[:, None] & ~_inside(boxes[b], first, tolerance)
         piece_b = piece_b & ~_inside(boxes[a], second, tolerance)[:, None]
-        share = np.maximum(
-            np.where(piece_a, shared / area_a[:, None], 0), np.where(piece_b, shared / area_b, 0)
-        )
+        share_a = _shared(in_a, grown[b]) / np.maximum(area_a, 1e-6)[:, None]
+        share_b = _shared(grown[a], in_b) / np.maximum(area_b, 1e-6)
+        share = np.maximum(np.where(piece_a, share_a, 0), np.where(piece_b, share_b, 0))
         rank = np.where(iou >= _AGREE, 1 + iou * sure, np.where(share >= _INSIDE, share * sure, 0))
         rank[labels[a][:, None] != labels[b]] = 0
         i, j = rank.nonzero()
@@ -251,17 +255,15 @@ def _within(boxes: np.ndarray, start: int, end: int, rect: np.ndarray) -> np.nda
     return start + (clipped[:, 2:] > clipped[:, :2]).all(axis=1).nonzero()[0]
 
 
-def _shared_areas(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(len(a), len(b)) px² that boxes share, and the areas of both."""
+def _areas(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+
+
+def _shared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(len(a), len(b)) px² that boxes share."""
     low = np.maximum(a[:, None, :2], b[:, :2])
     high = np.minimum(a[:, None, 2:], b[:, 2:])
-    shared = (high - low).clip(0).prod(axis=2)
-    return shared, (a[:, 2:] - a[:, :2]).prod(axis=1), (b[:, 2:] - b[:, :2]).prod(axis=1)
-
-
-def _pieces(boxes: np.ndarray, area_in_common: np.ndarray, cut: np.ndarray) -> np.ndarray:
-    """Whether a box is what its tile's border leaves of an object, and the neighbour sees it."""
-    return cut & (area_in_common >= _INSIDE * (boxes[:, 2:] - boxes[:, :2]).prod(axis=1))
+    return (high - low).clip(0).prod(axis=2)
 
 
 def _inside(boxes: np.ndarray, rect: np.ndarray, tolerance: float) -> np.ndarray:
