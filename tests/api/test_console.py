@@ -89,6 +89,7 @@ def test_tiles_of_an_exported_model(tmp_path, capsys):
         (("--tiles", 20), "tiles must be 0 or a side of at least 32 px, got 20"),
         (("--tiles", 64, "--overlap", 2), "overlap of tiles must be between 0 and 0.9, got 2.0"),
         (("--tiles", 0, "--overlap", 0.1), "--overlap is for tiles: give --tiles"),
+        (("--overlap", 0.1), "--overlap is for tiles: give --tiles"),
     ):
         status, printed = ended(capsys, *words, *more)
         assert status == 2 and told in printed.err

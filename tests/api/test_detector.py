@@ -150,6 +150,7 @@ def test_what_predict_takes(detector, images, shapes, monkeypatch):
         ([3], {}, DatasetError, "the image is int"),
         ("any", {"threshold": 40}, OneNetError, "threshold must be between 0 and 1, got 40"),
         ("any", {"channels": "RBG"}, OneNetError, "channels must be RGB or BGR, got 'RBG'"),
+        ("any", {"overlap": 0.2}, OneNetError, "overlap is for tiles: give tiles="),
         ("any", {"tiles": 7}, DatasetError, "tiles must be 0 or a side of at least 32 px, got 7"),
     ],
 )

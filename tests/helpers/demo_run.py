@@ -16,7 +16,7 @@ class BrightPart:
     """One sure detection, the image's bright pixels, and an unsure one, all of it."""
 
     class_names = ["square", "circle"]
-    images_per_batch = 2
+    images_per_batch, tiles = 2, 0
 
     def __init__(self, cfg):
         self.cfg = cfg

@@ -153,6 +153,8 @@ class Detector:
         if channels not in IMAGE_FORMATS:
             raise OneNetError(f"channels must be {' or '.join(IMAGE_FORMATS)}, got {channels!r}")
         tiles = self.predictor.tiles if tiles is None else tiles
+        if overlap is not None and not tiles:
+            raise OneNetError("overlap is for tiles: give tiles=")
         overlap = self.predictor.tile_overlap if overlap is None else overlap
         check_tiles(tiles, overlap)
         items, single = list_images(images)

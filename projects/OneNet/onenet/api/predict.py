@@ -40,7 +40,7 @@ from .inputs import find_images, picture_paths
 from .results import Detections, Results
 from .videos import Video, Writer, video_path
 
-# An engine's or onenet.deploy.runtime's: has predict_batch, class_names and images_per_batch.
+# An engine's, or onenet.deploy.runtime's.
 Predictor = Any
 ESCAPE = 27
 
@@ -134,8 +134,6 @@ def check_args(args: argparse.Namespace) -> None:
         )
     if args.webcam is not None and (args.output or args.json):
         raise OneNetError("--webcam shows a window: remove --output and --json")
-    if args.overlap is not None and args.tiles == 0:
-        raise OneNetError("--overlap is for tiles: give --tiles")
     check_tiles(args.tiles or 0, OVERLAP if args.overlap is None else args.overlap)
     if not args.output and not args.json and not has_display():
         raise OneNetError("no display to show a window on: give --output or --json")
@@ -172,13 +170,17 @@ def show(picture: np.ndarray, wait_ms: int) -> bool:
         raise OneNetError(f"OpenCV cannot open a window ({error.err}): give --output") from error
 
 
+def uses_tiles(args: argparse.Namespace, predictor: Predictor) -> bool:
+    return bool(predictor.tiles if args.tiles is None else args.tiles)
+
+
 def detect_all(
     items: Iterable[tuple], args: argparse.Namespace, predictor: Predictor
 ) -> Iterator[tuple]:
     """Append detections to each item, a tuple that ends with an image; detects in batches."""
     live = not args.output and not args.json
     count, items = 1 if live else predictor.images_per_batch, iter(items)
-    tiled = args.tiles or (args.tiles is None and getattr(predictor, "tiles", 0))
+    tiled = uses_tiles(args, predictor)
     while batch := list(islice(items, 1 if tiled else count)):
         images = [item[-1] for item in batch]
         if tiled:
@@ -308,6 +310,8 @@ def run(args: argparse.Namespace) -> str | None:
     check_outputs([*targets, *filter(None, [json_file])], [*sources, *files_of_model(args)])
     video = None if args.input else Video(args.video_input or args.webcam)
     predictor = load_predictor(args)
+    if args.overlap is not None and not uses_tiles(args, predictor):
+        raise OneNetError("--overlap is for tiles: give --tiles")
     results = Results("frame" if video else "image", predictor.class_names, json_file)
     try:
         if video:
