@@ -1,10 +1,25 @@
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 README = ROOT / "README.md"
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]
+
+
+class BuildWithConfigs(build_py):
+    """Copies the configs into the package, where onenet.config.shipped finds them by name."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:  # they are in the repository
+            return
+        for folder in ("projects/OneNet/configs", "configs/quick_schedules", "configs/baselines"):
+            target = Path(self.build_lib, "onenet", "shipped", folder)
+            shutil.copytree(ROOT / folder, target, dirs_exist_ok=True)
+
 
 setup(
     name="onenet",
@@ -14,6 +29,8 @@ setup(
     long_description_content_type="text/markdown",
     author="The OneNet Authors",
     license="Apache-2.0",
+    cmdclass={"build_py": BuildWithConfigs},
+    entry_points={"console_scripts": ["onenet = onenet.api.console:main"]},
     package_dir={"": "projects/OneNet"},
     packages=find_packages("projects/OneNet", include=["onenet", "onenet.*"]),
     python_requires=">=3.10",

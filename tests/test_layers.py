@@ -43,7 +43,8 @@ ARROWS = {
     "inference ops structures training visualization",
     "cli": "config d2 errors lightning",
     # What users call.
-    "api": "checkpoints cli config data lightning",
+    "api": "checkpoints cli config data deploy errors files inference lightning training "
+    "visualization",
 }
 # Packages that only one folder may import.
 ENGINES = {"detectron2": "d2", "lightning": "lightning", "pytorch_lightning": "lightning"}
@@ -73,7 +74,8 @@ def imported(source: str, package: str) -> set[str]:
             names.update(f"{origin}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             parts = node.value.split(".")
-            if len(parts) > 1 and parts[0] == "onenet" and all(p.isidentifier() for p in parts):
+            words = len(parts) > 1 and parts[0] == "onenet" and all(p.isidentifier() for p in parts)
+            if words and node.value != "onenet.json":  # a file's name
                 names.add(node.value)
     return names
 

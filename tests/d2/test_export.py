@@ -8,15 +8,13 @@ import pytest
 pytest.importorskip("detectron2")
 
 from helpers.detectron2_runs import d2_process
-from helpers.project import load_script
 from helpers.runs import trained
 
+from onenet.api import export as tool
 from onenet.d2.config import load_cfg
 from onenet.d2.predictor import Predictor
 from onenet.deploy.export import largest_differences
 from onenet.deploy.runtime import OnnxPredictor
-
-tool = load_script("tools/export.py")
 
 
 def test_an_exported_model_detects_what_detectron2s_predictor_does(shapes, tmp_path, capsys):

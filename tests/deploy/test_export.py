@@ -12,18 +12,17 @@ import onnx
 import pytest
 import torch
 from helpers.onnx_example import examples_in_the_docs
-from helpers.project import ROOT, load_script
+from helpers.project import ROOT
 from helpers.runs import trained, unchanged_process
 from torch._dynamo.exc import UserError, UserErrorType
 
+from onenet.api import export as tool
 from onenet.checkpoints.weights import AVERAGED
 from onenet.deploy.export import Deployed, check_nodes, largest_differences
 from onenet.deploy.runtime import IMAGES, SIZES, OnnxPredictor, pad_images
 from onenet.errors import ExportError
 from onenet.lightning.config import load_cfg
 from onenet.lightning.predictor import Predictor
-
-tool = load_script("tools/export.py")
 
 _PYRAMID = {
     "MODEL__BACKBONE__NAME": "build_retinanet_resnet_fpn_backbone",

@@ -7,18 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.project import load_script
+from onenet.api import predict as demo
 from onenet.lightning import predictor
 from onenet.structures import Detections
-
-demo = load_script("demo/demo.py")
 
 
 class BrightPart:
     """One sure detection, the image's bright pixels, and an unsure one, all of it."""
 
     class_names = ["square", "circle"]
-    images_per_batch = 2
+    images_per_batch, tiles = 2, 0
 
     def __init__(self, cfg):
         self.cfg = cfg

@@ -11,6 +11,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .api.detections import ImageDetections
+    from .api.detector import Detector, load
+    from .api.runs import train
     from .assignment.costs import PredefinedAnchor, PredefinedPoint, PredictedLocation
     from .assignment.criterion import Criterion, OneToManyCriterion
     from .assignment.matchers import HungarianMatcher, Matcher, MinCostMatcher
@@ -58,6 +61,7 @@ __all__ = [
     "Criterion",
     "DeconvHead",
     "Detections",
+    "Detector",
     "EVALUATOR_REGISTRY",
     "Evaluator",
     "ExclusiveMatcher",
@@ -68,6 +72,7 @@ __all__ = [
     "Head",
     "Hook",
     "HungarianMatcher",
+    "ImageDetections",
     "LOCATION_COST_REGISTRY",
     "MATCHER_REGISTRY",
     "Matcher",
@@ -91,8 +96,10 @@ __all__ = [
     "build_criterion",
     "build_head",
     "build_matcher",
+    "load",
     "matcher_options",
     "read_image",
+    "train",
 ]
 
 # Imported on first use, since OnnxPredictor and read_image work without torch.
@@ -104,6 +111,7 @@ _MODULES = {
     "Criterion": "assignment.criterion",
     "DeconvHead": "heads.deconv",
     "Detections": "structures",
+    "Detector": "api.detector",
     "EVALUATOR_REGISTRY": "evaluation.registry",
     "Evaluator": "evaluation.registry",
     "ExclusiveMatcher": "assignment.one_to_many",
@@ -114,6 +122,7 @@ _MODULES = {
     "Head": "heads.base",
     "Hook": "training.hooks",
     "HungarianMatcher": "assignment.matchers",
+    "ImageDetections": "api.detections",
     "LOCATION_COST_REGISTRY": "assignment.registry",
     "MATCHER_REGISTRY": "assignment.registry",
     "Matcher": "assignment.matchers",
@@ -137,8 +146,10 @@ _MODULES = {
     "build_criterion": "assignment.registry",
     "build_head": "config.build",
     "build_matcher": "assignment.registry",
+    "load": "api.detector",
     "matcher_options": "assignment.registry",
     "read_image": "data.images",
+    "train": "api.runs",
 }
 
 

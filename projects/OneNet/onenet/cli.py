@@ -215,11 +215,12 @@ def files_of_model(args: argparse.Namespace, *configs: str | Path) -> list[Path]
     """The existing files that the flags for a model name, so that no output overwrites them.
 
     Args:
-        args: may have ``config_file``, ``onnx``, ``imports`` and ``opts``.
+        args: may have ``config_file``, ``onnx``, ``weights``, ``imports`` and ``opts``.
         configs: further configs. The bases and the weights of each count, too.
     """
     files = [*filter(None, [getattr(args, "config_file", None)]), *configs]
-    words = [*files, getattr(args, "onnx", None), *getattr(args, "imports", ())]
+    models = (getattr(args, "onnx", None), getattr(args, "weights", None))
+    words = [*files, *models, *getattr(args, "imports", ())]
     words += getattr(args, "opts", ())
     for file in files:
         with suppress(ConfigError):  # the program reports it when it reads the config
@@ -259,11 +260,10 @@ def choose_engine(name: str) -> tuple[str, str]:
         The engine's package, and why it was chosen, for the log.
 
     Raises:
-        ConfigError: ``name`` is "detectron2", which cannot be imported.
-        ValueError: an unknown ``name``.
+        ConfigError: ``name`` is "detectron2", which cannot be imported, or an unknown one.
     """
     if name not in ENGINES:
-        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
+        raise ConfigError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
     if name == "lightning":
         return EMBEDDED, "--engine lightning"
     trouble = detectron2_trouble()

@@ -168,6 +168,11 @@ def add_onenet_config(cfg: Any) -> None:
     # Most images that go through the network together on each process, all of one padded size; 0:
     # 8 on CUDA and 1 on the CPU, which is faster while its maps fit the cache.
     cfg.TEST.IMS_PER_BATCH = 0
+    # Detect in tiles of this side in px of the image, each resized as an image would be, and merge
+    # the boxes of two tiles that are one object; 0: in the whole image.
+    cfg.TEST.TILES = 0
+    # The share of a tile's side that neighbours have in common, at least.
+    cfg.TEST.TILE_OVERLAP = 0.2
     # "coco": AP; "crowdhuman": AP, mMR and recall of one class, crowd regions ignored; or a name in
     # onenet.EVALUATOR_REGISTRY.
     cfg.TEST.EVALUATOR = "coco"

@@ -288,6 +288,8 @@ COMMON: list[Rule] = [
     ("SOLVER.CLIP_GRADIENTS.NORM_TYPE", lambda value: value > 0, "a number above 0, or .inf"),
     *each("TEST", "EVAL_PERIOD IMS_PER_BATCH", *NATURAL),
     ("TEST.DETECTIONS_PER_IMAGE", *POSITIVE),
+    ("TEST.TILES", lambda value: value == 0 or value >= 32, "0, or a side of at least 32 px"),
+    ("TEST.TILE_OVERLAP", lambda value: 0 <= value <= 0.9, "a number from 0 to 0.9"),
     one_of("TEST.PRECISION", *PRECISIONS),
 ]
 

@@ -17,6 +17,8 @@ import yaml
 
 from onenet.errors import ConfigError
 
+from .shipped import find_config
+
 BASE_KEY = "_BASE_"
 
 MOST_NODES = 10_000  # of a file, what aliases repeat counted each time
@@ -104,10 +106,13 @@ def _count_nodes(node: yaml.Node, known: dict[int, float]) -> float:
 def read_with_bases(path: Path) -> Iterator[tuple[Path, dict[Any, Any]]]:
     """Yield (file, its values) for ``path`` and its bases, those that others build on first.
 
+    Args:
+        path: a file, or the name of a config that comes with the package.
+
     Raises:
         ConfigError: a file that cannot be read or is no YAML, bases without an end or too many.
     """
-    yield from _read(Path(os.path.expanduser(path)), (), count(1))
+    yield from _read(find_config(path), (), count(1))
 
 
 def _read(

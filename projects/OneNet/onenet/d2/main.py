@@ -15,8 +15,10 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import launch
 from detectron2.evaluation import verify_results
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessExitedException
 
 from onenet.config.build import prepare_inference
@@ -70,22 +72,7 @@ def run(args: argparse.Namespace, why: str) -> None:
             logger.addHandler(logging.StreamHandler(sys.stdout))
             logger.setLevel(logging.INFO)
         take_environment(args)
-        cfg = load_cfg(args.config_file, args.opts)
-        prepare(cfg, args)
-        if not args.eval_only:
-            check_folder(cfg, args)
-        # By one process: this takes a while, and all would find the same.
-        if not args.eval_only:
-            check_annotated(cfg.DATASETS.TRAIN)
-            check_images(
-                cfg.DATASETS.TRAIN,
-                keep_empty=not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-                skip_missing=cfg.DATALOADER.SKIP_UNREADABLE,
-            )
-        check_images(cfg.DATASETS.TEST)
-        if needs_weights(cfg, args):
-            fetch_weights(cfg.MODEL.WEIGHTS)  # once, not by every process
-        cfg.freeze()
+        cfg = _read_and_check(args)
         with hand_on() if args.num_gpus * args.num_machines > 1 else nullcontext():
             launch(
                 work,
@@ -97,6 +84,49 @@ def run(args: argparse.Namespace, why: str) -> None:
             )
 
 
+def run_here(args: argparse.Namespace, why: str) -> dict[str, float]:
+    """:func:`run` in a process that goes on afterwards: raises its errors, and starts no others.
+
+    Returns:
+        The metrics of the last evaluation by name, such as ``bbox/AP``.
+    """
+    setup_logger.cache_clear()  # it sets up each log once a process
+    with stop_at_once():
+        cfg = _read_and_check(args)
+        try:
+            metrics = _work(cfg, args, why)
+        except FloatingPointError as error:
+            raise _own(error) from error
+    return {name: float(value) for name, value in flatten_results_dict(metrics or {}).items()}
+
+
+def _read_and_check(args: argparse.Namespace) -> CfgNode:
+    cfg = load_cfg(args.config_file, args.opts)
+    prepare(cfg, args)
+    if not args.eval_only:
+        check_folder(cfg, args)
+    # By one process: this takes a while, and all would find the same.
+    if not args.eval_only:
+        check_annotated(cfg.DATASETS.TRAIN)
+        check_images(
+            cfg.DATASETS.TRAIN,
+            keep_empty=not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            skip_missing=cfg.DATALOADER.SKIP_UNREADABLE,
+        )
+    check_images(cfg.DATASETS.TEST)
+    if needs_weights(cfg, args):
+        fetch_weights(cfg.MODEL.WEIGHTS)  # once, not by every process
+    cfg.freeze()
+    return cfg
+
+
+def _own(error: FloatingPointError) -> FloatingPointError:
+    """Detectron2's own error as ours."""
+    if isinstance(error, NonFiniteError):
+        return error
+    return NonFiniteError(str(error)).with_traceback(error.__traceback__)
+
+
 @contextmanager
 def _exit_codes(show_traceback: bool) -> Iterator[None]:
     try:
@@ -104,9 +134,8 @@ def _exit_codes(show_traceback: bool) -> Iterator[None]:
             yield
     except OneNetError as error:
         end_with(error, show_traceback)
-    except FloatingPointError as error:  # Detectron2's own
-        own = NonFiniteError(str(error)).with_traceback(error.__traceback__)
-        end_with(own, show_traceback)
+    except FloatingPointError as error:
+        end_with(_own(error), show_traceback)
     except ProcessExitedException as error:  # the process has said why
         raise SystemExit(error.exit_code or 1) from error
     except KeyboardInterrupt as error:
@@ -164,8 +193,13 @@ def _check_processes(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 def work(cfg: CfgNode, args: argparse.Namespace, why: str) -> Any:
     """Evaluate or train, and return the metrics; every process runs this."""
+    with _exit_codes(args.traceback):
+        return _work(cfg, args, why)
+
+
+def _work(cfg: CfgNode, args: argparse.Namespace, why: str) -> Any:
     folder, first = RunFolder(Path(cfg.OUTPUT_DIR)), comm.is_main_process()
-    with _exit_codes(args.traceback), ExitStack() as stack:
+    with ExitStack() as stack:
         prepare(cfg, args)
         with output_errors(cfg):
             if first:

@@ -28,6 +28,7 @@ from onenet.checkpoints.resume import (
 )
 from onenet.errors import DataWorkerError, OneNetError, WriteError
 from onenet.evaluation.results import results_folder
+from onenet.inference.tiles import whole_images
 from onenet.ops.deform import allow_tf32
 from onenet.ops.memory_format import memory_format
 from onenet.training.distributed import gather, share_buffers
@@ -44,6 +45,7 @@ from .datasets import class_names
 from .evaluation import build_evaluator
 from .hooks import CoreHooks
 from .loader import SkippingLoader, build_test_loader, build_train_loader
+from .predictor import TiledModel
 from .saving import GoingOn, StopHook, StrictWriter, WholeCheckpointer, save_done, stop
 from .steps import guarded
 from .weights import load_weights
@@ -218,13 +220,19 @@ class Trainer(DefaultTrainer):
             loader.skipped.report()
         if self._trainer.history is not None:
             self._trainer.history.report()
-        return results
+        # Without TEST.EXPECTED_RESULTS, Detectron2 returns nothing.
+        return getattr(self, "_last_eval_results", results)
 
     @classmethod
     def test(cls, cfg: Any, model: nn.Module, evaluators: Any = None) -> Any:
         """See Detectron2; an ``OutOfMemoryError`` names the settings that need less."""
+        tiled = TiledModel(cfg, model) if cfg.TEST.TILES else None
         with memory_errors(model, lambda: testing_advice(cfg)):
-            return super().test(cfg, model, evaluators)
+            if tiled is None:
+                return super().test(cfg, model, evaluators)
+            results = super().test(whole_images(cfg), tiled, evaluators)
+        tiled.log()
+        return results
 
     @classmethod
     def build_train_loader(cls, cfg: Any) -> Any:

@@ -16,6 +16,7 @@ from onenet.data.batching import group_by_shape, pad_to
 from onenet.data.images import resize_shortest_edge
 from onenet.data.sources import is_line
 from onenet.errors import ExportedModelError
+from onenet.inference.tiles import TiledPrediction
 
 IMAGES, SIZES = "images", "sizes"
 OUTPUTS = ("boxes", "scores", "labels")
@@ -110,7 +111,7 @@ class ArrayDetections:
         return ArrayDetections(self.boxes[keep], self.scores[keep], self.labels[keep])
 
 
-class OnnxPredictor:
+class OnnxPredictor(TiledPrediction):
     """Detects objects in images of any size with an exported model.
 
     Args:

@@ -17,9 +17,10 @@ from onenet.errors import CheckpointError, DatasetError
 from onenet.structures import Detections
 
 from .batch_size import images_per_batch
+from .tiles import TiledPrediction
 
 
-class BasePredictor(ABC):
+class BasePredictor(TiledPrediction, ABC):
     """A trained detector, ready for images of any size.
 
     Args:
@@ -43,6 +44,7 @@ class BasePredictor(ABC):
                 "MODEL.WEIGHTS is empty: give a trained checkpoint, "
                 "--opts MODEL.WEIGHTS path/to/model.pth"
             )
+        self.set_up(cfg)
         self.model, extras = self.load(cfg)
         self.trained_classes = extras.get("class_names", [])
         self.class_names = self.trained_classes or self._names_from_data(cfg)
@@ -52,8 +54,20 @@ class BasePredictor(ABC):
                 f"MODEL.OneNet.NUM_CLASSES is {cfg.MODEL.OneNet.NUM_CLASSES}"
             )
         self.ema = extras.get("weights") == AVERAGED
+
+    @classmethod
+    def around(cls, cfg: Any, model: nn.Module) -> BasePredictor:
+        """The predictor of a model that has its weights and is prepared; it has no class names."""
+        predictor = cls.__new__(cls)
+        predictor.set_up(cfg)
+        predictor.model = model
+        return predictor
+
+    def set_up(self, cfg: Any) -> None:
+        """Take from the config how images are fed to the model."""
         self.bgr = cfg.INPUT.FORMAT == "BGR"
         self.images_per_batch = images_per_batch(cfg)
+        self.tiles, self.tile_overlap = cfg.TEST.TILES, cfg.TEST.TILE_OVERLAP
 
     def __call__(self, image: np.ndarray) -> Detections:
         """Detect objects in one image, (H, W, 3) uint8 RGB; see :meth:`predict_batch`."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from tqdm import tqdm
+from torch import Tensor, nn
 
 from onenet.data.dataset import CocoDetection
 from onenet.detector import OneNet
@@ -15,12 +17,17 @@ from onenet.evaluation.report import report
 from onenet.evaluation.results import RESULTS_FILE, to_coco
 from onenet.evaluation.truth import read_truth
 from onenet.inference.postprocess import to_image
+from onenet.inference.tiles import tiles_line, whole_images
 from onenet.structures import Detections
 from onenet.training.distributed import gather, processes, rank
 from onenet.training.oom import memory_errors, testing_advice
+from onenet.training.progress import progress as with_bar
 
 from .items import TestItem
 from .loader import build_test_loader
+from .predictor import Predictor
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -44,11 +51,16 @@ def evaluate(
         WriteError: the results cannot be written; the metrics are in the log.
     """
     first = rank() == 0
-    loader = build_test_loader(cfg, dataset, rank=rank(), world_size=processes())
+    tiled = bool(cfg.TEST.TILES)
+    source = whole_images(cfg) if tiled else cfg
+    loader = build_test_loader(source, dataset, rank=rank(), world_size=processes())
+    detect = Tiled(cfg, model) if tiled else model
     results = []
     with memory_errors(model, lambda: testing_advice(cfg)):
-        for item, detections in detect_all(model, loader, progress=first):
+        for item, detections in detect_all(detect, loader, progress=first):
             results.extend(to_coco(item.image_id, detections, dataset.category_ids))
+    if tiled:
+        logger.info(tiles_line(cfg, sum(gather(detect.merged))))
     results = [result for share in gather(results) for result in share]
     if not first:
         return None
@@ -64,15 +76,39 @@ def detect_all(model: OneNet, loader: Any, *, progress: bool = False) -> Any:
     training = model.training
     model.eval()
     try:
-        batches = tqdm(
-            loader, desc="evaluating", unit="batch", leave=False, disable=None if progress else True
-        )
+        batches = with_bar(loader, shows=progress, desc="evaluating", unit="batch")
         for items in batches:
             found = model([item.image for item in items])
             for item, detections in zip(items, found, strict=True):
                 yield item, to_original(item, detections)
     finally:
         model.train(training)
+
+
+class Tiled(nn.Module):
+    """A prepared model that detects in the tiles of images which no loader has resized.
+
+    Args:
+        cfg: its ``TEST.TILES`` is not 0.
+        model: of this engine.
+
+    Attributes:
+        merged: how many boxes went into others, so far.
+    """
+
+    def __init__(self, cfg: Any, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.predictor = model, Predictor.around(cfg, model)
+        self.merged = 0
+        self.training = model.training
+
+    def forward(self, images: list[Tensor]) -> list[Detections]:
+        return [self._detect(image.permute(1, 2, 0).numpy()) for image in images]
+
+    def _detect(self, pixels: np.ndarray) -> Detections:
+        found = self.predictor.predict_tiles(pixels[..., ::-1] if self.predictor.bgr else pixels)
+        self.merged += found.merged
+        return Detections(*map(torch.from_numpy, (found.boxes, found.scores, found.labels)))
 
 
 def to_original(item: TestItem, detections: Detections) -> Detections:

@@ -87,6 +87,12 @@ def run(args: argparse.Namespace, why: str) -> dict[str, float] | None:
         _exit(lost, args.traceback)
 
 
+def run_here(args: argparse.Namespace, why: str) -> dict[str, float] | None:
+    """:func:`run` in a process that goes on afterwards: raises its errors, and starts no others."""
+    with stop_at_once():
+        return _run(args, why)
+
+
 def _exit(error: OneNetError, show_traceback: bool) -> NoReturn:
     # A DataLoader puts the traceback of its worker before the message.
     message = str(error).rpartition(f"{type(error).__name__}: ")[2].strip()

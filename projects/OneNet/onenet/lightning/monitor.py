@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+from tqdm.auto import tqdm as tqdm_auto
 
 from onenet.errors import drop_stream, print_any_text
 from onenet.files import open_lines, strict_json
+from onenet.training.progress import shown
 
 logger = logging.getLogger("onenet")
 _FORMAT = logging.Formatter("[%(asctime)s] %(message)s", datefmt="%m/%d %H:%M:%S")
@@ -91,12 +93,12 @@ class Monitor:
         self.images_per_batch = images_per_batch
         self.metrics_file = open_lines(output_dir / "metrics.json")
         self.writer = SummaryWriter(output_dir, purge_step=start_iteration)
-        self.bar = tqdm(
+        self.bar = tqdm_auto(
             total=max_iter,
             initial=start_iteration,
             unit="it",
             dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
+            disable=not shown(),
             file=sys.stderr,
         )
         self._since = time.perf_counter()

@@ -30,8 +30,11 @@ def build_predictor(config_file: str, opts: Sequence[str] = ()) -> Predictor:
 class Predictor(BasePredictor):
     """On the embedded engine's backbones."""
 
-    def load(self, cfg: Any) -> tuple[nn.Module, dict[str, Any]]:
+    def set_up(self, cfg: Any) -> None:
+        super().set_up(cfg)
         self._transform = build_test_transform(cfg)
+
+    def load(self, cfg: Any) -> tuple[nn.Module, dict[str, Any]]:
         model = build_detector(cfg)
         extras = load_weights(model, cfg.MODEL.WEIGHTS, detector=True)
         return prepare_inference(cfg, model.to(choose_device(cfg))), extras

@@ -309,6 +309,7 @@ class Trainer:
         content: dict[str, Any] = {
             "model": deployed_state(self.result.state_dict()),
             "class_names": self.facts["class_names"],
+            "config": self.facts["config"],
         }
         if self.ema is not None:
             content["weights"] = AVERAGED

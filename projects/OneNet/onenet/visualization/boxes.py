@@ -36,8 +36,8 @@ def draw_boxes(
 ) -> np.ndarray:
     """Draw boxes, class names and scores on a copy of an image.
 
-    Lines and text grow with the picture. A class has the same colour in every picture. Labels stay
-    inside the picture and avoid each other.
+    Lines and text grow with the picture, unless its objects are small in it. A class has the same
+    colour in every picture. Labels stay inside the picture and avoid each other.
 
     Args:
         image: (H, W, 3) uint8 RGB; not modified.
@@ -81,6 +81,9 @@ def draw_boxes(
         boxes, labels = boxes[order], labels[order]
 
     side = min(height, width)
+    # Small objects in a large picture: text of the picture's size would hide them.
+    usual = float(np.median((boxes[:, 2:] - boxes[:, :2]).min(axis=1)))
+    side = min(side, max(200, 12 * usual))
     text_scale = max(0.36, 0.25 + side / 1900)
     text_thickness = max(1, round(text_scale))
     padding = max(2, round(7 * text_scale))

@@ -9,7 +9,8 @@ import numpy as np
 
 from onenet.files import strict_json, write_whole
 
-# onenet.structures.Detections or onenet.deploy.runtime.ArrayDetections.
+# onenet.structures.Detections, onenet.deploy.runtime.ArrayDetections or
+# onenet.inference.tiles.TiledDetections.
 Detections = Any
 
 
@@ -26,12 +27,13 @@ class Results:
     def __init__(self, unit: str, class_names: list[str], json_file: Path | None) -> None:
         self._unit, self._class_names, self._json_file = unit, class_names, json_file
         self._entries: list[dict[str, Any]] = []
-        self.count = self._detections = 0
+        self.count = self._detections = self._merged = 0
 
     def add(self, where: dict[str, Any], image: np.ndarray, found: Detections) -> None:
         """Add an image's detections; ``where`` names the file, and the frame of a video."""
         self.count += 1
         self._detections += len(found)
+        self._merged += getattr(found, "merged", 0)
         if self._json_file is not None:
             self._entries.append({**where, **describe(image, found, self._class_names)})
 
@@ -47,7 +49,10 @@ class Results:
 
     def __str__(self) -> str:
         pairs = ((self.count, self._unit), (self._detections, "detection"))
-        return ", ".join(f"{number} {what}{'s' * (number != 1)}" for number, what in pairs)
+        told = ", ".join(f"{number} {what}{'s' * (number != 1)}" for number, what in pairs)
+        if self._merged:
+            told += f" ({self._merged} more boxes were merged into these across seams of tiles)"
+        return told
 
 
 def describe(image: np.ndarray, found: Detections, class_names: list[str]) -> dict[str, Any]:

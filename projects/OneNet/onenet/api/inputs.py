@@ -15,7 +15,7 @@ def find_images(inputs: list[str], output: Path | None = None) -> list[tuple[Pat
     """Find the images of files, folders and globs, each once.
 
     Args:
-        inputs: as given on the command line.
+        inputs: paths and globs.
         output: folder to skip when searching a folder that contains it.
 
     Returns:
@@ -38,9 +38,9 @@ def find_images(inputs: list[str], output: Path | None = None) -> list[tuple[Pat
             fixed = next(i for i, part in enumerate(path.parts) if glob.has_magic(part))
             root = Path(*path.parts[:fixed])
         else:
-            raise OneNetError(f"--input {text} does not exist")
+            raise OneNetError(f"{text} does not exist; expected an image, a folder or a glob")
         if not hits:
-            raise OneNetError(f"--input {text} matches no image ({', '.join(IMAGE_SUFFIXES)})")
+            raise OneNetError(f"{text} matches no image ({', '.join(IMAGE_SUFFIXES)})")
         for hit in hits:
             found.setdefault(hit, root)
     common = Path(os.path.commonpath([root.resolve() for root in found.values()]))
