@@ -105,7 +105,7 @@ def check_inputs_and_outputs(session) -> None:
 
 
 @pytest.mark.parametrize(
-    "head", [pytest.param(h, marks=pytest.mark.slow) if h == "fcos" else h for h in HEADS]
+    "head", [h if h == "dcn" else pytest.param(h, marks=pytest.mark.slow) for h in HEADS]
 )
 def test_onnx_runtime_detects_what_torch_does(head, shapes, tmp_path, capsys):
     # One test checks everything, since an export takes seconds.

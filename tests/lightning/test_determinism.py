@@ -20,6 +20,7 @@ def run(shapes: Path, folder: Path, workers: int, **changes) -> dict[str, torch.
     return load(folder / "run" / "model_final.pth")["model"]
 
 
+@pytest.mark.slow
 def test_any_number_of_data_workers_gives_the_same_weights(shapes, tmp_path):
     alone = run(shapes, tmp_path / "0", 0)
     for workers in (1, 4):

@@ -175,6 +175,7 @@ def test_a_signal_during_evaluation_saves_what_is_not_saved_yet(
     assert (tmp_path / "run" / "last_checkpoint").read_text() == "model_0000002.pth"
 
 
+@pytest.mark.slow
 def test_ctrl_c_reaches_every_process_and_the_loading_ones_leave_it_to_the_first(shapes, tmp_path):
     config = write_config(
         tmp_path, shapes, **{**QUICK, "SOLVER__MAX_ITER": 100000, "SOLVER__CHECKPOINT_PERIOD": 3},

@@ -130,6 +130,7 @@ def flat(tensors: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors])
 
 
+@pytest.mark.slow
 def test_variables_of_another_launcher_are_not_used_and_torchruns_are(in_parts, by_torchrun):
     assert "LOCAL_RANK=0, NODE_RANK=1 in the environment: not used" in in_parts[1]
     assert "torchrun has started 2 processes on this machine and 2 in all" in by_torchrun[1]
@@ -139,7 +140,7 @@ def test_variables_of_another_launcher_are_not_used_and_torchruns_are(in_parts, 
     "kind",
     [
         "in_parts",
-        "by_torchrun",
+        pytest.param("by_torchrun", marks=pytest.mark.slow),
         "on_two_machines",
         pytest.param("on_two_machines_by_torchrun", marks=pytest.mark.slow),
     ],
@@ -185,6 +186,7 @@ Trainer.step = killed
 """
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_from_the_last_checkpoint(one_process, by_torchrun, tmp_path):
     hook, run = tmp_path / "killed_once.py", tmp_path / "run"
     hook.write_text(KILLED_ONCE)

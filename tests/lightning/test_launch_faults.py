@@ -71,6 +71,7 @@ def test_a_machine_that_is_lost_ends_the_others(shapes, tmp_path):
     assert "error: cannot go on: another process has ended" in err and "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken(shapes, tmp_path):
     config = write_config(tmp_path, shapes, DATASETS__TEST=[])
     with socket.socket() as other:
@@ -145,6 +146,7 @@ def first(shapes: Path, folder: Path, images: int) -> Path:
     return edit_json(shapes, folder / f"{images} images", "val", cut)
 
 
+@pytest.mark.slow
 def test_images_that_cannot_be_split_evenly_are_tested_once(shapes, tmp_path):
     data = [first(shapes, tmp_path, images) for images in (5, 2)]
     config, _ = trained(tmp_path, shapes, TEST__IMS_PER_BATCH=1)

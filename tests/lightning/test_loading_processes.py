@@ -46,6 +46,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="Linux only")
 @pytest.mark.parametrize(
     ("start", "by"), [("forkserver", "kill -9"), ("fork", "kill -9"), ("forkserver", "the first")]

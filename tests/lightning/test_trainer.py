@@ -147,6 +147,7 @@ def test_evaluating_the_final_model_gives_the_same_ap(finished, tmp_path):
     assert (tmp_path / results).read_bytes() == (folder / "run" / results).read_bytes()
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_ends_like_uninterrupted(finished, tmp_path):
     uninterrupted = finished[0] / "run"
     # Evaluating on the way, as the other run does, makes no difference either.

@@ -95,6 +95,7 @@ def test_models_that_compile_are_timed_and_those_that_do_not_are_named(tmp_path,
     assert (tmp_path / "compiling" / "onenet.res18.dcn-2.go").exists()
 
 
+@pytest.mark.slow
 def test_training_names_its_stages_and_the_share_of_the_criterion(tmp_path, monkeypatch):
     from gpu_checks import training
 
@@ -111,6 +112,7 @@ def test_training_names_its_stages_and_the_share_of_the_criterion(tmp_path, monk
     assert 0 < row["criterion_share"] < 1 and row["images_per_s"] > 0
 
 
+@pytest.mark.slow
 def test_a_training_on_images_tells_its_losses(tmp_path, shapes, monkeypatch):
     from gpu_checks import training
 

@@ -17,6 +17,7 @@ from onenet.lightning.trainer import Trainer
 from onenet.training.workers import Watched, init_worker
 
 
+@pytest.mark.slow
 @needs_mounts
 def test_a_full_shared_memory_ends_in_a_line_and_the_run_goes_on(shapes, tmp_path):
     config = write_config(tmp_path / "stopped", shapes, **QUICK)
