@@ -1,10 +1,10 @@
 PYTHON ?= python3
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help .venv quickstart test test-all fuzz lint clean
+.PHONY: help .venv quickstart test test-all test-browser fuzz lint clean
 
 help:  ## List the targets
-	@grep -hE '^[.a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
+	@grep -hE '^[.a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-12s %s\n", $$1, $$2 }'
 
 .venv: .venv/.installed  ## Make the environment and install OneNet in it
 
@@ -37,6 +37,11 @@ test: .venv/.installed  ## Run the tests
 
 test-all: .venv/.installed  ## Run the slow tests, too
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist worksteal
+
+test-browser: .venv/.installed  ## Test the page in a headless Chromium; installs Debian's, which needs root
+	.venv/bin/pip install -q -c constraints.txt -e '.[page]' playwright
+	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -qq -y chromium; }
+	ONENET_BROWSER=1 OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests/browser
 
 fuzz: .venv/.installed  ## Read 340,000 mutated files: annotations, labels, results, configs, weights (RUNS=N of each)
 	.venv/bin/pip install -q -c constraints.txt atheris

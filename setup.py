@@ -57,6 +57,7 @@ setup(
     ],
     extras_require={
         "export": EXPORT,
+        "page": ["gradio>=6"],
         "test": [*EXPORT, "hypothesis", "pytest", "pytest-xdist", "ruff"],
     },
 )

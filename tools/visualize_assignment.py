@@ -32,20 +32,14 @@ from torchvision.ops import box_area
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from onenet.assignment.criterion import Criterion
-from onenet.assignment.explain import Assignment, assign
-from onenet.assignment.registry import PREDEFINED_COSTS
+from onenet.api.assignments import assign_all, build_onenet, to_input
 from onenet.checkpoints.files import read_checkpoint
 from onenet.checkpoints.weights import load_weights, locate_weights
 from onenet.cli import add_import_flag, add_opts_flag, files_of_model, run_program
-from onenet.config.device import choose_device
 from onenet.data.images import read_image
 from onenet.data.sources import compare_classes, shortened
-from onenet.data.transforms import TrainTransform
-from onenet.detector import OneNet
-from onenet.errors import CheckpointError, ConfigError, DatasetError
+from onenet.errors import CheckpointError, DatasetError
 from onenet.files import check_outputs
-from onenet.lightning.build import build_detector
 from onenet.lightning.config import load_cfg
 from onenet.structures import Targets
 from onenet.visualization.paper_figures import draw_assignments, draw_training
@@ -127,67 +121,11 @@ def classes_of(checkpoint: str, count: int) -> list[str]:
     return names or [f"class {i}" for i in range(count)]
 
 
-def to_input(cfg: Any, example: Example) -> tuple[torch.Tensor, Targets]:
-    """The model's input for an image, as in testing, with the objects inside the image.
-
-    Returns:
-        (3, h, w) uint8, and the targets in its px.
-
-    Raises:
-        DatasetError: no object lies in the image.
-    """
-    # Equals TestTransform, but takes boxes: with one size and no flip, nothing is random.
-    transform = TrainTransform(
-        min_sizes=[cfg.INPUT.MIN_SIZE_TEST], max_size=cfg.INPUT.MAX_SIZE_TEST, flip="none"
-    )
-    image = example.image if cfg.INPUT.FORMAT == "RGB" else example.image[..., ::-1]
-    boxes, labels = example.targets.boxes.numpy(), example.targets.labels.numpy()
-    image, boxes, labels = transform(image, boxes, labels, np.random.default_rng())
-    if len(labels) == 0:
-        raise DatasetError("an image has no object inside it: choose another image by --input")
-    targets = Targets(torch.from_numpy(boxes), torch.from_numpy(labels), image.shape[:2])
-    return torch.from_numpy(image.transpose(2, 0, 1).copy()), targets
-
-
-def assign_all(
-    cfg: Any, model: OneNet, inputs: list[tuple[torch.Tensor, Targets]]
-) -> list[Assignment]:
-    """The assignment of each input, an image (3, h, w) uint8 with its targets."""
-    predefined = PREDEFINED_COSTS[cfg.MODEL.OneNet.HEAD](cfg).to(model.pixel_mean.device)
-    matcher = model.criterion.matcher
-    with torch.inference_mode():
-        return [
-            assign(model.predict([image]), targets, matcher, predefined)
-            for image, targets in inputs
-        ]
-
-
-def build_onenet(cfg: Any) -> OneNet:
-    """Build the config's model in evaluation mode, on its device.
-
-    Raises:
-        ConfigError: the model has no minimum-cost criterion, or its head has no predefined
-            location cost.
-    """
-    model = build_detector(cfg)
-    if not isinstance(getattr(model, "criterion", None), Criterion):
-        raise ConfigError(
-            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r} assigns no samples by "
-            "cost; expected 'OneNet'"
-        )
-    if cfg.MODEL.OneNet.HEAD not in PREDEFINED_COSTS:
-        raise ConfigError(
-            f"MODEL.OneNet.HEAD {cfg.MODEL.OneNet.HEAD!r} has no predefined location cost; add one "
-            f"to onenet.PREDEFINED_COSTS, which has {', '.join(PREDEFINED_COSTS)}"
-        )
-    return model.to(choose_device(cfg)).eval()
-
-
 def choose_objects(inputs: list[tuple[torch.Tensor, Targets]], number: int | None) -> list[int]:
     """For each image, the index of the object whose costs are shown.
 
     Args:
-        inputs: see :func:`assign_all`.
+        inputs: see :func:`onenet.api.assignments.to_input`.
         number: number of the object, counted from 1; None: the largest object.
 
     Raises:
@@ -231,7 +169,7 @@ def run(args: argparse.Namespace) -> None:
         class_names = dataset.class_names
         examples = find_examples(dataset, args.input, args.count)
     images = [example.image for example in examples]
-    inputs = [to_input(cfg, example) for example in examples]
+    inputs = [to_input(cfg, example.image, example.targets) for example in examples]
     chosen = choose_objects(inputs, args.object)
 
     model = build_onenet(cfg)

@@ -98,7 +98,9 @@ def test_the_model_gets_what_it_gets_in_testing(model):
     targets = Targets(boxes, torch.tensor([1, 2, 3]), (40, 60))
     example = script.Example(image, targets)
     opts = ["INPUT.MIN_SIZE_TEST", "80", "INPUT.MAX_SIZE_TEST", "500", "INPUT.FORMAT", "BGR"]
-    pixels, scaled = script.to_input(load_cfg(model / "tiny.yaml", opts), example)
+    pixels, scaled = script.to_input(
+        load_cfg(model / "tiny.yaml", opts), example.image, example.targets
+    )
     assert pixels.shape == (3, 80, 120) and scaled.image_size == (80, 120)
     assert pixels.amax(dim=(1, 2)).tolist() == [0, 0, 200]
     # Twice as large; boxes outside are dropped, boxes across the border are clipped.
