@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, hooks
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter, JSONWriter
+from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 from torch import nn
 from torch.optim import Optimizer
 
@@ -26,25 +26,38 @@ from onenet.checkpoints.resume import (
     start_momentum,
     with_settings,
 )
+from onenet.checkpoints.weights import result_of
 from onenet.errors import DataWorkerError, OneNetError, WriteError
 from onenet.evaluation.results import results_folder
 from onenet.ops.deform import allow_tf32
 from onenet.ops.memory_format import memory_format
+from onenet.training.best import Best
 from onenet.training.distributed import gather, share_buffers
 from onenet.training.ema import ModelEMA
 from onenet.training.hooks import Average, build_hooks
+from onenet.training.loggers import Loggers, check_loggers
 from onenet.training.oom import memory_errors, testing_advice
 from onenet.training.optim import build_optimizer
 from onenet.training.run_folder import RunFolder
+from onenet.training.run_logger import LoggedRun
 from onenet.training.signals import Stopped, stop_at_once
 from onenet.training.step import without_wrapper
 
 from .config import config_errors, get_cfg, load_cfg
 from .datasets import class_names
-from .evaluation import build_evaluator
-from .hooks import CoreHooks
+from .evaluation import all_directions, all_losses, build_evaluator, check_losses, named
+from .hooks import CoreHooks, EndEarly, EndedEarly, Evaluate
 from .loader import SkippingLoader, build_test_loader, build_train_loader
-from .saving import GoingOn, StopHook, StrictWriter, WholeCheckpointer, save_done, stop
+from .saving import (
+    GoingOn,
+    ImageDropper,
+    LoggersWriter,
+    StopHook,
+    StrictWriter,
+    WholeCheckpointer,
+    save_done,
+    stop,
+)
 from .steps import guarded
 from .weights import load_weights
 
@@ -69,9 +82,16 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: Any, run_folder: RunFolder | None = None) -> None:
         self.ema: ModelEMA | None = None
         self.run_folder = run_folder or RunFolder(Path(cfg.OUTPUT_DIR))
+        self.loggers_writer = LoggersWriter()
+        self._evaluated_at = -1  # iterations that were done
+        if comm.is_main_process():
+            check_loggers(cfg)
         with config_errors():
             super().__init__(cfg)
         share_log()
+        check_losses(cfg, self.bare_model)
+        if comm.is_main_process() and cfg.TEST.BEST_METRIC:
+            self.best.choose(all_directions(cfg, self.bare_model))
         self._trainer = guarded(self._trainer, cfg)
         if self.ema is not None:
             self.checkpointer.add_checkpointable("ema", self.ema)
@@ -93,7 +113,7 @@ class Trainer(DefaultTrainer):
         """
         model, facts = self.bare_model, self.checkpointer.facts
         found = self._read_last() if resume else None
-        facts["run"] = self.run_folder.run
+        facts["run"] = self.best.run = self.run_folder.run
         if found is None:
             if weights := self.cfg.MODEL.WEIGHTS:
                 names = facts["class_names"]
@@ -148,32 +168,80 @@ class Trainer(DefaultTrainer):
         if cfg.MODEL_EMA.ENABLED:
             self.ema = ModelEMA(self.bare_model, cfg.MODEL_EMA.DECAY)
             own = {"MODEL_EMA": Average(cfg, self.ema), **own}
+        self.best = Best(cfg, self.run_folder.run)
         # First, so that a checkpoint of an iteration holds what they did.
-        built: list[HookBase | None] = [CoreHooks(own)]
+        self.core_hooks = CoreHooks({**own, "TEST.BEST_METRIC": self.best})
+        built: list[HookBase | None] = [self.core_hooks]
         for hook in super().build_hooks():
             if isinstance(hook, hooks.EvalHook):
-                hook = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate)
+                hook = Evaluate(cfg.TEST.EVAL_PERIOD, self._evaluate)
                 built.append(StopHook())
             built.append(hook)
-        return built
+        return [*built, EndEarly()]
 
     def build_writers(self) -> list[EventWriter]:
         metrics = str(Path(self.cfg.OUTPUT_DIR) / "metrics.json")
-        return [
+        writers = [
             GoingOn(StrictWriter(metrics) if isinstance(writer, JSONWriter) else writer)
             for writer in super().build_writers()
+            if "tensorboard" in self.cfg.LOGGERS or not isinstance(writer, TensorboardXWriter)
         ]
+        if "tensorboard" not in self.cfg.LOGGERS:
+            writers.append(ImageDropper())
+        return [*writers, self.loggers_writer]
+
+    def before_train(self) -> None:
+        if comm.is_main_process():
+            run = LoggedRun(
+                folder=self.run_folder.path,
+                id=self.run_folder.run,
+                iteration=self.start_iter,
+                config=self.checkpointer.facts["config"],
+                text=self.cfg.dump(),
+            )
+            self.loggers_writer.loggers = Loggers(self.cfg, run, without=["tensorboard"])
+        super().before_train()
 
     def _evaluate(self) -> Any:
-        """Evaluate; a signal to the first process does not wait for the end of it."""
+        """The metrics for Detectron2's log, once all processes have compared them.
+
+        ``None`` if they are in it, at the end of a training that ends early.
+        """
+        done = self.core_hooks.iteration
+        if done == self._evaluated_at:
+            return None
+        self._last_eval_results, losses = self._test(done)
+        self._evaluated_at, found = done, self._last_eval_results
+        metrics = None
+        if comm.is_main_process() and found is not None:
+            metrics = {**named(found, self.cfg.DATASETS.TEST), **losses}
+        self.best.evaluated(done, metrics, self._weights)
+        return None if found is None else {**found, **losses}
+
+    def _weights(self) -> dict[str, Any]:
+        facts = self.checkpointer.facts
+        model = self.bare_model if self.ema is None else self.ema.model
+        content = result_of(model, facts["class_names"], averaged=self.ema is not None)
+        return {**content, "run": facts["run"]}
+
+    def _test(self, done: int) -> tuple[Any, dict[str, float]]:
+        """Evaluate; a signal to the first process does not wait for the end of it.
+
+        Returns:
+            Detectron2's metrics, ``None`` where files cannot be written, and ``TEST.LOSS``.
+        """
         if self.ema is not None:
             logger.info("Evaluating the averaged weights (MODEL_EMA)")
+        losses: dict[str, float] = {}
         over = self.iter >= self.max_iter
         try:
             with stop_at_once() if comm.is_main_process() else nullcontext():
                 model = self.model if self.ema is None else self.ema.model
                 share_buffers(model)
-                self._last_eval_results = self.test(self.cfg, model)
+                if self.cfg.TEST.LOSS:
+                    progress = done / self.cfg.SOLVER.MAX_ITER
+                    losses = all_losses(self.cfg, without_wrapper(model), progress)
+                return self.test(self.cfg, model), losses
         except Stopped as stopped:
             raise stopped if over else stop(self, stopped.number) from None
         except DataWorkerError as error:
@@ -185,8 +253,7 @@ class Trainer(DefaultTrainer):
             if over:
                 raise WriteError(told) from error
             logger.error("%s. Training goes on", told)
-            return None
-        return self._last_eval_results
+            return None, {}
 
     @classmethod
     def build_model(cls, cfg: Any) -> nn.Module:
@@ -213,7 +280,16 @@ class Trainer(DefaultTrainer):
             raise DataWorkerError(f"{error}. Training {save_done(self)}") from error
 
     def train(self) -> Any:
-        results = super().train()
+        results = None
+        try:
+            results = super().train()
+        except EndedEarly:
+            if comm.is_main_process():
+                verify_results(self.cfg, self._last_eval_results)
+        finally:
+            if (loggers := self.loggers_writer.loggers) is not None:
+                loggers.close(finished=self.iter >= self.max_iter)
+        self.best.report()
         if isinstance(loader := self._trainer.data_loader, SkippingLoader):
             loader.skipped.report()
         if self._trainer.history is not None:
