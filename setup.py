@@ -40,6 +40,8 @@ setup(
     ],
     extras_require={
         "export": EXPORT,
+        "mlflow": ["mlflow"],
+        "wandb": ["wandb"],
         "test": [*EXPORT, "hypothesis", "pytest", "pytest-xdist", "ruff"],
     },
 )

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .heads.retinanet import RetinaNetHead
     from .structures import Detections, Matches, Predictions, TargetBatch, Targets
     from .training.hooks import HOOK_REGISTRY, Hook
+    from .training.run_logger import LOGGER_REGISTRY, RunLogger
 
 if sys.platform == "darwin" and "torch" not in sys.modules:
     # torch reads this when it is imported: what MPS, the Mac's GPU, lacks then runs on the CPU.
@@ -69,6 +70,7 @@ __all__ = [
     "Hook",
     "HungarianMatcher",
     "LOCATION_COST_REGISTRY",
+    "LOGGER_REGISTRY",
     "MATCHER_REGISTRY",
     "Matcher",
     "Matches",
@@ -84,6 +86,7 @@ __all__ = [
     "Predictions",
     "ResNet",
     "RetinaNetHead",
+    "RunLogger",
     "TargetBatch",
     "Targets",
     "TopKMatcher",
@@ -115,6 +118,7 @@ _MODULES = {
     "Hook": "training.hooks",
     "HungarianMatcher": "assignment.matchers",
     "LOCATION_COST_REGISTRY": "assignment.registry",
+    "LOGGER_REGISTRY": "training.run_logger",
     "MATCHER_REGISTRY": "assignment.registry",
     "Matcher": "assignment.matchers",
     "Matches": "structures",
@@ -130,6 +134,7 @@ _MODULES = {
     "Predictions": "structures",
     "ResNet": "backbones.resnet",
     "RetinaNetHead": "heads.retinanet",
+    "RunLogger": "training.run_logger",
     "TargetBatch": "structures",
     "Targets": "structures",
     "TopKMatcher": "assignment.one_to_many",

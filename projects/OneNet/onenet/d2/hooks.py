@@ -1,11 +1,11 @@
-"""The core's hooks as a hook of Detectron2's, evaluation, and the early end of a training."""
+"""The core's hooks as a hook of Detectron2's, and the early end of a training."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from detectron2.engine import HookBase, hooks
+from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -92,17 +92,6 @@ class _Training:
     @property
     def values(self) -> dict[str, Tensor]:
         return self._trainer._trainer.values
-
-
-class Evaluate(hooks.EvalHook):
-    """Detectron2's, which also makes up for an evaluation in which the run was interrupted."""
-
-    def before_train(self) -> None:
-        trainer, done = self.trainer, self.trainer.start_iter
-        if done < trainer.max_iter and not trainer.best.ended and trainer.best.pending(done):
-            trainer.iter = trainer.storage.iter = done - 1  # the last one that is done
-            self._do_eval()
-            trainer.iter = trainer.storage.iter = done
 
 
 class EndedEarly(BaseException):

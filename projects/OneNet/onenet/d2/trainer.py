@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import weakref
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,12 @@ from onenet.checkpoints.resume import (
     start_momentum,
     with_settings,
 )
-from onenet.checkpoints.weights import result_of
-from onenet.errors import DataWorkerError, OneNetError, WriteError
+from onenet.errors import DataWorkerError, OneNetError
 from onenet.evaluation.results import results_folder
 from onenet.ops.deform import allow_tf32
 from onenet.ops.memory_format import memory_format
 from onenet.training.best import Best
-from onenet.training.distributed import gather, share_buffers
+from onenet.training.distributed import gather
 from onenet.training.ema import ModelEMA
 from onenet.training.hooks import Average, build_hooks
 from onenet.training.loggers import Loggers, check_loggers
@@ -40,13 +38,13 @@ from onenet.training.oom import memory_errors, testing_advice
 from onenet.training.optim import build_optimizer
 from onenet.training.run_folder import RunFolder
 from onenet.training.run_logger import LoggedRun
-from onenet.training.signals import Stopped, stop_at_once
 from onenet.training.step import without_wrapper
 
 from .config import config_errors, get_cfg, load_cfg
 from .datasets import class_names
-from .evaluation import all_directions, all_losses, build_evaluator, check_losses, named
-from .hooks import CoreHooks, EndEarly, EndedEarly, Evaluate
+from .evaluating import Evaluate
+from .evaluation import all_directions, build_evaluator, check_losses
+from .hooks import CoreHooks, EndEarly, EndedEarly
 from .loader import SkippingLoader, build_test_loader, build_train_loader
 from .saving import (
     GoingOn,
@@ -56,7 +54,6 @@ from .saving import (
     StrictWriter,
     WholeCheckpointer,
     save_done,
-    stop,
 )
 from .steps import guarded
 from .weights import load_weights
@@ -83,7 +80,6 @@ class Trainer(DefaultTrainer):
         self.ema: ModelEMA | None = None
         self.run_folder = run_folder or RunFolder(Path(cfg.OUTPUT_DIR))
         self.loggers_writer = LoggersWriter()
-        self._evaluated_at = -1  # iterations that were done
         if comm.is_main_process():
             check_loggers(cfg)
         with config_errors():
@@ -174,7 +170,7 @@ class Trainer(DefaultTrainer):
         built: list[HookBase | None] = [self.core_hooks]
         for hook in super().build_hooks():
             if isinstance(hook, hooks.EvalHook):
-                hook = Evaluate(cfg.TEST.EVAL_PERIOD, self._evaluate)
+                hook = Evaluate(cfg.TEST.EVAL_PERIOD)
                 built.append(StopHook())
             built.append(hook)
         return [*built, EndEarly()]
@@ -201,59 +197,6 @@ class Trainer(DefaultTrainer):
             )
             self.loggers_writer.loggers = Loggers(self.cfg, run, without=["tensorboard"])
         super().before_train()
-
-    def _evaluate(self) -> Any:
-        """The metrics for Detectron2's log, once all processes have compared them.
-
-        ``None`` if they are in it, at the end of a training that ends early.
-        """
-        done = self.core_hooks.iteration
-        if done == self._evaluated_at:
-            return None
-        self._last_eval_results, losses = self._test(done)
-        self._evaluated_at, found = done, self._last_eval_results
-        metrics = None
-        if comm.is_main_process() and found is not None:
-            metrics = {**named(found, self.cfg.DATASETS.TEST), **losses}
-        self.best.evaluated(done, metrics, self._weights)
-        return None if found is None else {**found, **losses}
-
-    def _weights(self) -> dict[str, Any]:
-        facts = self.checkpointer.facts
-        model = self.bare_model if self.ema is None else self.ema.model
-        content = result_of(model, facts["class_names"], averaged=self.ema is not None)
-        return {**content, "run": facts["run"]}
-
-    def _test(self, done: int) -> tuple[Any, dict[str, float]]:
-        """Evaluate; a signal to the first process does not wait for the end of it.
-
-        Returns:
-            Detectron2's metrics, ``None`` where files cannot be written, and ``TEST.LOSS``.
-        """
-        if self.ema is not None:
-            logger.info("Evaluating the averaged weights (MODEL_EMA)")
-        losses: dict[str, float] = {}
-        over = self.iter >= self.max_iter
-        try:
-            with stop_at_once() if comm.is_main_process() else nullcontext():
-                model = self.model if self.ema is None else self.ema.model
-                share_buffers(model)
-                if self.cfg.TEST.LOSS:
-                    progress = done / self.cfg.SOLVER.MAX_ITER
-                    losses = all_losses(self.cfg, without_wrapper(model), progress)
-                return self.test(self.cfg, model), losses
-        except Stopped as stopped:
-            raise stopped if over else stop(self, stopped.number) from None
-        except DataWorkerError as error:
-            if over:
-                raise
-            raise DataWorkerError(f"{error}. Training {save_done(self)}") from error
-        except (OSError, WriteError) as error:
-            told = f"the evaluation's files could not be written: {error}"
-            if over:
-                raise WriteError(told) from error
-            logger.error("%s. Training goes on", told)
-            return None, {}
 
     @classmethod
     def build_model(cls, cfg: Any) -> nn.Module:
