@@ -77,6 +77,16 @@ def test_the_best_evaluation_is_kept(tmp_path, metric, values, where):
     assert record == {"metric": metric, "value": value, "iteration": where, "run": "run-1"}
 
 
+def test_the_first_process_tells_the_others_what_is_better(tmp_path, monkeypatch):
+    best = best_of(tmp_path, "crowdhuman/mMR")
+    other = Best(best.cfg)
+    other.trainer = best.trainer
+    monkeypatch.setattr("onenet.training.best.rank", lambda: 1)
+    monkeypatch.setattr("onenet.training.best.gather", lambda _: [(best._lower, None)])
+    other.before_train()
+    assert other._is_better(Figure(1.0, 4), Figure(2.0, 2))
+
+
 def test_nan_is_neither_the_best_nor_without_gain(tmp_path, caplog):
     best = best_of(tmp_path, patience=1)
     best.before_train()

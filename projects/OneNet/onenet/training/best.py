@@ -61,7 +61,7 @@ class Best(Hook):
         self._kept: Figure | None = None
 
     def choose(self, choices: Mapping[str, bool]) -> None:
-        """Look up the metric.
+        """Look up the metric; the first process calls this before training.
 
         Args:
             choices: the names of all metrics, and whether lower is better.
@@ -83,7 +83,8 @@ class Best(Hook):
         if not self.metric:
             return
         done = self.trainer.iteration
-        self._kept = gather(self._read_record() if rank() == 0 else None)[0]
+        known = (self._lower, self._read_record()) if rank() == 0 else None
+        self._lower, self._kept = gather(known)[0]
         # The last evaluation of a run that is prolonged: its checkpoint was saved before that.
         between = self._kept is not None and self._last < self._kept.iteration <= done
         if between and not self.pending(done):
