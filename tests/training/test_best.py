@@ -360,7 +360,7 @@ def test_several_processes_end_together(shapes, tmp_path):
         tmp_path, shapes, TEST__BEST_METRIC="bbox/AP50", TEST__LOSS=True, TEST__EVAL_PERIOD=1,
         SOLVER__EARLY_STOP=2, SOLVER__MAX_ITER=9, SOLVER__BASE_LR=1e-9,
     )  # fmt: skip
-    code, out, err = finish(start(config, "--num-gpus", 2))
+    code, out, err = finish(start(config, "--engine", "lightning", "--num-gpus", 2))
     assert code == 0, err
     told = "SOLVER.EARLY_STOP 2: training ended after iteration 3 of 9"
     assert out.count(told) == 1

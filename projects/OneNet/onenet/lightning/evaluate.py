@@ -73,6 +73,9 @@ def losses(cfg: Any, model: nn.Module, dataset: CocoDetection, progress: float) 
     if not dataset.shown.size:
         return {}
     loader = build_loss_loader(cfg, dataset, rank=rank(), world_size=processes())
+    loader = tqdm(
+        loader, desc="losses", unit="image", leave=False, disable=True if rank() else None
+    )
     with memory_errors(model, lambda: testing_advice(cfg)):
         items = (item for items in loader for item in items)
         return mean_losses(model, items, lambda item: _losses(model, item), progress=progress)
