@@ -70,7 +70,7 @@ def losses(cfg: Any, model: nn.Module, dataset: CocoDetection, progress: float) 
     Returns:
         Empty if the data set has no objects.
     """
-    if not dataset.shown.size:
+    if dataset.num_objects == 0:
         return {}
     loader = build_loss_loader(cfg, dataset, rank=rank(), world_size=processes())
     loader = tqdm(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -48,7 +47,8 @@ class Csv(RunLogger):
         self.path = run.folder / "metrics.csv"
         open_lines(self.path).close()
         self.columns = ["iteration"]
-        self._rewrite([row for row in self._rows() if int(row["iteration"]) <= run.iteration])
+        rows = [row for row in self._rows() if int(row["iteration"]) <= run.iteration]
+        self._rewrite(rows, self.columns)
 
     def _rows(self) -> list[dict[str, str]]:
         with self.path.open(encoding="utf-8", newline="") as file:
@@ -57,22 +57,19 @@ class Csv(RunLogger):
             self.columns = list(reader.fieldnames or self.columns)
         return rows
 
-    def _rewrite(self, rows: list[dict[str, str]]) -> None:
-        write_whole(self.path, self._text(rows, header=True).encode())
-
-    def _text(self, rows: list[Any], *, header: bool = False) -> str:
+    def _rewrite(self, rows: list[dict[str, str]], columns: list[str]) -> None:
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
-        if header:
-            writer.writeheader()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
         writer.writerows(rows)
-        return text.getvalue()
+        write_whole(self.path, text.getvalue().encode())
+        self.columns = columns
 
     def log(self, iteration: int, values: Mapping[str, float]) -> None:
         finite = {name: value for name, value in values.items() if np.isfinite(value)}
         if more := [name for name in values if name not in self.columns]:
             rows = self._rows()
-            self.columns += more
-            self._rewrite(rows)
+            self._rewrite(rows, [*self.columns, *more])
         with open_lines(self.path) as file:
-            file.write(self._text([{"iteration": iteration, **finite}]))
+            writer = csv.DictWriter(file, self.columns, lineterminator="\n")
+            writer.writerow({"iteration": iteration, **finite})
