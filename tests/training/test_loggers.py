@@ -102,6 +102,14 @@ def test_one_that_cannot_start_is_refused(tmp_path):
         opened(tmp_path, "csv")
 
 
+@pytest.mark.parametrize("content", ["a,b\n1,2\n", "iteration\nx\n", "iteration,a\n,1\n"])
+def test_another_table_in_its_place_is_left_alone(tmp_path, content):
+    (tmp_path / "metrics.csv").write_text(content)
+    with pytest.raises(ConfigError, match="metrics.csv is not a table of a run: move it away"):
+        opened(tmp_path, "csv")
+    assert (tmp_path / "metrics.csv").read_text() == content
+
+
 def test_a_run_logs_to_those_that_it_names(engine, broken, shapes, tmp_path):
     config = write_config(
         tmp_path, shapes, LOGGERS=["csv", "Broken"], SOLVER__MAX_ITER=1, INPUT__MIN_SIZE_TRAIN=[32]

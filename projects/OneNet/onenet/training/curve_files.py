@@ -47,7 +47,10 @@ class Csv(RunLogger):
         self.path = run.folder / "metrics.csv"
         open_lines(self.path).close()
         self.columns = ["iteration"]
-        rows = [row for row in self._rows() if int(row["iteration"]) <= run.iteration]
+        try:
+            rows = [row for row in self._rows() if int(row["iteration"]) <= run.iteration]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{self.path} is not a table of a run: move it away") from error
         self._rewrite(rows, self.columns)
 
     def _rows(self) -> list[dict[str, str]]:
