@@ -58,6 +58,8 @@ setup(
     extras_require={
         "export": EXPORT,
         "page": ["gradio>=6"],
+        "mlflow": ["mlflow"],
+        "wandb": ["wandb"],
         "test": [*EXPORT, "hypothesis", "pytest", "pytest-xdist", "ruff"],
     },
 )

@@ -107,6 +107,7 @@ def test_overwriting_removes_what_the_run_left_and_nothing_else(tmp_path, caplog
     first = begun(tmp_path, iterations=3, final=True)
     removed = [f"model_{i:07d}.pth" for i in range(3)]
     removed += ["model_final.pth", "last_checkpoint", "events.out.tfevents.1.host"]
+    removed += ["model_best.pth", "model_best.json", "metrics.csv"]
     removed += ["inference/set/coco_instances_results.json", "inference/config.yaml"]
     kept = ["log.txt", "notes.txt", "inference/picture.jpg", "nonfinite_0000001.pt", "my_model.pth"]
     kept += ["model_0000001_mine.pth", "../outside.pth"]
@@ -122,6 +123,15 @@ def test_overwriting_removes_what_the_run_left_and_nothing_else(tmp_path, caplog
     assert all((tmp_path / name).exists() for name in kept)
     assert (tmp_path / "metrics.json").read_text() == ""
     assert "Removed files of the run that was here: model_0000000.pth, model_000" in caplog.text
+
+
+def test_a_run_whose_best_weights_alone_are_saved_makes_no_way(tmp_path):
+    begun(tmp_path)
+    save_checkpoint(tmp_path / "model_best.pth", {"model": {}})
+    assert "already (its newest file: model_best.pth). Continue it with --resume" in refused(
+        tmp_path
+    )
+    begun(tmp_path, resume=True)  # from the first iteration
 
 
 def test_overwriting_does_not_remove_the_weights_to_start_from(tmp_path):

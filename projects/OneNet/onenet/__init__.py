@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from .heads.retinanet import RetinaNetHead
     from .structures import Detections, Matches, Predictions, TargetBatch, Targets
     from .training.hooks import HOOK_REGISTRY, Hook
+    from .training.run_logger import LOGGER_REGISTRY, RunLogger
 
 if sys.platform == "darwin" and "torch" not in sys.modules:
     # torch reads this when it is imported: what MPS, the Mac's GPU, lacks then runs on the CPU.
@@ -74,6 +75,7 @@ __all__ = [
     "HungarianMatcher",
     "ImageDetections",
     "LOCATION_COST_REGISTRY",
+    "LOGGER_REGISTRY",
     "MATCHER_REGISTRY",
     "Matcher",
     "Matches",
@@ -89,6 +91,7 @@ __all__ = [
     "Predictions",
     "ResNet",
     "RetinaNetHead",
+    "RunLogger",
     "TargetBatch",
     "Targets",
     "TopKMatcher",
@@ -124,6 +127,7 @@ _MODULES = {
     "HungarianMatcher": "assignment.matchers",
     "ImageDetections": "api.detections",
     "LOCATION_COST_REGISTRY": "assignment.registry",
+    "LOGGER_REGISTRY": "training.run_logger",
     "MATCHER_REGISTRY": "assignment.registry",
     "Matcher": "assignment.matchers",
     "Matches": "structures",
@@ -139,6 +143,7 @@ _MODULES = {
     "Predictions": "structures",
     "ResNet": "backbones.resnet",
     "RetinaNetHead": "heads.retinanet",
+    "RunLogger": "training.run_logger",
     "TargetBatch": "structures",
     "Targets": "structures",
     "TopKMatcher": "assignment.one_to_many",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -168,10 +169,27 @@ def last_of_each_sample(matches: Matches, shape: tuple[int, int]) -> Tensor:
     return last.scatter_reduce_(0, slot, number, "amax")[slot]
 
 
+_apart = False
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """A context in which each process computes losses of its own, without the others."""
+    global _apart
+    before, _apart = _apart, True
+    try:
+        yield
+    finally:
+        _apart = before
+
+
 def mean_targets(count: int, device: torch.device) -> Tensor:
-    """Scalar float32: the mean over all processes of such a number, at least 1."""
+    """Scalar float32: the mean over all processes of such a number, at least 1.
+
+    Within :func:`alone`, the number of this process.
+    """
     mean = torch.full((), float(count), device=device)
-    if dist.is_available() and dist.is_initialized():
+    if not _apart and dist.is_available() and dist.is_initialized():
         dist.all_reduce(mean)
         mean /= dist.get_world_size()
     return mean.clamp(min=1)

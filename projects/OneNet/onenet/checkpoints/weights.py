@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from onenet.errors import CheckpointError
 
-from .branch import BRANCH, leave_out_branch
+from .branch import BRANCH, deployed_state, leave_out_branch
 from .classes import fit_class_layer
 from .download import cache_folder, fetch
 from .files import read_checkpoint
@@ -99,6 +99,27 @@ def to_detectron2_name(name: str) -> str | None:
     name = re.sub(r"^(conv1|bn1)\.", r"stem.\1.", name)
     name = re.sub(r"\bbn(\d)\.", r"conv\1.norm.", name)
     return name.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
+
+
+def result_of(
+    model: nn.Module,
+    class_names: Sequence[str],
+    config: Mapping[str, Any],
+    *,
+    averaged: bool = False,
+) -> dict[str, Any]:
+    """What a checkpoint for use, and not for ``--resume``, holds of a model.
+
+    Args:
+        config: its values by dotted key, which :func:`onenet.load` needs.
+        averaged: the weights are a moving average.
+    """
+    content: dict[str, Any] = {
+        "model": deployed_state(model.state_dict()),
+        "class_names": list(class_names),
+        "config": dict(config),
+    }
+    return {**content, "weights": AVERAGED} if averaged else content
 
 
 def load_weights(

@@ -152,8 +152,13 @@ def add_onenet_config(cfg: Any) -> None:
     cfg.MODEL_EMA.ENABLED = False
     # The share of the average that an iteration keeps, after warm-up; from 0 to below 1.
     cfg.MODEL_EMA.DECAY = 0.9998
+    # So many evaluations in a row without gain in TEST.BEST_METRIC end training; 0: never.
+    cfg.SOLVER.EARLY_STOP = 0
     # Features of your own around the iterations, names of a file of --import (docs/hooks.md).
     cfg.HOOKS = []
+    # Where curves go, beside metrics.json: "tensorboard", "csv", "wandb", "mlflow", or a name in
+    # onenet.LOGGER_REGISTRY.
+    cfg.LOGGERS = ["tensorboard"]
     # Deterministic algorithms where CUDA has them, and a warning where it does not; slower.
     cfg.CUDNN_DETERMINISTIC = False
 
@@ -176,6 +181,11 @@ def add_onenet_config(cfg: Any) -> None:
     # "coco": AP; "crowdhuman": AP, mMR and recall of one class, crowd regions ignored; or a name in
     # onenet.EVALUATOR_REGISTRY.
     cfg.TEST.EVALUATOR = "coco"
+    # A metric that evaluations print, such as "bbox/AP": the weights of the best evaluation stay as
+    # model_best.pth; "": they do not.
+    cfg.TEST.BEST_METRIC = ""
+    # Compute the training losses on the test sets, too, at every evaluation of a training.
+    cfg.TEST.LOSS = False
 
     # Keys of the original's code base that have another name or no use here.
     cfg.register_renamed_key(

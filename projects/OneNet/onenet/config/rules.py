@@ -64,6 +64,7 @@ def check_common(cfg: Any) -> None:
     _check(cfg, COMMON)
     _check_input(cfg.INPUT)
     check_shares(cfg, processes=1)
+    _check_best(cfg)
     _require(
         cfg.MODEL.META_ARCHITECTURE == "OneNet" or not cfg.MODEL.OneNet.AUX.ENABLED,
         "MODEL.OneNet.AUX.ENABLED",
@@ -164,6 +165,22 @@ def _check_input(node: Any) -> None:
     )
 
 
+def _check_best(cfg: Any) -> None:
+    metric, period = cfg.TEST.BEST_METRIC, cfg.TEST.EVAL_PERIOD
+    _require(
+        period > 0 or not metric,
+        "TEST.EVAL_PERIOD",
+        period,
+        f"a number of iterations, as TEST.BEST_METRIC {metric!r} compares evaluations on the way",
+    )
+    _require(
+        bool(metric) or not cfg.SOLVER.EARLY_STOP,
+        "TEST.BEST_METRIC",
+        metric,
+        f"a metric, such as 'bbox/AP', as SOLVER.EARLY_STOP is {cfg.SOLVER.EARLY_STOP}",
+    )
+
+
 def _check_backbone(model: Any) -> None:
     names = [name for name, _ in BACKBONE_REGISTRY]
     _require(
@@ -260,6 +277,7 @@ COMMON: list[Rule] = [
     ("MODEL.CenterNet.PEAK_KERNEL", lambda value: value > 0 and value % 2 == 1, "an odd number"),
     *each("MODEL.CenterNet", "SIZE_WEIGHT OFFSET_WEIGHT", *NOT_NEGATIVE),
     ("HOOKS", *TEXTS),
+    ("LOGGERS", *TEXTS),
     ("MODEL_EMA.DECAY", lambda value: 0 <= value < 1, "a number from 0 to below 1"),
     ("INPUT.MIN_SIZE_TRAIN", whole(1), "a list of whole numbers above 0"),
     one_of("INPUT.MIN_SIZE_TRAIN_SAMPLING", "choice", "range"),
@@ -281,7 +299,7 @@ COMMON: list[Rule] = [
     ("SOLVER.GAMMA", above(0), "a number above 0"),
     ("SOLVER.STEPS", rising, "a list of rising whole numbers above 0"),
     ("SOLVER.WARMUP_FACTOR", *SHARE),
-    *each("SOLVER", "WARMUP_ITERS SKIP_NONFINITE", *NATURAL),
+    *each("SOLVER", "WARMUP_ITERS SKIP_NONFINITE EARLY_STOP", *NATURAL),
     ("SOLVER.CHECKPOINT_KEEP", NATURAL[0], "how many checkpoints to keep, or 0 for all"),
     one_of("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model", "norm", "value"),
     ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", above(0), "a number above 0"),

@@ -100,7 +100,7 @@ class OneNetDatasetMapper:
                     size,
                 )
                 for a in annotations
-                if not a.get("iscrowd", 0) and _has_size(a)
+                if not a.get("iscrowd", 0) and has_size(a)
             ]
             inputs["instances"] = utils.filter_empty_instances(
                 utils.annotations_to_instances(boxes, size)
@@ -118,7 +118,7 @@ class OneNetDatasetMapper:
         return image
 
 
-def _has_size(annotation: dict[str, Any]) -> bool:
+def has_size(annotation: dict[str, Any]) -> bool:
     """Whether a box has a finite, positive size; Detectron2 would flip a negative one."""
     box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
     x1, y1, x2, y2 = box

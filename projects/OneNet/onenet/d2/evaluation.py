@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import MetadataCatalog
+from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
+from torch import Tensor, nn
 
 from onenet.data.annotations import sorted_categories
 from onenet.data.coco_json import parse_coco_json
+from onenet.detector import DenseDetector
+from onenet.errors import ConfigError
 from onenet.evaluation.registry import Evaluator, choose_evaluator
-from onenet.evaluation.report import report
-from onenet.evaluation.results import RESULTS_FILE, to_coco
+from onenet.evaluation.report import directions, report
+from onenet.evaluation.results import RESULTS_FILE, set_prefix, to_coco
 from onenet.evaluation.truth import counted, read_truth
-from onenet.structures import Detections
+from onenet.structures import Detections, Targets
+from onenet.training.oom import memory_errors, testing_advice
+from onenet.training.validation import log_losses, loss_names, mean_losses
 
 from .datasets import is_ours
+from .loader import LossMapper, build_loss_loader
 
 
 def build_evaluator(cfg: Any, dataset_name: str, output_dir: str) -> DatasetEvaluator:
@@ -96,3 +103,80 @@ def _truth_of(dataset_name: str) -> dict[str, Any]:
         return read_truth(file)
     # Detectron2 has read this file, and wants less of its entries.
     return counted(parse_coco_json(file, need_annotations=False))
+
+
+def named(results: Mapping[str, Any], test_sets: Sequence[str]) -> dict[str, float]:
+    """What ``Trainer.test`` gives, by the names that the embedded engine gives it.
+
+    Args:
+        test_sets: ``DATASETS.TEST``.
+    """
+    sets = list(dict.fromkeys(test_sets))
+    parts = {sets[0]: results} if len(sets) == 1 else results
+    return {
+        f"{set_prefix(name, sets)}{group}/{title}": value
+        for name, groups in parts.items()
+        for group, metrics in groups.items()
+        for title, value in metrics.items()
+    }
+
+
+def all_losses(cfg: Any, model: nn.Module, progress: float) -> dict[str, float]:
+    """:func:`~onenet.training.validation.mean_losses` of every test set, which the log gets.
+
+    Args:
+        model: without what several processes wrap around it.
+        progress: how much of the training is done.
+    """
+    found: dict[str, float] = {}
+    sets = list(dict.fromkeys(cfg.DATASETS.TEST))
+    for name in sets:
+        means = {}
+        if _has_targets(name):
+            loader = build_loss_loader(cfg, name)
+            with memory_errors(model, lambda: testing_advice(cfg)):
+                items = (item for items in loader for item in items)
+                means = mean_losses(
+                    model, items, lambda item: _losses(model, item), progress=progress
+                )
+        log_losses(name, means)
+        found |= {set_prefix(name, sets) + title: value for title, value in means.items()}
+    return found
+
+
+def all_directions(cfg: Any, model: nn.Module) -> dict[str, bool]:
+    """The metrics that an evaluation in training gives, and whether lower is better.
+
+    The first process calls this.
+    """
+    found: dict[str, bool] = {}
+    sets = list(dict.fromkeys(cfg.DATASETS.TEST))
+    for name in sets:
+        scored = directions(choose_evaluator(cfg), _truth_of(name))
+        if scored and cfg.TEST.LOSS:
+            record = get_detection_dataset_dicts(name, filter_empty=False)[0]
+            item = LossMapper(cfg)(record)
+            names = loss_names(model, item, lambda item: _losses(model, item))
+            scored |= dict.fromkeys(names, True)
+        found |= {set_prefix(name, sets) + title: lower for title, lower in scored.items()}
+    return found
+
+
+def check_losses(cfg: Any, model: nn.Module) -> None:
+    """Raise ``ConfigError`` for ``TEST.LOSS`` with a model of Detectron2's own."""
+    if cfg.TEST.LOSS and not isinstance(model, DenseDetector):
+        raise ConfigError(
+            f"TEST.LOSS is True; expected False for MODEL.META_ARCHITECTURE "
+            f"{cfg.MODEL.META_ARCHITECTURE}, which is Detectron2's own"
+        )
+
+
+def _has_targets(name: str) -> bool:
+    records = get_detection_dataset_dicts(name, filter_empty=False)
+    return any(not a.get("iscrowd", 0) for r in records for a in r.get("annotations", ()))
+
+
+def _losses(model: nn.Module, item: tuple[Tensor, Targets]) -> Any:
+    image, targets = item
+    # Not the meta-architecture's own, which draws pictures of training.
+    return DenseDetector.forward(model, [image], [targets])

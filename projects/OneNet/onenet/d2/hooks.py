@@ -1,4 +1,4 @@
-"""The core's hooks as a hook of Detectron2's."""
+"""The core's hooks as a hook of Detectron2's, and the early end of a training."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from detectron2.engine import HookBase
+from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -23,6 +24,12 @@ class CoreHooks(HookBase):
     def __init__(self, hooks: Mapping[str, Hook]) -> None:
         self.hooks = hooks
         self._states = HookStates(hooks)
+        self._over = False
+
+    @property
+    def iteration(self) -> int:
+        """How many iterations are done."""
+        return self._training.iteration
 
     def before_train(self) -> None:
         self._training = _Training(self.trainer)
@@ -41,16 +48,19 @@ class CoreHooks(HookBase):
             hook.after_step()
         # Not in after_train(): Detectron2 saves the result in the last after_step().
         if self._training.iteration >= self.trainer.max_iter:
-            self._end()
+            self.end()
 
     def after_train(self) -> None:
         # A run that was done before it was resumed takes no step.
         if self.trainer.start_iter >= self.trainer.max_iter:
-            self._end()
+            self.end()
 
-    def _end(self) -> None:
-        for hook in self.hooks.values():
-            hook.at_end()
+    def end(self) -> None:
+        """Call every hook's ``at_end``, once."""
+        if not self._over:
+            self._over = True
+            for hook in self.hooks.values():
+                hook.at_end()
 
     def state_dict(self) -> dict[str, Any]:
         return self._states.state_dict()
@@ -82,3 +92,32 @@ class _Training:
     @property
     def values(self) -> dict[str, Tensor]:
         return self._trainer._trainer.values
+
+
+class EndedEarly(BaseException):
+    """Ends Detectron2's loop, which counts to a number that is fixed at its start."""
+
+
+class EndEarly(HookBase):
+    """Ends training as ``SOLVER.MAX_ITER`` does where ``SOLVER.EARLY_STOP`` says so.
+
+    The last of all hooks. Its exception is :class:`EndedEarly`.
+    """
+
+    def before_train(self) -> None:
+        if self.trainer.start_iter < self.trainer.max_iter:
+            self._end_if_due(self.trainer.start_iter)
+
+    def after_step(self) -> None:
+        if self.trainer.iter + 1 < self.trainer.max_iter:
+            self._end_if_due(self.trainer.iter + 1)
+
+    def _end_if_due(self, done: int) -> None:
+        trainer = self.trainer
+        if not trainer.best.ended:
+            return
+        trainer.core_hooks.end()
+        trainer.checkpointer.save("model_final", iteration=done - 1)
+        comm.synchronize()
+        trainer.iter = trainer.max_iter = done
+        raise EndedEarly

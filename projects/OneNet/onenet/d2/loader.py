@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.data import (
     DatasetFromList,
@@ -14,14 +15,18 @@ from detectron2.data import (
     get_detection_dataset_dicts,
 )
 from detectron2.data.samplers import InferenceSampler
+from detectron2.structures import BoxMode
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from onenet.data.batching import group_by_shape, resized_shape
+from onenet.data.transforms import scale_boxes
 from onenet.data.unreadable import SkippedImages, read_next
 from onenet.inference.batch_size import images_per_batch
+from onenet.structures import Targets
 from onenet.training.workers import Watched, init_worker
 
-from .dataset_mapper import OneNetDatasetMapper
+from .dataset_mapper import OneNetDatasetMapper, has_size
 
 
 def build_train_loader(cfg: Any) -> Any:
@@ -99,6 +104,36 @@ def build_test_loader(cfg: Any, dataset_name: str) -> Any:
         mapper=OneNetDatasetMapper(cfg, is_train=False),
         sampler=[share[i] for group in groups for i in group],
         batch_size=images_per_batch(cfg),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+    return _ready(loader, cfg)
+
+
+class LossMapper:
+    """An image of a test set as :func:`build_test_loader` gives it, and its objects."""
+
+    def __init__(self, cfg: Any) -> None:
+        self.mapper = OneNetDatasetMapper(cfg, is_train=False)
+
+    def __call__(self, record: dict[str, Any]) -> tuple[Tensor, Targets]:
+        image = self.mapper(record)["image"]
+        objects = [a for a in record["annotations"] if not a.get("iscrowd", 0) and has_size(a)]
+        boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in objects]
+        size = tuple(image.shape[-2:])
+        found, labels = scale_boxes(
+            np.array(boxes, dtype=np.float64).reshape(-1, 4),
+            np.array([a["category_id"] for a in objects], dtype=np.int64),
+            (record["height"], record["width"]),
+            size,
+        )
+        return image, Targets(torch.from_numpy(found), torch.from_numpy(labels), size)
+
+
+def build_loss_loader(cfg: Any, dataset_name: str) -> Any:
+    """This process' share of a data set, one image with its targets at a time, in a list."""
+    loader = build_detection_test_loader(
+        get_detection_dataset_dicts(dataset_name, filter_empty=False),
+        mapper=LossMapper(cfg),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
     return _ready(loader, cfg)

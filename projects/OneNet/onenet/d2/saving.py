@@ -22,6 +22,7 @@ from onenet.checkpoints.series import (
     tag_last_checkpoint,
 )
 from onenet.files import open_lines, strict_json
+from onenet.training.loggers import Loggers
 from onenet.training.signals import Stopped, StopRequests, how_it_stopped, stopped_after
 
 logger = logging.getLogger(__name__)
@@ -135,16 +136,46 @@ class StrictWriter(JSONWriter):
         super().__init__(json_file)
 
     def write(self) -> None:
-        latest = get_event_storage().latest_with_smoothing_hint(self._window_size)
-        lines: dict[int, dict[str, float]] = defaultdict(dict)
-        for name, (value, iteration) in latest.items():
-            if iteration > self._last_write:
-                lines[iteration][name] = value
-        for iteration, values in sorted(lines.items()):
+        for iteration, values in _newer_than(self._last_write, self._window_size):
             line = strict_json({**values, "iteration": iteration}, sort_keys=True)
             self._file_handle.write(line + "\n")
             self._last_write = iteration
         self._file_handle.flush()
+
+
+def _newer_than(iteration: int, window: int) -> list[tuple[int, dict[str, float]]]:
+    """The latest values after an iteration, by the one that they are of."""
+    latest = get_event_storage().latest_with_smoothing_hint(window)
+    found: dict[int, dict[str, float]] = defaultdict(dict)
+    for name, (value, of) in latest.items():
+        if of > iteration:
+            found[of][name] = value
+    return sorted(found.items())
+
+
+class LoggersWriter(EventWriter):
+    """Gives the values of Detectron2's storage to the core's loggers.
+
+    Attributes:
+        loggers: while the run trains; who sets them closes them.
+    """
+
+    loggers: Loggers | None = None
+    _last_write = -1
+
+    def write(self) -> None:
+        if self.loggers is None:
+            return
+        for iteration, values in _newer_than(self._last_write, window=20):
+            self.loggers.log(iteration, values)
+            self._last_write = iteration
+
+
+class ImageDropper(EventWriter):
+    """Drops the pictures of Detectron2's storage, which only its TensorBoard writer takes."""
+
+    def write(self) -> None:
+        get_event_storage().clear_images()
 
 
 class GoingOn(EventWriter):

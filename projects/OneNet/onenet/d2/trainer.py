@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 import weakref
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, hooks
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter, JSONWriter
+from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 from torch import nn
 from torch.optim import Optimizer
 
@@ -26,27 +25,38 @@ from onenet.checkpoints.resume import (
     start_momentum,
     with_settings,
 )
-from onenet.errors import DataWorkerError, OneNetError, WriteError
+from onenet.errors import DataWorkerError, OneNetError
 from onenet.evaluation.results import results_folder
 from onenet.inference.tiles import whole_images
 from onenet.ops.deform import allow_tf32
 from onenet.ops.memory_format import memory_format
-from onenet.training.distributed import gather, share_buffers
+from onenet.training.best import Best
+from onenet.training.distributed import gather
 from onenet.training.ema import ModelEMA
 from onenet.training.hooks import Average, build_hooks
+from onenet.training.loggers import Loggers, check_loggers
 from onenet.training.oom import memory_errors, testing_advice
 from onenet.training.optim import build_optimizer
 from onenet.training.run_folder import RunFolder
-from onenet.training.signals import Stopped, stop_at_once
+from onenet.training.run_logger import LoggedRun
 from onenet.training.step import without_wrapper
 
 from .config import config_errors, get_cfg, load_cfg
 from .datasets import class_names
-from .evaluation import build_evaluator
-from .hooks import CoreHooks
+from .evaluating import Evaluate
+from .evaluation import all_directions, build_evaluator, check_losses
+from .hooks import CoreHooks, EndEarly, EndedEarly
 from .loader import SkippingLoader, build_test_loader, build_train_loader
 from .predictor import TiledModel
-from .saving import GoingOn, StopHook, StrictWriter, WholeCheckpointer, save_done, stop
+from .saving import (
+    GoingOn,
+    ImageDropper,
+    LoggersWriter,
+    StopHook,
+    StrictWriter,
+    WholeCheckpointer,
+    save_done,
+)
 from .steps import guarded
 from .weights import load_weights
 
@@ -71,9 +81,15 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: Any, run_folder: RunFolder | None = None) -> None:
         self.ema: ModelEMA | None = None
         self.run_folder = run_folder or RunFolder(Path(cfg.OUTPUT_DIR))
+        self.loggers_writer = LoggersWriter()
+        if comm.is_main_process():
+            check_loggers(cfg)
         with config_errors():
             super().__init__(cfg)
         share_log()
+        check_losses(cfg, self.bare_model)
+        if comm.is_main_process() and cfg.TEST.BEST_METRIC:
+            self.best.choose(all_directions(cfg, self.bare_model))
         self._trainer = guarded(self._trainer, cfg)
         if self.ema is not None:
             self.checkpointer.add_checkpointable("ema", self.ema)
@@ -95,7 +111,7 @@ class Trainer(DefaultTrainer):
         """
         model, facts = self.bare_model, self.checkpointer.facts
         found = self._read_last() if resume else None
-        facts["run"] = self.run_folder.run
+        facts["run"] = self.best.run = self.run_folder.run
         if found is None:
             if weights := self.cfg.MODEL.WEIGHTS:
                 names = facts["class_names"]
@@ -150,45 +166,39 @@ class Trainer(DefaultTrainer):
         if cfg.MODEL_EMA.ENABLED:
             self.ema = ModelEMA(self.bare_model, cfg.MODEL_EMA.DECAY)
             own = {"MODEL_EMA": Average(cfg, self.ema), **own}
+        self.best = Best(cfg, self.run_folder.run)
         # First, so that a checkpoint of an iteration holds what they did.
-        built: list[HookBase | None] = [CoreHooks(own)]
+        self.core_hooks = CoreHooks({**own, "TEST.BEST_METRIC": self.best})
+        built: list[HookBase | None] = [self.core_hooks]
         for hook in super().build_hooks():
             if isinstance(hook, hooks.EvalHook):
-                hook = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate)
+                hook = Evaluate(cfg.TEST.EVAL_PERIOD)
                 built.append(StopHook())
             built.append(hook)
-        return built
+        return [*built, EndEarly()]
 
     def build_writers(self) -> list[EventWriter]:
         metrics = str(Path(self.cfg.OUTPUT_DIR) / "metrics.json")
-        return [
+        writers = [
             GoingOn(StrictWriter(metrics) if isinstance(writer, JSONWriter) else writer)
             for writer in super().build_writers()
+            if "tensorboard" in self.cfg.LOGGERS or not isinstance(writer, TensorboardXWriter)
         ]
+        if "tensorboard" not in self.cfg.LOGGERS:
+            writers.append(ImageDropper())
+        return [*writers, self.loggers_writer]
 
-    def _evaluate(self) -> Any:
-        """Evaluate; a signal to the first process does not wait for the end of it."""
-        if self.ema is not None:
-            logger.info("Evaluating the averaged weights (MODEL_EMA)")
-        over = self.iter >= self.max_iter
-        try:
-            with stop_at_once() if comm.is_main_process() else nullcontext():
-                model = self.model if self.ema is None else self.ema.model
-                share_buffers(model)
-                self._last_eval_results = self.test(self.cfg, model)
-        except Stopped as stopped:
-            raise stopped if over else stop(self, stopped.number) from None
-        except DataWorkerError as error:
-            if over:
-                raise
-            raise DataWorkerError(f"{error}. Training {save_done(self)}") from error
-        except (OSError, WriteError) as error:
-            told = f"the evaluation's files could not be written: {error}"
-            if over:
-                raise WriteError(told) from error
-            logger.error("%s. Training goes on", told)
-            return None
-        return self._last_eval_results
+    def before_train(self) -> None:
+        if comm.is_main_process():
+            run = LoggedRun(
+                folder=self.run_folder.path,
+                id=self.run_folder.run,
+                iteration=self.start_iter,
+                config=self.checkpointer.facts["config"],
+                text=self.cfg.dump(),
+            )
+            self.loggers_writer.loggers = Loggers(self.cfg, run, without=["tensorboard"])
+        super().before_train()
 
     @classmethod
     def build_model(cls, cfg: Any) -> nn.Module:
@@ -215,7 +225,16 @@ class Trainer(DefaultTrainer):
             raise DataWorkerError(f"{error}. Training {save_done(self)}") from error
 
     def train(self) -> Any:
-        results = super().train()
+        results = None
+        try:
+            results = super().train()
+        except EndedEarly:
+            if comm.is_main_process():
+                verify_results(self.cfg, self._last_eval_results)
+        finally:
+            if (loggers := self.loggers_writer.loggers) is not None:
+                loggers.close(finished=self.iter >= self.max_iter)
+        self.best.report()
         if isinstance(loader := self._trainer.data_loader, SkippingLoader):
             loader.skipped.report()
         if self._trainer.history is not None:

@@ -141,6 +141,11 @@ class CocoDetection:
     def __len__(self) -> int:
         return len(self.image_ids)
 
+    @property
+    def num_objects(self) -> int:
+        """How many objects the images have."""
+        return len(self._labels)
+
     def check_num_classes(self, num_classes: int) -> None:
         """Raise ``DatasetError`` unless the data set has as many classes as the model."""
         check_num_classes(self.source.json_file, self.class_names, num_classes)

@@ -99,10 +99,7 @@ class TrainTransform:
             image, boxes = _resize_shortest_edge(image, boxes, short, None)
             image, boxes = _crop(image, boxes, self.crop, rng)
         image, boxes = _resize_shortest_edge(image, boxes, self._short(rng), self.max_size)
-        height, width = image.shape[:2]
-        boxes = np.clip(boxes, 0, [width, height, width, height]).astype(np.float32)
-        keep = (boxes[:, 2:] - boxes[:, :2] > EMPTY_SIDE).all(axis=1)
-        return image, boxes[keep], labels[keep]
+        return image, *_inside(boxes, labels, image.shape[:2])
 
     def _short(self, rng: np.random.Generator) -> int:
         if self.sampling == "range":
@@ -132,6 +129,34 @@ class TestTransform:
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Resize a (H, W, 3) uint8 image; returns (h, w, 3) uint8."""
         return resize_shortest_edge(image, self.min_size, self.max_size)
+
+
+def scale_boxes(
+    boxes: np.ndarray, labels: np.ndarray, size: tuple[int, int], new_size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes of an image on that image resized, as :class:`TrainTransform` leaves them.
+
+    Args:
+        boxes: (M, 4) xyxy px.
+        labels: (M,) int64.
+        size, new_size: (height, width) px before and after.
+
+    Returns:
+        The boxes (m, 4) float32 that have an area inside the image, clipped to it; their labels
+        (m,) int64.
+    """
+    (height, width), (new_height, new_width) = size, new_size
+    scale = np.tile([new_width / width, new_height / height], 2)
+    return _inside(boxes.astype(np.float64) * scale, labels, new_size)
+
+
+def _inside(
+    boxes: np.ndarray, labels: np.ndarray, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    height, width = size
+    boxes = np.clip(boxes, 0, [width, height, width, height]).astype(np.float32)
+    keep = (boxes[:, 2:] - boxes[:, :2] > EMPTY_SIDE).all(axis=1)
+    return boxes[keep], labels[keep]
 
 
 def _flip(image: np.ndarray, boxes: np.ndarray, direction: str) -> tuple[np.ndarray, np.ndarray]:

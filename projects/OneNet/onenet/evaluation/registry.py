@@ -29,11 +29,14 @@ class Evaluator:
         group: what the metrics' names start with, as in ``crowdhuman/AP``.
         score: ``(truth, results) -> metrics by name``, from the content of the data set's COCO file
             without the boxes that loaders leave out (:func:`~.truth.counted`), and all detections
-            in COCO's results format, which are finite. It is called if there is an object to find.
+            in COCO's results format, which are finite. It is called if there is an object to find;
+            the names do not depend on the detections.
+        lower: names of the metrics that are better when lower, for ``TEST.BEST_METRIC``.
     """
 
     group: str
     score: Callable[[Mapping[str, Any], Sequence[Mapping[str, Any]]], dict[str, float]]
+    lower: tuple[str, ...] = ()
 
 
 # ``cfg -> Evaluator``; raises ConfigError if it does not fit the config.
@@ -66,5 +69,7 @@ def crowdhuman(cfg: Any) -> Evaluator:
             f"{classes}; expected TEST.EVALUATOR coco"
         )
     return Evaluator(
-        "crowdhuman", lambda truth, results: evaluate_crowdhuman(truth, results).percent()
+        "crowdhuman",
+        lambda truth, results: evaluate_crowdhuman(truth, results).percent(),
+        lower=("mMR",),
     )

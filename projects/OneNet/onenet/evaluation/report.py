@@ -19,6 +19,7 @@ from .truth import has_objects
 
 logger = logging.getLogger(__name__)
 CLASSES_PER_LINE = 3
+DUPLICATES = "duplicates"
 
 
 def report(
@@ -81,7 +82,22 @@ def score(
         see :func:`~.duplicates.detections_per_object`.
     """
     metrics = evaluator.score(truth, results)
-    return {**metrics, "duplicates": detections_per_object(truth["annotations"], results)}
+    return {**metrics, DUPLICATES: detections_per_object(truth["annotations"], results)}
+
+
+def directions(evaluator: Evaluator, truth: Mapping[str, Any]) -> dict[str, bool]:
+    """The metrics that :func:`report` gives for a data set, and whether lower is better.
+
+    Args:
+        truth: see :func:`~.truth.counted`.
+
+    Returns:
+        By name; empty if there is nothing to find.
+    """
+    if not has_objects(truth):
+        return {}
+    lower = (*evaluator.lower, DUPLICATES)
+    return {f"{evaluator.group}/{name}": name in lower for name in score(evaluator, truth, [])}
 
 
 def tables(metrics: Mapping[str, float]) -> str:
@@ -89,7 +105,7 @@ def tables(metrics: Mapping[str, float]) -> str:
     overall = {
         name: f"{value:.2f}"
         for name, value in metrics.items()
-        if name != "duplicates" and not name.startswith(OF_CLASS)
+        if name != DUPLICATES and not name.startswith(OF_CLASS)
     }
     parts = [_table([list(overall.values())], list(overall))]
     cells = [
@@ -101,7 +117,7 @@ def tables(metrics: Mapping[str, float]) -> str:
         columns = min(CLASSES_PER_LINE, len(cells))
         rows = [sum(cells[i : i + columns], ()) for i in range(0, len(cells), columns)]
         parts.append(_table(rows, ["class", "AP"] * columns))
-    return "\n\n".join([*parts, duplicates_line(metrics["duplicates"])])
+    return "\n\n".join([*parts, duplicates_line(metrics[DUPLICATES])])
 
 
 def _table(rows: list[Any], headers: Sequence[str]) -> str:

@@ -81,6 +81,6 @@ class Checkpoints:
         """
         path = self.folder / FINAL
         if self.fabric.global_rank == 0:
-            save_final(path, {**content, "run": self.run_folder.run}, self.last)
+            save_final(path, content, self.last)
         self.fabric.barrier()
         return path

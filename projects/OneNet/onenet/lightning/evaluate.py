@@ -22,9 +22,10 @@ from onenet.structures import Detections
 from onenet.training.distributed import gather, processes, rank
 from onenet.training.oom import memory_errors, testing_advice
 from onenet.training.progress import progress as with_bar
+from onenet.training.validation import loss_names, mean_losses
 
-from .items import TestItem
-from .loader import build_test_loader
+from .items import TestItem, TrainItem
+from .loader import LossDataset, build_loss_loader, build_test_loader
 from .predictor import Predictor
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,35 @@ def evaluate(
     truth = read_truth(dataset.source.json_file)
     name, path = dataset.source.name, output_dir / RESULTS_FILE
     return report(choose_evaluator(cfg), name, truth, results, path)
+
+
+def losses(cfg: Any, model: nn.Module, dataset: CocoDetection, progress: float) -> dict[str, float]:
+    """:func:`~onenet.training.validation.mean_losses` of a data set; all processes call this.
+
+    Args:
+        model: in training form, on its device.
+        progress: how much of the training is done.
+
+    Returns:
+        Empty if the data set has no objects.
+    """
+    if dataset.num_objects == 0:
+        return {}
+    loader = build_loss_loader(cfg, dataset, rank=rank(), world_size=processes())
+    loader = with_bar(loader, shows=rank() == 0, desc="losses", unit="image")
+    with memory_errors(model, lambda: testing_advice(cfg)):
+        items = (item for items in loader for item in items)
+        return mean_losses(model, items, lambda item: _losses(model, item), progress=progress)
+
+
+def names_of_losses(cfg: Any, model: nn.Module, dataset: CocoDetection) -> list[str]:
+    """The names that :func:`losses` gives, found with the first image."""
+    item = LossDataset.of(cfg, dataset)[0]
+    return loss_names(model, item, lambda item: _losses(model, item))
+
+
+def _losses(model: nn.Module, item: TrainItem) -> dict[str, Tensor]:
+    return model([item.image], [item.targets])
 
 
 @torch.inference_mode()

@@ -11,11 +11,14 @@ from onenet.errors import WriteError
 from onenet.training.distributed import share_buffers
 from onenet.training.history import GRADIENT
 from onenet.training.hooks import Hook
+from onenet.training.loggers import Loggers
 from onenet.training.optim import lr_factor
+from onenet.training.run_logger import LoggedRun
 from onenet.training.signals import Stopped, StopRequests, stop_at_once, stopped_after
 
+from .config import dump
 from .monitor import Monitor
-from .test_sets import draw_all, evaluate_all
+from .test_sets import all_losses, draw_all, evaluate_all
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -36,17 +39,35 @@ class Log(_Hook):
 
     def before_train(self) -> None:
         trainer = self.trainer
-        self._idle_since = time.perf_counter()
         if trainer.is_first:
+            loggers = Loggers(self.cfg, self._logged())
             trainer.monitor = Monitor(
                 trainer.output_dir,
                 start_iteration=trainer.iteration,
                 max_iter=self.cfg.SOLVER.MAX_ITER,
                 images_per_batch=self.cfg.SOLVER.IMS_PER_BATCH,
+                loggers=loggers,
             )
-            trainer.cleanup.callback(trainer.monitor.close)
+            trainer.cleanup.push(self._close)
+        self._idle_since = time.perf_counter()
+
+    def _logged(self) -> LoggedRun:
+        trainer = self.trainer
+        return LoggedRun(
+            folder=trainer.output_dir,
+            id=trainer.run_folder.run,
+            iteration=trainer.iteration,
+            config=trainer.facts["config"],
+            text=dump(self.cfg),
+        )
+
+    def _close(self, error: type[BaseException] | None, *_: object) -> None:
+        self.trainer.monitor.close(finished=error is None)
 
     def before_step(self) -> None:
+        self._leave_out_pause()
+
+    def _leave_out_pause(self) -> None:
         if self.trainer.monitor is not None:
             self.trainer.monitor.pause(time.perf_counter() - self._idle_since)
 
@@ -72,7 +93,11 @@ class Log(_Hook):
         monitor.log(trainer.iteration, means, lr, trainer.data_time / len(losses))
 
     def at_end(self) -> None:
-        self.trainer.history.report()
+        trainer, monitor = self.trainer, self.trainer.monitor
+        if monitor is not None and trainer.losses:  # training ended early
+            self._leave_out_pause()
+            self._log(monitor)
+        trainer.history.report()
 
 
 class Stop(_Hook):
@@ -114,14 +139,25 @@ class ReportSkipped(_Hook):
 class Evaluate(_Hook):
     """Evaluates every ``TEST.EVAL_PERIOD`` iterations, and the result.
 
-    The last of all hooks: a run that is interrupted in its last evaluation evaluates when resumed.
+    The last of all hooks: a run that is interrupted in an evaluation makes up for it when resumed.
     """
+
+    _done_at = -1  # iterations at the last evaluation since this start
+
+    def before_train(self) -> None:
+        trainer = self.trainer
+        if not trainer.done and trainer.best.pending(trainer.iteration):
+            self._on_the_way()
 
     def after_step(self) -> None:
         trainer, period = self.trainer, self.cfg.TEST.EVAL_PERIOD
-        if trainer.done or period == 0 or trainer.iteration % period:
-            return
-        trainer.read_losses()
+        if not trainer.done and period and trainer.iteration % period == 0:
+            trainer.read_losses()
+            self._on_the_way()
+
+    def _on_the_way(self) -> None:
+        trainer = self.trainer
+        trainer.metrics = None
         try:
             # A signal to the first process does not wait for the evaluation.
             with stop_at_once() if trainer.is_first else nullcontext():
@@ -132,20 +168,36 @@ class Evaluate(_Hook):
             raise stopped_after(trainer.iteration, error.number, last) from error
         except WriteError as error:
             logger.error("%s. Training goes on", error)
-            trainer.fabric.barrier()
+        self._compare()
+        if trainer.best.ended:
+            trainer.save()
 
     def at_end(self) -> None:
-        self._evaluate()
+        if self._done_at != self.trainer.iteration:
+            self._evaluate()
+            self._compare()
+        self.trainer.best.report()
 
     def _evaluate(self) -> None:
         trainer, test_sets = self.trainer, self.trainer.test_sets
         if trainer.ema is not None and test_sets:
             logger.info("Evaluating the averaged weights (MODEL_EMA)")
         share_buffers(trainer.result)
-        trainer.metrics = evaluate_all(self.cfg, trainer.result, test_sets)
+        losses: dict[str, float] = {}
+        if self.cfg.TEST.LOSS:
+            progress = trainer.iteration / self.cfg.SOLVER.MAX_ITER
+            losses = all_losses(self.cfg, trainer.result, test_sets, progress)
+        metrics = evaluate_all(self.cfg, trainer.result, test_sets)
         if trainer.monitor is not None and test_sets:
+            trainer.metrics = {**(metrics or {}), **losses} or None
             if trainer.metrics is not None:
                 trainer.monitor.write(trainer.iteration, trainer.metrics)
             pictures = draw_all(self.cfg, trainer.result, test_sets)
             trainer.monitor.pictures(trainer.iteration, pictures)
+
+    def _compare(self) -> None:
+        """Once the first process has scored and drawn."""
+        trainer = self.trainer
         trainer.fabric.barrier()
+        self._done_at = trainer.iteration
+        trainer.best.evaluated(trainer.iteration, trainer.metrics, trainer.weights)

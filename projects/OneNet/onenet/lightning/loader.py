@@ -15,7 +15,7 @@ from onenet.config.device import device_of
 from onenet.data.batching import group_by_shape, resized_shape
 from onenet.data.dataset import CocoDetection, ImageRecord
 from onenet.data.sources import check_same_classes, find_dataset
-from onenet.data.transforms import TestTransform, TrainTransform
+from onenet.data.transforms import TestTransform, TrainTransform, scale_boxes
 from onenet.data.unreadable import read_next
 from onenet.errors import DatasetError
 from onenet.inference.batch_size import images_per_batch
@@ -124,6 +124,24 @@ class TestDataset(Dataset[TestItem]):
         r = self.dataset.record(index)
         image = self.transform(self.dataset.read_image(r, self.image_format))
         return TestItem(_to_tensor(image), r.image_id, r.file_name, r.height, r.width)
+
+
+class LossDataset(TestDataset):
+    """The images of a test set with their objects, to compute losses on."""
+
+    @classmethod
+    def of(cls, cfg: Any, dataset: CocoDetection) -> LossDataset:
+        """The images of ``dataset`` as ``INPUT`` sets them for testing."""
+        return cls(dataset, build_test_transform(cfg), image_format=cfg.INPUT.FORMAT)
+
+    def __getitem__(self, index: int) -> TrainItem:
+        item, record = super().__getitem__(index), self.dataset.record(index)
+        size = tuple(item.image.shape[-2:])
+        boxes, labels = scale_boxes(
+            record.boxes, record.labels, (record.height, record.width), size
+        )
+        targets = Targets(torch.from_numpy(boxes), torch.from_numpy(labels), size)
+        return TrainItem(item.image, targets, item.image_id, item.file_name)
 
 
 def _to_tensor(image: np.ndarray) -> Tensor:
@@ -253,6 +271,23 @@ def build_test_loader(
         DataLoader(
             data,
             batch_sampler=[[share[i] for i in group] for group in groups],
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            collate_fn=list,
+            pin_memory=_on_cuda(cfg),
+            worker_init_fn=init_worker,
+        )
+    )
+
+
+def build_loss_loader(
+    cfg: Any, dataset: CocoDetection, *, rank: int = 0, world_size: int = 1
+) -> Watched:
+    """Like :func:`build_test_loader`, but every batch is one image, as ``list[TrainItem]``."""
+    data = LossDataset.of(cfg, dataset)
+    return Watched(
+        DataLoader(
+            data,
+            batch_sampler=[[index] for index in range(rank, len(data), world_size)],
             num_workers=cfg.DATALOADER.NUM_WORKERS,
             collate_fn=list,
             pin_memory=_on_cuda(cfg),

@@ -1,4 +1,4 @@
-"""What a run reports: terminal, ``log.txt``, ``metrics.json`` and TensorBoard."""
+"""What a run reports: terminal, ``log.txt``, ``metrics.json`` and its ``LOGGERS``."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from tqdm.auto import tqdm as tqdm_auto
 
 from onenet.errors import drop_stream, print_any_text
 from onenet.files import open_lines, strict_json
+from onenet.training.loggers import Loggers
 from onenet.training.progress import shown
 
 logger = logging.getLogger("onenet")
@@ -81,18 +81,25 @@ class Monitor:
     If a file cannot be written, the log says so and training continues.
 
     Args:
-        output_dir: gets ``metrics.json`` and TensorBoard's event file.
+        output_dir: gets ``metrics.json``.
         start_iteration, max_iter: of this run.
         images_per_batch: over all processes.
+        loggers: get the same values; :meth:`close` closes them.
     """
 
     def __init__(
-        self, output_dir: Path, *, start_iteration: int, max_iter: int, images_per_batch: int
+        self,
+        output_dir: Path,
+        *,
+        start_iteration: int,
+        max_iter: int,
+        images_per_batch: int,
+        loggers: Loggers | None = None,
     ) -> None:
         self.max_iter = max_iter
         self.images_per_batch = images_per_batch
         self.metrics_file = open_lines(output_dir / "metrics.json")
-        self.writer = SummaryWriter(output_dir, purge_step=start_iteration)
+        self.loggers = loggers
         self.bar = tqdm_auto(
             total=max_iter,
             initial=start_iteration,
@@ -103,7 +110,7 @@ class Monitor:
         )
         self._since = time.perf_counter()
         self._last = start_iteration
-        self._failing: set[str] = set()
+        self._failing = False
 
     def step(self) -> None:
         """Advance the progress bar by one iteration."""
@@ -141,41 +148,40 @@ class Monitor:
         logger.info(line, extra={"on_bar": not self.bar.disable})
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Add a line to ``metrics.json`` and points to TensorBoard's curves."""
-        with self._going_on("metrics.json"):
+        """Add a line to ``metrics.json`` and points to the loggers' curves."""
+        with self._going_on():
             self.metrics_file.write(strict_json({"iteration": iteration, **values}) + "\n")
             self.metrics_file.flush()
-        with self._going_on("TensorBoard's file"):
-            for name, value in values.items():
-                if np.isfinite(value):
-                    self.writer.add_scalar(name, value, iteration)
+        if self.loggers is not None:
+            self.loggers.log(iteration, values)
 
     def pictures(self, iteration: int, images: Mapping[str, np.ndarray]) -> None:
-        """Show (H, W, 3) uint8 RGB images in TensorBoard."""
-        with self._going_on("TensorBoard's file"):
-            for name, image in images.items():
-                self.writer.add_image(name, image, iteration, dataformats="HWC")
+        """Give the loggers (H, W, 3) uint8 RGB images."""
+        if self.loggers is not None:
+            self.loggers.pictures(iteration, images)
 
     @contextmanager
-    def _going_on(self, file: str) -> Iterator[None]:
+    def _going_on(self) -> Iterator[None]:
         try:
             yield
-            self._failing.discard(file)
+            self._failing = False
         except OSError as error:
-            if file not in self._failing:
-                logger.error("%s cannot be written: %s. Training goes on", file, error.strerror)
-            self._failing.add(file)
+            if not self._failing:
+                logger.error("metrics.json cannot be written: %s. Training goes on", error.strerror)
+            self._failing = True
 
     def pause(self, seconds: float) -> None:
         """Leave these seconds out of the speed: they were not spent on training."""
         self._since += seconds
 
-    def close(self) -> None:
-        """Finish the files and the bar."""
+    def close(self, *, finished: bool = True) -> None:
+        """Finish the files and the bar.
+
+        Args:
+            finished: training has ended normally.
+        """
         self.bar.close()
-        for file, close in (
-            ("TensorBoard's file", self.writer.close),
-            ("metrics.json", self.metrics_file.close),
-        ):
-            with self._going_on(file):
-                close()
+        with self._going_on():
+            self.metrics_file.close()
+        if self.loggers is not None:
+            self.loggers.close(finished=finished)

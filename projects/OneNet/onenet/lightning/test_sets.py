@@ -8,9 +8,13 @@ import numpy as np
 from torch import nn
 
 from onenet.data.dataset import CocoDetection
+from onenet.evaluation.registry import choose_evaluator
+from onenet.evaluation.report import directions
 from onenet.evaluation.results import results_folder, set_prefix
+from onenet.evaluation.truth import read_truth
+from onenet.training.validation import log_losses
 
-from .evaluate import evaluate
+from .evaluate import evaluate, losses, names_of_losses
 from .pictures import validation_pictures
 
 
@@ -29,6 +33,35 @@ def evaluate_all(
         found = evaluate(cfg, model, dataset, results_folder(cfg.OUTPUT_DIR, name, names))
         metrics |= {prefix + title: value for title, value in (found or {}).items()}
     return metrics or None
+
+
+def all_losses(
+    cfg: Any, model: nn.Module, test_sets: list[CocoDetection], progress: float
+) -> dict[str, float]:
+    """:func:`~onenet.lightning.evaluate.losses` of every test set, which the log gets."""
+    found: dict[str, float] = {}
+    names = [dataset.source.name for dataset in test_sets]
+    for dataset, name in zip(test_sets, names, strict=True):
+        means = losses(cfg, model, dataset, progress)
+        log_losses(name, means)
+        found |= {set_prefix(name, names) + title: value for title, value in means.items()}
+    return found
+
+
+def all_directions(cfg: Any, model: nn.Module, test_sets: list[CocoDetection]) -> dict[str, bool]:
+    """The metrics that an evaluation in training gives, and whether lower is better.
+
+    The first process calls this.
+    """
+    names = [dataset.source.name for dataset in test_sets]
+    found: dict[str, bool] = {}
+    for dataset, name in zip(test_sets, names, strict=True):
+        scored = directions(choose_evaluator(cfg), read_truth(dataset.source.json_file))
+        if scored and cfg.TEST.LOSS:
+            scored |= dict.fromkeys(names_of_losses(cfg, model, dataset), True)
+        prefix = set_prefix(name, names)
+        found |= {prefix + title: lower for title, lower in scored.items()}
+    return found
 
 
 def draw_all(cfg: Any, model: nn.Module, test_sets: list[CocoDetection]) -> dict[str, np.ndarray]:

@@ -14,21 +14,22 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from onenet.checkpoints.branch import deployed_state
 from onenet.checkpoints.changes import compare, compare_data, flat, saved_config
 from onenet.checkpoints.resume import check_engine, iterations_of, restore
-from onenet.checkpoints.weights import AVERAGED, load_weights
+from onenet.checkpoints.weights import load_weights, result_of
 from onenet.data.dataset import CocoDetection
 from onenet.data.unreadable import SkippedImages
 from onenet.errors import DataWorkerError
 from onenet.ops.deform import allow_tf32
 from onenet.ops.memory_format import memory_format
 from onenet.structures import send
+from onenet.training.best import Best
 from onenet.training.dump import dump_batch
 from onenet.training.ema import ModelEMA
 from onenet.training.guard import Guard
 from onenet.training.history import History, check_finite
 from onenet.training.hooks import Average, Hook, HookStates, build_hooks
+from onenet.training.loggers import check_loggers
 from onenet.training.optim import build_optimizer, build_scheduler
 from onenet.training.run_folder import RunFolder
 from onenet.training.signals import how_it_stopped
@@ -41,6 +42,7 @@ from .hooks import Evaluate, Log, ReportSkipped, Save, Stop
 from .items import TrainItem
 from .loader import build_train_loader
 from .monitor import Monitor
+from .test_sets import all_directions
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +62,7 @@ class Trainer:
 
     Attributes:
         hooks: called around every step, in this order.
+        best: the best evaluation so far.
         cleanup: closes what hooks open for the time of the training, however it ends.
         iteration: how many are done.
         values: losses and gradient norm of the last step, see :func:`train_step`.
@@ -87,7 +90,7 @@ class Trainer:
         self.cfg, self.fabric = cfg, fabric
         self.train_sets, self.test_sets = train_sets, test_sets
         self.is_first = fabric.global_rank == 0
-        self.output_dir = run_folder.path
+        self.run_folder, self.output_dir = run_folder, run_folder.path
         self.checkpoints = Checkpoints(run_folder, fabric, cfg.SOLVER.CHECKPOINT_KEEP)
         self.facts = {
             "class_names": train_sets[0].class_names,
@@ -113,7 +116,12 @@ class Trainer:
         self.guard = Guard(self.optimizer, self.model, cfg.SOLVER.SKIP_NONFINITE)
         self.scheduler = build_scheduler(cfg, self.optimizer)
         self.ema = ModelEMA(self.model, cfg.MODEL_EMA.DECAY) if cfg.MODEL_EMA.ENABLED else None
-        own = build_hooks(cfg)
+        self.best = Best(cfg, run_folder.run)
+        if self.is_first:
+            check_loggers(cfg)
+        if self.is_first and cfg.TEST.BEST_METRIC:
+            self.best.choose(all_directions(cfg, self.model, test_sets))
+        own = {**build_hooks(cfg), "TEST.BEST_METRIC": self.best}
         self.hooks: list[Hook] = [
             *([Average(cfg, self.ema)] if self.ema is not None else []),
             *own.values(),
@@ -167,7 +175,7 @@ class Trainer:
     @property
     def done(self) -> bool:
         """Whether the last iteration is done."""
-        return self.iteration >= self.cfg.SOLVER.MAX_ITER
+        return self.iteration >= self.cfg.SOLVER.MAX_ITER or self.best.ended
 
     @property
     def result(self) -> nn.Module:
@@ -175,7 +183,7 @@ class Trainer:
         return self.model if self.ema is None else self.ema.model
 
     def train(self) -> dict[str, float] | None:
-        """Run to ``SOLVER.MAX_ITER``, evaluate and save.
+        """Run to ``SOLVER.MAX_ITER``, or to an early stop, evaluate and save.
 
         Returns:
             On the first process the metrics of the last evaluation, if there was one.
@@ -304,15 +312,14 @@ class Trainer:
             content["hooks"] = states
         self.checkpoints.save(self.iteration, content)
 
+    def weights(self) -> dict[str, Any]:
+        """The result as it is now, as the content of a checkpoint."""
+        names, config = self.facts["class_names"], self.facts["config"]
+        content = result_of(self.result, names, config, averaged=self.ema is not None)
+        return {**content, "run": self.run_folder.run}
+
     def save_final(self) -> None:
         """Write the result, without what only resuming needs."""
-        content: dict[str, Any] = {
-            "model": deployed_state(self.result.state_dict()),
-            "class_names": self.facts["class_names"],
-            "config": self.facts["config"],
-        }
-        if self.ema is not None:
-            content["weights"] = AVERAGED
-        path = self.checkpoints.save_final(content)
+        path = self.checkpoints.save_final(self.weights())
         kind = "averaged " * (self.ema is not None)
         logger.info("Trained %d iterations; the %sweights are in %s", self.iteration, kind, path)

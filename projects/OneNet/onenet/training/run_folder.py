@@ -25,10 +25,12 @@ from onenet.files import lock_file, remove_partial_files, strict_json, write_who
 
 logger = logging.getLogger(__name__)
 RECORD, LOCK, CONFIG, FINAL = "run.json", ".lock", "config.yaml", "model_final.pth"
+# The weights of the best evaluation, and its figure.
+BEST, BEST_RECORD = "model_best.pth", "model_best.json"
 RESULTS = "inference"
 # What a run leaves.
-_OWN = re.compile(r"model_(\d{7,}|final)\.pth")
-_CURVES = ("metrics.json", "events.out.tfevents.*")
+_OWN = re.compile(r"model_(\d{7,}|final|best)\.pth")
+_CURVES = ("metrics.json", "metrics.csv", "events.out.tfevents.*", BEST_RECORD)
 _DETECTIONS = ("coco_instances_results.json", "instances_predictions.pth", CONFIG)
 
 
@@ -87,8 +89,10 @@ class RunFolder:
             ConfigError: the folder holds a run already, or cannot be used; names the ways out.
         """
         saved = find_checkpoints(self.path)
-        final = self.path / FINAL
+        final, best = self.path / FINAL, self.path / BEST
         files = [*saved, *([final] if final.is_file() and final not in saved else [])]
+        if not resume and best.is_file():
+            files.append(best)
         if overwrite:
             own = [path for path in self._find(("model_*.pth",)) if _OWN.fullmatch(path.name)]
             if weights and any(_same(path, weights) for path in own):
