@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
-from .item import ROUNDING, Item, area, has_size
+from .item import ROUNDING, Item, area, clipped, has_size
 from .registry import AUGMENTATION_REGISTRY, Augmentation, Draw, chance, choice, number
 
 GREY = 114  # what an image does not cover
@@ -98,12 +98,9 @@ class affine(Augmentation):
         )
         whole = _unclipped(turn, item)
         turned = item.apply(turn)
-        height, width = item.size
-        clipped = F.clamp_bounding_boxes(
-            whole, format=BoundingBoxFormat.XYXY, canvas_size=(height, width)
-        )
-        seen = area(clipped) >= (self.min_visible - ROUNDING) * area(whole)
-        return replace(turned, boxes=clipped).keep(seen & has_size(clipped))
+        boxes = clipped(whole, item.size)
+        seen = area(boxes) >= (self.min_visible - ROUNDING) * area(whole)
+        return replace(turned, boxes=boxes).keep(seen & has_size(boxes))
 
 
 def _unclipped(turn: partial, item: Item) -> Tensor:

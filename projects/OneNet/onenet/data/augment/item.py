@@ -38,8 +38,7 @@ class Item:
     def of(cls, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> Item:
         """An item as it is read: boxes are clipped to the image, and those outside go."""
         item = cls(image, torch.from_numpy(boxes).float(), torch.from_numpy(labels))
-        height, width = item.size
-        boxes = item.boxes.clamp(min=0).minimum(torch.tensor([width, height, width, height]))
+        boxes = clipped(item.boxes, item.size)
         return replace(item, boxes=boxes).keep(has_size(boxes))
 
     @property
@@ -119,6 +118,12 @@ def joined(image: np.ndarray, items: Sequence[Item]) -> Item:
         torch.cat([item.labels for item in items]),
         {name: torch.cat([item.extras[name] for item in items]) for name in names[0]},
     )
+
+
+def clipped(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """(M, 4) xyxy boxes, clipped to an image of (H, W) px."""
+    height, width = size
+    return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
 
 
 def area(boxes: Tensor) -> Tensor:
