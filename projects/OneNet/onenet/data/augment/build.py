@@ -58,10 +58,14 @@ class Augmentations:
         Args:
             iteration: that trains on the item, counted from 0.
         """
-        for entry in self.entries:
-            if iteration < self.weak_from or not getattr(entry, "strong", False):
-                item = entry(item, random, draw)
+        for entry in self.at(iteration):
+            item = entry(item, random, draw)
         return item
+
+    def at(self, iteration: int) -> list[Callable[..., Item]]:
+        """The entries that are on in an iteration, counted from 0."""
+        weak = iteration >= self.weak_from
+        return [one for one in self.entries if not (weak and getattr(one, "strong", False))]
 
 
 def build_augmentations(cfg: Any) -> Augmentations:
