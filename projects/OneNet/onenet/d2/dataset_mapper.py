@@ -15,7 +15,7 @@ from detectron2.utils.file_io import PathManager
 
 from onenet.data.images import decode_image, reading_errors
 from onenet.data.transforms import CROP_SHARE, PRE_CROP_SIZES
-from onenet.errors import UnreadableImageError
+from onenet.errors import ConfigError, UnreadableImageError
 
 
 class ResizeShortestEdge(T.ResizeShortestEdge):
@@ -55,6 +55,11 @@ class OneNetDatasetMapper:
 
     @classmethod
     def from_config(cls, cfg: Any, is_train: bool = True) -> dict[str, Any]:
+        if is_train and cfg.INPUT.AUGMENTATIONS:
+            raise ConfigError(
+                "INPUT.AUGMENTATIONS needs onenet.d2.loader.build_train_loader(cfg): the mapper "
+                "alone knows neither the iteration nor other images"
+            )
         augmentations = utils.build_augmentation(cfg, is_train)
         # Detectron2 puts the resize first, then the flip if there is one.
         theirs, *flip = augmentations
@@ -83,15 +88,20 @@ class OneNetDatasetMapper:
             UnreadableImageError: the image is missing, cannot be decoded, or has another size than
                 the data set says.
         """
+        return self.map(dataset_dict, self.read(dataset_dict))
+
+    def map(self, dataset_dict: dict[str, Any], image: np.ndarray) -> dict[str, Any]:
+        """:meth:`__call__` with the image already read, (H, W, 3) uint8 RGB."""
         inputs = copy.deepcopy(dataset_dict)
-        image = self._read(inputs)
+        if self.image_format == "BGR":
+            image = image[:, :, ::-1]
         crop = self.crop if self.crop and np.random.rand() < CROP_SHARE else []
         aug_input = T.AugInput(image)
         transforms = T.AugmentationList([*self.flip, *crop, *self.resize])(aug_input)
         image = aug_input.image
         inputs["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        annotations = inputs.pop("annotations", None)
-        if self.is_train and annotations is not None:
+        objects = objects_of(inputs)
+        if inputs.pop("annotations", None) is not None and self.is_train:
             size = image.shape[:2]
             boxes = [
                 utils.transform_instance_annotations(
@@ -99,23 +109,29 @@ class OneNetDatasetMapper:
                     transforms,
                     size,
                 )
-                for a in annotations
-                if not a.get("iscrowd", 0) and _has_size(a)
+                for a in objects
             ]
             inputs["instances"] = utils.filter_empty_instances(
                 utils.annotations_to_instances(boxes, size)
             )
         return inputs
 
-    def _read(self, inputs: dict[str, Any]) -> np.ndarray:
-        file = inputs["file_name"]
+    def read(self, dataset_dict: dict[str, Any]) -> np.ndarray:
+        """The image, (H, W, 3) uint8 RGB; raises as :meth:`__call__` does."""
+        file = dataset_dict["file_name"]
         with reading_errors(file), PathManager.open(file, "rb") as stream:
-            image = decode_image(stream, self.image_format)
+            image = decode_image(stream, "RGB")
         try:
-            utils.check_image_size(inputs, image)
+            utils.check_image_size(dataset_dict, image)
         except utils.SizeMismatchError as error:
             raise UnreadableImageError(str(error)) from error
         return image
+
+
+def objects_of(dataset_dict: dict[str, Any]) -> list[dict[str, Any]]:
+    """The annotations to train on: neither crowd regions nor boxes without a size."""
+    annotations = dataset_dict.get("annotations") or []
+    return [a for a in annotations if not a.get("iscrowd", 0) and _has_size(a)]
 
 
 def _has_size(annotation: dict[str, Any]) -> bool:

@@ -13,6 +13,7 @@ from detectron2.data import (
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
+from detectron2.data.build import _train_loader_from_config
 from detectron2.data.samplers import InferenceSampler
 from torch.utils.data import DataLoader
 
@@ -21,11 +22,17 @@ from onenet.data.unreadable import SkippedImages, read_next
 from onenet.inference.batch_size import images_per_batch
 from onenet.training.workers import Watched, init_worker
 
+from .augment import NumberedSampler, augmented
 from .dataset_mapper import OneNetDatasetMapper
 
 
 def build_train_loader(cfg: Any) -> Any:
-    """Detectron2's loader with OneNet's mapper; a :class:`SkippingLoader` if the config asks."""
+    """Detectron2's loader with OneNet's mapper.
+
+    A :class:`SkippingLoader` if the config asks to skip images, or for augmentations.
+    """
+    if cfg.INPUT.AUGMENTATIONS:
+        return _augmented_loader(cfg)
     mapper = OneNetDatasetMapper(cfg, is_train=True)
     if not cfg.DATALOADER.SKIP_UNREADABLE:
         return _ready(build_detection_train_loader(cfg, mapper=mapper), cfg)
@@ -36,6 +43,16 @@ def build_train_loader(cfg: Any) -> Any:
     skipping = _SkippingMapper(records, mapper)
     loader = build_detection_train_loader(cfg, dataset=records, mapper=skipping)
     return SkippingLoader(_ready(loader, cfg))
+
+
+def _augmented_loader(cfg: Any) -> AugmentedLoader:
+    records = get_detection_dataset_dicts(
+        cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    )
+    options = _train_loader_from_config(cfg, mapper=dict, dataset=records)
+    dataset, sampler = augmented(cfg, records, options["sampler"])
+    options |= {"dataset": dataset, "mapper": None, "sampler": sampler}
+    return AugmentedLoader(_ready(build_detection_train_loader(**options), cfg), sampler)
 
 
 def _ready(loader: Any, cfg: Any) -> Any:
@@ -67,6 +84,22 @@ class SkippingLoader:
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         return self.skipped.watch(self.loader, lambda inputs: inputs["skipped"])
+
+
+class AugmentedLoader(SkippingLoader):
+    """The loader of a training with ``INPUT.AUGMENTATIONS``.
+
+    Args:
+        sampler: tells the items their numbers.
+    """
+
+    def __init__(self, loader: Any, sampler: NumberedSampler) -> None:
+        super().__init__(loader)
+        self._sampler = sampler
+
+    def start_at(self, iteration: int) -> None:
+        """Go on after so many iterations; called before iterating."""
+        self._sampler.start = iteration
 
 
 class _SkippingMapper:

@@ -43,7 +43,7 @@ from .config import config_errors, get_cfg, load_cfg
 from .datasets import class_names
 from .evaluation import build_evaluator
 from .hooks import CoreHooks
-from .loader import SkippingLoader, build_test_loader, build_train_loader
+from .loader import AugmentedLoader, SkippingLoader, build_test_loader, build_train_loader
 from .saving import GoingOn, StopHook, StrictWriter, WholeCheckpointer, save_done, stop
 from .steps import guarded
 from .weights import load_weights
@@ -113,6 +113,8 @@ class Trainer(DefaultTrainer):
             parts["ema"] = self.ema
         self.start_iter = restore(parts, content, last)
         self.checkpointer.last = last
+        if isinstance(loader := self._trainer.data_loader, AugmentedLoader):
+            loader.start_at(self.start_iter)
 
     def _read_last(self) -> tuple[Path, dict[str, Any]] | None:
         """The checkpoint to resume from, the same on all processes; the first one chooses it."""

@@ -99,6 +99,7 @@ class Item:
         else:
             item = self.apply(partial(F.resized_crop, **place, size=list(resized), antialias=True))
             scale = resized[0] * resized[1] / (size[0] * size[1])
+        item = replace(item, boxes=clipped(item.boxes, item.size))  # up to rounding
         seen = area(item.boxes) >= (min_visible - ROUNDING) * scale * before
         return item.keep(seen & has_size(item.boxes))
 
