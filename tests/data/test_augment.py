@@ -14,7 +14,7 @@ from fvcore.common.config import CfgNode
 from helpers.project import ROOT
 
 from onenet import AUGMENTATION_REGISTRY, Augmentation
-from onenet.data.augment.build import build_augmentation, build_augmentations
+from onenet.data.augment.build import Augmentations, build_augmentation, build_augmentations
 from onenet.data.augment.item import Item, joined
 from onenet.errors import ConfigError
 
@@ -311,6 +311,27 @@ def test_one_of_your_own(monkeypatch):
         ConfigError, match="missing a required argument: 'least'; expected plain.least."
     ):
         build_augmentation("plain")
+
+
+WRONG = {
+    "nothing": (lambda item: None, "gave NoneType; expected an item"),
+    "floats": (lambda item: replace(item, image=item.image / 255), "image of float64 .4, 4, 3.;"),
+    "grey": (lambda item: replace(item, image=item.image[..., 0]), "image of uint8 .4, 4.; exp"),
+    "fewer": (lambda item: replace(item, boxes=item.boxes[:0]), r"boxes of shape \(0, 4\) with"),
+    "nan": (lambda item: replace(item, boxes=item.boxes * torch.nan), "boxes that are not finite"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_one_of_your_own_that_gives_something_else(kind):
+    change, told = WRONG[kind]
+
+    def mine(item, random, draw):
+        return change(item)
+
+    with pytest.raises(ConfigError, match=f"INPUT.AUGMENTATIONS: .*mine.* .*{told}"):
+        item = drawn((4, 4), (0, 0, 2, 2))
+        Augmentations((mine,), weak_from=1)(item, 0, np.random.default_rng(0), other)
 
 
 def test_the_page_has_every_augmentation_with_its_defaults():

@@ -57,9 +57,14 @@ class Augmentations:
 
         Args:
             iteration: that trains on the item, counted from 0.
+
+        Raises:
+            ConfigError: an entry, of a user's, gave something else than an item.
         """
         for entry in self.at(iteration):
             item = entry(item, random, draw)
+            if problem := _problem(item):
+                raise ConfigError(f"{KEY}: {entry!r:.200} gave {problem}")
         return item
 
     def at(self, iteration: int) -> list[Callable[..., Item]]:
@@ -107,6 +112,23 @@ def build_augmentation(text: str) -> Callable[..., Item]:
         return entry(*values, **keywords)
     except ValueError as error:
         raise ConfigError(f"{KEY}: {text!r}: {error}") from error
+
+
+def _problem(item: Any) -> str:
+    """What is wrong with what an augmentation gave; "" if nothing is."""
+    if not isinstance(item, Item):
+        return f"{type(item).__name__}; expected an item, such as dataclasses.replace(item, …)"
+    image = item.image
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
+        what = f"{getattr(image, 'dtype', type(image).__name__)} {tuple(np.shape(image))}"
+        return f"an image of {what}; expected a NumPy array uint8 (H, W, 3)"
+    counts = [len(rows) for rows in (item.boxes, item.labels, *item.extras.values())]
+    if item.boxes.shape[1:] != (4,) or len(set(counts)) > 1:
+        return (
+            f"boxes of shape {tuple(item.boxes.shape)} with {counts[1:]} labels and extras; "
+            "expected (M, 4), and M of each: item.keep(rows) takes them together"
+        )
+    return "" if item.boxes.isfinite().all() else "boxes that are not finite"
 
 
 def described(name: str) -> str:
