@@ -88,11 +88,15 @@ class OneNetDatasetMapper:
             UnreadableImageError: the image is missing, cannot be decoded, or has another size than
                 the data set says.
         """
-        return self.map(dataset_dict, self.read(dataset_dict))
-
-    def map(self, dataset_dict: dict[str, Any], image: np.ndarray) -> dict[str, Any]:
-        """:meth:`__call__` with the image already read, (H, W, 3) uint8 RGB."""
         inputs = copy.deepcopy(dataset_dict)
+        return self.map(inputs, self.read(inputs))
+
+    def map(self, inputs: dict[str, Any], image: np.ndarray) -> dict[str, Any]:
+        """A dict of the data set as the model's input, in place; as :meth:`__call__` gives it.
+
+        Args:
+            image: as read, (H, W, 3) uint8 RGB.
+        """
         if self.image_format == "BGR":
             image = image[:, :, ::-1]
         crop = self.crop if self.crop and np.random.rand() < CROP_SHARE else []
@@ -117,7 +121,11 @@ class OneNetDatasetMapper:
         return inputs
 
     def read(self, dataset_dict: dict[str, Any]) -> np.ndarray:
-        """The image, (H, W, 3) uint8 RGB; raises as :meth:`__call__` does."""
+        """The image, (H, W, 3) uint8 RGB; adds its size to the dict if that lacks it.
+
+        Raises:
+            UnreadableImageError: see :meth:`__call__`.
+        """
         file = dataset_dict["file_name"]
         with reading_errors(file), PathManager.open(file, "rb") as stream:
             image = decode_image(stream, "RGB")
