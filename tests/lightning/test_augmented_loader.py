@@ -100,7 +100,7 @@ def test_a_flip_in_the_list_is_not_done_twice(config):
 
 def test_bgr_is_the_same_picture(config):
     words = "INPUT.AUGMENTATIONS", LIST
-    rgb, bgr = items(config, 4, *words), items(config, 4, *words, "INPUT.FORMAT", "BGR")
+    rgb, bgr = items(config, 2, *words), items(config, 2, *words, "INPUT.FORMAT", "BGR")
     assert all(
         torch.equal(one.image.flip(0), other.image) for one, other in zip(rgb, bgr, strict=True)
     )
