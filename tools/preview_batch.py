@@ -30,9 +30,9 @@ from onenet.files import check_outputs
 from onenet.lightning.config import load_cfg
 from onenet.lightning.items import TrainItem
 from onenet.lightning.loader import build_train_loader
-from onenet.visualization.boxes import contact_sheet, draw_boxes, enlargement
+from onenet.visualization.boxes import contact_sheet, draw_boxes
 
-COLUMNS, TILE = 4, 512
+COLUMNS, TILE = 4, 512  # TILE: px of an image's longer side
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -115,11 +115,11 @@ def draw(cfg: Any, items: Sequence[TrainItem], class_names: Sequence[str]) -> np
         pixels = item.image.permute(1, 2, 0).numpy()
         pixels = np.ascontiguousarray(pixels if cfg.INPUT.FORMAT == "RGB" else pixels[..., ::-1])
         boxes, labels = item.targets.boxes, item.targets.labels
-        pictures.append(draw_boxes(pixels, boxes, labels, class_names, scale=enlargement(pixels)))
+        scale = max(1.0, TILE / max(pixels.shape[:2]))  # a small image has no room for names
+        pictures.append(draw_boxes(pixels, boxes, labels, class_names, scale=scale))
         height, width = item.targets.image_size
         titles.append(f"{Path(item.file_name).name}, {width} x {height} px")
-    tile = min(TILE, max(max(picture.shape[:2]) for picture in pictures))
-    return contact_sheet(pictures, columns=COLUMNS, tile=tile, titles=titles)
+    return contact_sheet(pictures, columns=COLUMNS, tile=TILE, titles=titles)
 
 
 def main(argv: list[str] | None = None) -> None:
