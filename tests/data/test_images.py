@@ -74,7 +74,7 @@ def detectron2():
     from onenet.d2.config import get_cfg
 
     mapper = OneNetDatasetMapper(get_cfg(), is_train=False)
-    return lambda path: mapper._read({"file_name": path})
+    return lambda path: mapper.read({"file_name": path})
 
 
 @pytest.mark.parametrize("kind", REFUSED)

@@ -17,6 +17,7 @@ from onenet.data.images import image_size, read_image
 from onenet.data.sources import find_dataset
 from onenet.data.transforms import TestTransform, TrainTransform
 from onenet.lightning.loader import TestDataset, TrainDataset
+from onenet.lightning.sampler import Place
 
 # By EXIF's orientation: the stored pixels, made upright.
 UPRIGHT = {
@@ -131,7 +132,7 @@ def only_bright_within(pixels: np.ndarray, box: list[float]) -> bool:
 def test_training_and_testing_see_the_box_on_its_object(turned):
     data = CocoDetection(find_dataset(turned))
     transform = TrainTransform(min_sizes=(0,), max_size=99, flip="none")
-    item = TrainDataset([data], transform, image_format="RGB", seed=0)[0, 0]
+    item = TrainDataset([data], transform, image_format="RGB", seed=0)[Place(0, 0, 0)]
     assert only_bright_within(item.image.numpy(), item.targets.boxes[0].tolist())
     item = TestDataset(data, TestTransform(0, 99), image_format="BGR")[0]
     assert (item.height, item.width) == (40, 24)

@@ -21,6 +21,7 @@ from onenet.data.transforms import TrainTransform
 from onenet.errors import DatasetError
 from onenet.lightning.items import TestItem, TrainItem
 from onenet.lightning.loader import TrainDataset, build_test_loader, build_train_loader
+from onenet.lightning.sampler import Place
 
 
 def make_dataset(folder: Path, count: int = 6, name: str = "data") -> str:
@@ -64,7 +65,7 @@ def config(*train: str, workers: int = 0, group: bool = True, keep_empty: bool =
             "SAMPLER_TRAIN": "TrainingSampler",
         }
     )
-    cfg.SOLVER = CfgNode({"IMS_PER_BATCH": 4})
+    cfg.SOLVER = CfgNode({"IMS_PER_BATCH": 4, "MAX_ITER": 8})
     cfg.TEST = CfgNode({"IMS_PER_BATCH": 1})
     cfg.INPUT = CfgNode(
         {
@@ -75,6 +76,8 @@ def config(*train: str, workers: int = 0, group: bool = True, keep_empty: bool =
             "MIN_SIZE_TRAIN_SAMPLING": "choice",
             "MIN_SIZE_TEST": 12,
             "MAX_SIZE_TEST": 100,
+            "AUGMENTATIONS": [],
+            "AUGMENTATIONS_OFF": 0.25,
             "CROP": {"ENABLED": True, "TYPE": "relative_range", "SIZE": [0.5, 0.5]},
         }
     )
@@ -151,10 +154,12 @@ def test_several_data_sets_are_one_after_the_other(tmp_path):
     transform = TrainTransform(min_sizes=(0,), max_size=99, flip="none")
     data = TrainDataset([load(first), load(second)], transform, image_format="BGR", seed=0)
     names = [f"{name}/{i}.png" for name, count in (("a", 2), ("b", 3)) for i in range(1, count + 1)]
-    assert [data[0, i].file_name for i in range(5)] == [str(tmp_path / name) for name in names]
+    assert [data[Place(0, i, 0)].file_name for i in range(5)] == [
+        str(tmp_path / name) for name in names
+    ]
     assert len(data) == 5 and data.wide.tolist() == [True, True, True, True, False]
     pixels = np.asarray(Image.open(tmp_path / "b" / "2.png"))
-    assert (data[0, 3].image.numpy() == pixels[:, :, ::-1].transpose(2, 0, 1)).all()
+    assert (data[Place(0, 3, 0)].image.numpy() == pixels[:, :, ::-1].transpose(2, 0, 1)).all()
 
 
 def test_data_sets_with_other_classes_are_an_error(tmp_path):

@@ -15,8 +15,9 @@ WIDE = np.array([True, False, True, True, False, False, True, True, True, False]
 
 
 def batches(count: int, size: int = 10, batch_size: int = 4, **kwargs) -> list:
+    """Batches of (position, index)."""
     sampler = InfiniteBatchSampler(size, batch_size, **{"seed": 5, **kwargs})
-    return list(islice(sampler, count))
+    return [[place[:2] for place in batch] for batch in islice(sampler, count)]
 
 
 @pytest.mark.parametrize("factors", [None, FACTORS])
@@ -39,6 +40,13 @@ def test_processes_share_the_batch_of_a_single_one(wide, world_size, factors):
     for batch, *parts in zip(whole, *shares, strict=True):
         assert {len(part) for part in parts} == {4 // world_size}
         assert sorted(sum(parts, [])) == sorted(batch)
+
+
+@pytest.mark.parametrize("options", [{}, {"wide": WIDE, "rank": 1, "world_size": 2}])
+def test_places_know_their_iteration(options):
+    sampler = InfiniteBatchSampler(10, 4, seed=5, start_iteration=7, **options)
+    found = [[place.iteration for place in batch] for batch in islice(sampler, 3)]
+    assert found == [[i] * (4 // options.get("world_size", 1)) for i in (7, 8, 9)]
 
 
 def test_every_image_once_an_epoch_in_a_new_order():

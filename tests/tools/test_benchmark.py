@@ -171,7 +171,7 @@ def test_every_part_leaves_samples_tables_and_a_chart(output):
                 assert one["medians"][name].keys() == stages.keys()
     titles = [one["title"] for comparisons in parts.values() for one in comparisons]
     tables = (output / "benchmark.md").read_text()
-    assert all(title in tables for title in titles) and len(titles) == 2 + 1 + 1 + 1 + 1 + 1 + 3
+    assert all(title in tables for title in titles) and len(titles) == 2 + 1 + 1 + 1 + 2 + 1 + 3
 
 
 def test_memory_is_set_against_the_dense_reference(output):

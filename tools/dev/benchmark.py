@@ -9,7 +9,7 @@ prints a table for every comparison and writes the tables to ``benchmark.md``, a
     training     a step and its parts: float32 against bfloat16 and channels_last
     criterion    matching and losses against a dense one-hot: time, memory, share of bandwidth
     postprocess  two-stage top-k against a top-k of every class and of all pairs
-    data         images per second of the training loader
+    data         images per second of the training loader, and what augmentations cost
     evaluation   pycocotools against faster-coco-eval
     baselines    the detectors of torchvision and, if it is installed, Detectron2
     growth       the criterion against samples, objects and classes

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from .baselines.registry import BASELINE_REGISTRY
     from .config.build import build_head
     from .config.keys import add_onenet_config
+    from .data.augment.build import AUGMENTATION_REGISTRY
+    from .data.augment.registry import Augmentation
     from .data.images import read_image
     from .deploy.runtime import OnnxPredictor
     from .detector import OneNet
@@ -55,6 +57,8 @@ if sys.platform == "darwin" and "torch" not in sys.modules:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AUGMENTATION_REGISTRY",
+    "Augmentation",
     "BACKBONE_REGISTRY",
     "BASELINE_REGISTRY",
     "Branch",
@@ -107,6 +111,8 @@ __all__ = [
 
 # Imported on first use, since OnnxPredictor and read_image work without torch.
 _MODULES = {
+    "AUGMENTATION_REGISTRY": "data.augment.build",
+    "Augmentation": "data.augment.registry",
     "BACKBONE_REGISTRY": "backbones.registry",
     "BASELINE_REGISTRY": "baselines.registry",
     "Branch": "heads.branch",

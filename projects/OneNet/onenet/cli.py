@@ -174,8 +174,9 @@ def add_import_flag(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE.py",
-        help="your own Python file to run first, which registers a matcher, head or hook for the "
-        "config to name (docs/custom_assignment.md, docs/hooks.md); may be repeated",
+        help="your own Python file to run first, which registers a matcher, head, hook or "
+        "augmentation for the config to name (docs/custom_assignment.md, docs/hooks.md, "
+        "docs/augmentation.md); may be repeated",
     )
 
 

@@ -1,8 +1,10 @@
-"""Images per second of the training loader."""
+"""Images per second of the training loader, and what augmentations cost."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from _shared.timing import Comparison, Run
 from torch.utils.data import DataLoader
 
 from benchmarks.options import Options
+from onenet.data.augment.build import AUGMENTATION_REGISTRY
 from onenet.data.dataset import CocoDetection
 from onenet.data.sources import find_dataset
 from onenet.lightning.config import load_cfg
@@ -20,17 +23,28 @@ from onenet.lightning.loader import build_train_loader
 from onenet.training.workers import Watched
 
 BATCH = 8
+NO_LIST = "no list"
 
 
-def make_loader(options: Options, dataset: CocoDetection, workers: int, images: int) -> Any:
+def make_loader(
+    options: Options,
+    dataset: CocoDetection,
+    workers: int,
+    images: int,
+    augmentations: Sequence[str] | None = None,
+) -> Any:
     """The training loader of the first config, which ends after ``images``.
+
+    Args:
+        augmentations: in place of the config's INPUT.AUGMENTATIONS.
 
     Workers that read ahead without end would slow down the other candidates.
     """
     cfg = load_cfg(
         options.configs[0],
         ["MODEL.OneNet.NUM_CLASSES", len(dataset.class_names), "SOLVER.IMS_PER_BATCH", BATCH]
-        + ["DATALOADER.NUM_WORKERS", workers, "MODEL.DEVICE", options.device.type],
+        + ["DATALOADER.NUM_WORKERS", workers, "MODEL.DEVICE", options.device.type]
+        + ([] if augmentations is None else ["INPUT.AUGMENTATIONS", list(augmentations)]),
     )
     endless = build_train_loader(cfg, [dataset]).loader
     return Watched(
@@ -66,6 +80,22 @@ def run(options: Options) -> list[Comparison]:
             },
             device=torch.device("cpu"),
         )
+        lists = {name: [f"{name}(probability=1)"] for name, _ in AUGMENTATION_REGISTRY}
+        lists = {NO_LIST: [], **lists, "photometric, hue": ["photometric(hue=0.1, probability=1)"]}
+        augmented = options.time(
+            {
+                name: read_all(make_loader(options, dataset, 0, 2 * BATCH, texts))
+                for name, texts in lists.items()
+            },
+            device=torch.device("cpu"),
+        )
+    costs = Comparison(
+        title=f"augmentation: {2 * BATCH} images, each entry of INPUT.AUGMENTATIONS by itself with "
+        "probability 1, in the process that trains",
+        timings=augmented,
+        images=2 * BATCH,
+    )
+    times = {name: costs.seconds(name) / costs.seconds(NO_LIST) for name in lists}
     return [
         Comparison(
             title=f"data: {images} images from {options.dataset or 'drawn shapes'} in batches of "
@@ -73,7 +103,8 @@ def run(options: Options) -> list[Comparison]:
             timings=timings,
             baseline=next(iter(timings)) if len(timings) > 1 else "",
             images=images,
-        )
+        ),
+        replace(costs, facts={name: {"time / no list": time} for name, time in times.items()}),
     ]
 
 

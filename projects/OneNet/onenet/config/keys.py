@@ -129,6 +129,12 @@ def add_onenet_config(cfg: Any) -> None:
     c.OFFSET_WEIGHT = 1.0
 
     # Data.
+    # Augmentations in order, before flip, crop and resize, such as ["mosaic(probability=0.3)",
+    # "flip(vertical)"]: names of onenet.AUGMENTATION_REGISTRY, see docs/augmentation.md. A flip of
+    # that direction or a crop in the list replaces RANDOM_FLIP or CROP.
+    cfg.INPUT.AUGMENTATIONS = []
+    # The share of the training at its end that does without the strong ones, mosaic and mixup.
+    cfg.INPUT.AUGMENTATIONS_OFF = 0.15
     # Train on the next image in place of one that cannot be read, and list those at the end.
     cfg.DATALOADER.SKIP_UNREADABLE = False
 

@@ -286,6 +286,12 @@ COMMON: list[Rule] = [
     one_of("INPUT.RANDOM_FLIP", "horizontal", "vertical", "none"),
     one_of("INPUT.CROP.TYPE", "relative", "relative_range", "absolute", "absolute_range"),
     ("INPUT.CROP.SIZE", numbers(2, low=0), "two numbers above 0: height and width"),
+    (
+        "INPUT.AUGMENTATIONS",
+        texts,
+        "a list of augmentations, such as ['flip', 'mosaic(probability=0.3)']",
+    ),
+    ("INPUT.AUGMENTATIONS_OFF", *SHARE),
     one_of("INPUT.FORMAT", "RGB", "BGR"),
     *each("DATASETS", "TRAIN TEST", texts, "a list of known names or ANNOTATIONS.json:FOLDER"),
     ("DATALOADER.NUM_WORKERS", *NATURAL),

@@ -15,7 +15,7 @@ from detectron2.utils.file_io import PathManager
 
 from onenet.data.images import decode_image, reading_errors
 from onenet.data.transforms import CROP_SHARE, PRE_CROP_SIZES
-from onenet.errors import UnreadableImageError
+from onenet.errors import ConfigError, UnreadableImageError
 
 
 class ResizeShortestEdge(T.ResizeShortestEdge):
@@ -55,6 +55,11 @@ class OneNetDatasetMapper:
 
     @classmethod
     def from_config(cls, cfg: Any, is_train: bool = True) -> dict[str, Any]:
+        if is_train and cfg.INPUT.AUGMENTATIONS:
+            raise ConfigError(
+                "INPUT.AUGMENTATIONS needs onenet.d2.loader.build_train_loader(cfg): the mapper "
+                "alone knows neither the iteration nor other images"
+            )
         augmentations = utils.build_augmentation(cfg, is_train)
         # Detectron2 puts the resize first, then the flip if there is one.
         theirs, *flip = augmentations
@@ -84,14 +89,23 @@ class OneNetDatasetMapper:
                 the data set says.
         """
         inputs = copy.deepcopy(dataset_dict)
-        image = self._read(inputs)
+        return self.map(inputs, self.read(inputs))
+
+    def map(self, inputs: dict[str, Any], image: np.ndarray) -> dict[str, Any]:
+        """A dict of the data set as the model's input, in place; as :meth:`__call__` gives it.
+
+        Args:
+            image: as read, (H, W, 3) uint8 RGB.
+        """
+        if self.image_format == "BGR":
+            image = image[:, :, ::-1]
         crop = self.crop if self.crop and np.random.rand() < CROP_SHARE else []
         aug_input = T.AugInput(image)
         transforms = T.AugmentationList([*self.flip, *crop, *self.resize])(aug_input)
         image = aug_input.image
         inputs["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        annotations = inputs.pop("annotations", None)
-        if self.is_train and annotations is not None:
+        objects = objects_of(inputs)
+        if inputs.pop("annotations", None) is not None and self.is_train:
             size = image.shape[:2]
             boxes = [
                 utils.transform_instance_annotations(
@@ -99,26 +113,36 @@ class OneNetDatasetMapper:
                     transforms,
                     size,
                 )
-                for a in annotations
-                if not a.get("iscrowd", 0) and has_size(a)
+                for a in objects
             ]
             inputs["instances"] = utils.filter_empty_instances(
                 utils.annotations_to_instances(boxes, size)
             )
         return inputs
 
-    def _read(self, inputs: dict[str, Any]) -> np.ndarray:
-        file = inputs["file_name"]
+    def read(self, dataset_dict: dict[str, Any]) -> np.ndarray:
+        """The image, (H, W, 3) uint8 RGB; adds its size to the dict if that lacks it.
+
+        Raises:
+            UnreadableImageError: see :meth:`__call__`.
+        """
+        file = dataset_dict["file_name"]
         with reading_errors(file), PathManager.open(file, "rb") as stream:
-            image = decode_image(stream, self.image_format)
+            image = decode_image(stream, "RGB")
         try:
-            utils.check_image_size(inputs, image)
+            utils.check_image_size(dataset_dict, image)
         except utils.SizeMismatchError as error:
             raise UnreadableImageError(str(error)) from error
         return image
 
 
-def has_size(annotation: dict[str, Any]) -> bool:
+def objects_of(dataset_dict: dict[str, Any]) -> list[dict[str, Any]]:
+    """The annotations to train on: neither crowd regions nor boxes without a size."""
+    annotations = dataset_dict.get("annotations") or []
+    return [a for a in annotations if not a.get("iscrowd", 0) and _has_size(a)]
+
+
+def _has_size(annotation: dict[str, Any]) -> bool:
     """Whether a box has a finite, positive size; Detectron2 would flip a negative one."""
     box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
     x1, y1, x2, y2 = box

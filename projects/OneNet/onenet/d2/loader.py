@@ -14,6 +14,7 @@ from detectron2.data import (
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
+from detectron2.data.build import _train_loader_from_config
 from detectron2.data.samplers import InferenceSampler
 from detectron2.structures import BoxMode
 from torch import Tensor
@@ -26,11 +27,17 @@ from onenet.inference.batch_size import images_per_batch
 from onenet.structures import Targets
 from onenet.training.workers import Watched, init_worker
 
-from .dataset_mapper import OneNetDatasetMapper, has_size
+from .augment import NumberedSampler, augmented
+from .dataset_mapper import OneNetDatasetMapper, objects_of
 
 
 def build_train_loader(cfg: Any) -> Any:
-    """Detectron2's loader with OneNet's mapper; a :class:`SkippingLoader` if the config asks."""
+    """Detectron2's loader with OneNet's mapper.
+
+    A :class:`SkippingLoader` if the config asks to skip images, or for augmentations.
+    """
+    if cfg.INPUT.AUGMENTATIONS:
+        return _augmented_loader(cfg)
     mapper = OneNetDatasetMapper(cfg, is_train=True)
     if not cfg.DATALOADER.SKIP_UNREADABLE:
         return _ready(build_detection_train_loader(cfg, mapper=mapper), cfg)
@@ -41,6 +48,16 @@ def build_train_loader(cfg: Any) -> Any:
     skipping = _SkippingMapper(records, mapper)
     loader = build_detection_train_loader(cfg, dataset=records, mapper=skipping)
     return SkippingLoader(_ready(loader, cfg))
+
+
+def _augmented_loader(cfg: Any) -> AugmentedLoader:
+    records = get_detection_dataset_dicts(
+        cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    )
+    options = _train_loader_from_config(cfg, mapper=dict, dataset=records)
+    dataset, sampler = augmented(cfg, records, options["sampler"])
+    options |= {"dataset": dataset, "mapper": None, "sampler": sampler}
+    return AugmentedLoader(_ready(build_detection_train_loader(**options), cfg), sampler)
 
 
 def _ready(loader: Any, cfg: Any) -> Any:
@@ -72,6 +89,22 @@ class SkippingLoader:
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         return self.skipped.watch(self.loader, lambda inputs: inputs["skipped"])
+
+
+class AugmentedLoader(SkippingLoader):
+    """The loader of a training with ``INPUT.AUGMENTATIONS``.
+
+    Args:
+        sampler: tells the items their numbers.
+    """
+
+    def __init__(self, loader: Any, sampler: NumberedSampler) -> None:
+        super().__init__(loader)
+        self._sampler = sampler
+
+    def start_at(self, iteration: int) -> None:
+        """Go on after so many iterations; called before iterating."""
+        self._sampler.start = iteration
 
 
 class _SkippingMapper:
@@ -117,7 +150,7 @@ class LossMapper:
 
     def __call__(self, record: dict[str, Any]) -> tuple[Tensor, Targets]:
         image = self.mapper(record)["image"]
-        objects = [a for a in record["annotations"] if not a.get("iscrowd", 0) and has_size(a)]
+        objects = objects_of(record)
         boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in objects]
         size = tuple(image.shape[-2:])
         found, labels = scale_boxes(

@@ -25,6 +25,7 @@ from onenet.config.build import prepare_inference
 from onenet.config.device import make_deterministic
 from onenet.config.imports import import_files
 from onenet.config.rules import check_shares, warn_of_idle_steps
+from onenet.data.augment.build import build_augmentations
 from onenet.data.sources import check_same_classes
 from onenet.errors import ConfigError, NonFiniteError, OneNetError, end_with
 from onenet.evaluation.registry import choose_evaluator
@@ -152,6 +153,8 @@ def prepare(cfg: CfgNode, args: argparse.Namespace) -> None:
     import_files(args.imports)
     _check_processes(cfg, args)
     choose_evaluator(cfg)
+    if not args.eval_only:
+        build_augmentations(cfg)  # refuses wrong ones
     for key, registry, name in (
         ("MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE),
         ("MODEL.BACKBONE.NAME", BACKBONE_REGISTRY, cfg.MODEL.BACKBONE.NAME),

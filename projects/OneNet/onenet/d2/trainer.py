@@ -46,7 +46,7 @@ from .datasets import class_names
 from .evaluating import Evaluate
 from .evaluation import all_directions, build_evaluator, check_losses
 from .hooks import CoreHooks, EndEarly, EndedEarly
-from .loader import SkippingLoader, build_test_loader, build_train_loader
+from .loader import AugmentedLoader, SkippingLoader, build_test_loader, build_train_loader
 from .predictor import TiledModel
 from .saving import (
     GoingOn,
@@ -131,6 +131,8 @@ class Trainer(DefaultTrainer):
             parts["ema"] = self.ema
         self.start_iter = restore(parts, content, last)
         self.checkpointer.last = last
+        if isinstance(loader := self._trainer.data_loader, AugmentedLoader):
+            loader.start_at(self.start_iter)
 
     def _read_last(self) -> tuple[Path, dict[str, Any]] | None:
         """The checkpoint to resume from, the same on all processes; the first one chooses it."""

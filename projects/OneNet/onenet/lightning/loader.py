@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from onenet.config.device import device_of
+from onenet.data.augment.build import Augmentations, build_augmentations
+from onenet.data.augment.item import Item
 from onenet.data.batching import group_by_shape, resized_shape
 from onenet.data.dataset import CocoDetection, ImageRecord
 from onenet.data.sources import check_same_classes, find_dataset
@@ -23,23 +25,22 @@ from onenet.structures import Targets
 from onenet.training.workers import Watched, init_worker
 
 from .items import TestItem, TrainItem
-from .sampler import InfiniteBatchSampler, repeat_factors
+from .sampler import InfiniteBatchSampler, Place, repeat_factors
 
 logger = logging.getLogger(__name__)
 
 
 class TrainDataset(Dataset[TrainItem]):
-    """The images of all training sets in a row, with random transforms.
+    """The images of all training sets in a row, with augmentations and random transforms.
 
-    The key of an item is its position in the training stream and the index of its image. The random
-    transforms depend on the seed and the position alone, not on the worker or process that loads
-    it.
+    These depend on the seed and the item's place alone, not on the worker or process that loads it.
 
     Args:
         datasets: at least one; their class names must agree.
         transform: applied to every image.
         image_format: "RGB" or "BGR".
         seed: at least 0.
+        augmentations: applied before ``transform``.
         skip_unreadable: replace an image that cannot be read by the next one that can.
 
     Raises:
@@ -53,6 +54,7 @@ class TrainDataset(Dataset[TrainItem]):
         *,
         image_format: str,
         seed: int,
+        augmentations: Augmentations | None = None,
         skip_unreadable: bool = False,
     ) -> None:
         if not datasets:
@@ -62,6 +64,7 @@ class TrainDataset(Dataset[TrainItem]):
         self.transform = transform
         self.image_format = image_format
         self.seed = seed
+        self.augmentations = augmentations
         self.skip_unreadable = skip_unreadable
         self._ends = np.cumsum([len(d) for d in datasets])
 
@@ -81,23 +84,45 @@ class TrainDataset(Dataset[TrainItem]):
         parts = zip(self.datasets, starts, strict=True)
         return np.concatenate([d.shown + [[start], [0]] for d, start in parts], axis=1)
 
-    def __getitem__(self, key: tuple[int, int]) -> TrainItem:
-        position, index = key
-        if self.skip_unreadable:
-            (record, image), skipped = read_next(self._read, index, len(self))
-        else:
-            (record, image), skipped = self._read(index), ()
-        rng = np.random.default_rng((self.seed, position))
-        image, boxes, labels = self.transform(image, record.boxes, record.labels, rng)
+    def __getitem__(self, place: Place) -> TrainItem:
+        (record, image), skipped = self._readable(place.index)
+        boxes, labels = record.boxes, record.labels
+        if self.augmentations:
+            item, more = self._augmented(place, Item.of(image, boxes, labels))
+            image, boxes, labels = item.image, item.boxes.numpy(), item.labels.numpy()
+            skipped += more
+        if self.image_format == "BGR":
+            image = image[:, :, ::-1]
+        rng = np.random.default_rng((self.seed, place.position))
+        image, boxes, labels = self.transform(image, boxes, labels, rng)
         targets = Targets(torch.from_numpy(boxes), torch.from_numpy(labels), image.shape[:2])
         return TrainItem(_to_tensor(image), targets, record.image_id, record.file_name, skipped)
+
+    def _augmented(self, place: Place, item: Item) -> tuple[Item, tuple[str, ...]]:
+        """The augmented item, and the errors of images that were skipped for those it draws."""
+        skipped: list[str] = []
+
+        def draw(random: np.random.Generator) -> Item:
+            (record, image), problems = self._readable(int(random.integers(len(self))))
+            skipped.extend(problems)
+            return Item.of(image, record.boxes, record.labels)
+
+        # A stream of its own: the transforms draw what they draw without augmentations.
+        random = np.random.default_rng((self.seed, place.position, 1))
+        return self.augmentations(item, place.iteration, random, draw), tuple(skipped)
+
+    def _readable(self, index: int) -> tuple[tuple[ImageRecord, np.ndarray], tuple[str, ...]]:
+        """An image in RGB, and the errors of those that were skipped for it."""
+        if self.skip_unreadable:
+            return read_next(self._read, index, len(self))
+        return self._read(index), ()
 
     def _read(self, index: int) -> tuple[ImageRecord, np.ndarray]:
         part = int(np.searchsorted(self._ends, index, side="right"))
         start = int(self._ends[part - 1]) if part else 0
         dataset = self.datasets[part]
         record = dataset.record(index - start)
-        return record, dataset.read_image(record, self.image_format)
+        return record, dataset.read_image(record)
 
 
 class TestDataset(Dataset[TestItem]):
@@ -161,7 +186,8 @@ def build_train_loader(
 
     Args:
         cfg: reads DATASETS.TRAIN, DATALOADER, SOLVER.IMS_PER_BATCH (images of all processes
-            together), INPUT, SEED (at least 0), MODEL.DEVICE and MODEL.OneNet.NUM_CLASSES.
+            together), SOLVER.MAX_ITER, INPUT, SEED (at least 0), MODEL.DEVICE and
+            MODEL.OneNet.NUM_CLASSES.
         datasets: in place of those that DATASETS.TRAIN names.
         rank, world_size: this process and how many there are.
         start_iteration: iterations that an interrupted run has finished.
@@ -169,6 +195,7 @@ def build_train_loader(
     Raises:
         DatasetError: the data is wrong; for single images, raised while iterating.
         DataWorkerError: while iterating, a process that loads data fails.
+        ConfigError: see :func:`build_augmentations`.
         ValueError: the processes cannot share a batch evenly, or an INPUT value is wrong.
     """
     if datasets is None:
@@ -178,19 +205,21 @@ def build_train_loader(
         ]
     for dataset in datasets:
         dataset.check_num_classes(cfg.MODEL.OneNet.NUM_CLASSES)
-    crop = cfg.INPUT.CROP
+    augmentations = build_augmentations(cfg)
+    flip, crops = augmentations.rest(cfg)
     transform = TrainTransform(
         min_sizes=cfg.INPUT.MIN_SIZE_TRAIN,
         max_size=cfg.INPUT.MAX_SIZE_TRAIN,
         sampling=cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING,
-        flip=cfg.INPUT.RANDOM_FLIP,
-        crop=(crop.TYPE, crop.SIZE) if crop.ENABLED else None,
+        flip=flip,
+        crop=(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE) if crops else None,
     )
     data = TrainDataset(
         datasets,
         transform,
         image_format=cfg.INPUT.FORMAT,
         seed=cfg.SEED,
+        augmentations=augmentations,
         skip_unreadable=cfg.DATALOADER.SKIP_UNREADABLE,
     )
     sampler = InfiniteBatchSampler(

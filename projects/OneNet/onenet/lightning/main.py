@@ -18,6 +18,7 @@ from onenet.config.build import prepare_inference
 from onenet.config.device import make_deterministic, warn_of_bfloat16
 from onenet.config.imports import import_files
 from onenet.config.rules import warn_of_idle_steps
+from onenet.data.augment.build import build_augmentations
 from onenet.data.dataset import CocoDetection
 from onenet.data.sources import compare_classes, find_dataset
 from onenet.errors import LostProcessError, OneNetError, end_with
@@ -115,6 +116,8 @@ def _run(args: argparse.Namespace, why: str) -> dict[str, float] | None:
     check_processes(cfg, args)
     if not args.eval_only and not is_one_of_several():
         check_folder(cfg, args)  # before work that may take minutes
+    if not args.eval_only:
+        build_augmentations(cfg)  # refuses wrong ones
     if must_start(args):
         start(args, run, why)
         return None

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import count, islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
 
 
-class InfiniteBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Endless batches of (position in the stream, image index), for one of several processes.
+class Place(NamedTuple):
+    """Where training sees an image; the key of an item.
+
+    Attributes:
+        position: in the stream of images, which no other item has.
+        index: of the image.
+        iteration: that trains on it, counted from 0.
+    """
+
+    position: int
+    index: int
+    iteration: int
+
+
+class InfiniteBatchSampler(Sampler[list[Place]]):
+    """Endless batches of :class:`Place`, for one of several processes.
 
     The stream is an endless row of epochs, each a random order of all images; its positions are
     0, 1, 2, … With factors, an epoch holds an image so many times, a fraction rounded up or down at
@@ -65,9 +80,10 @@ class InfiniteBatchSampler(Sampler[list[tuple[int, int]]]):
         self.world_size = world_size
         self.start_iteration = start_iteration
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for batch in islice(self._global_batches(), self.start_iteration, None):
-            yield batch[self.rank :: self.world_size]
+    def __iter__(self) -> Iterator[list[Place]]:
+        batches = enumerate(self._global_batches())
+        for iteration, batch in islice(batches, self.start_iteration, None):
+            yield [Place(*one, iteration) for one in batch[self.rank :: self.world_size]]
 
     def _global_batches(self) -> Iterator[list[tuple[int, int]]]:
         group = [False] * self.size if self.wide is None else self.wide.tolist()

@@ -1,0 +1,1 @@
+"""Augmentations by name: what INPUT.AUGMENTATIONS can list."""
