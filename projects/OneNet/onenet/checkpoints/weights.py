@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from onenet.backbones.timm_names import ADDRESS, published
 from onenet.errors import CheckpointError
 
 from .branch import BRANCH, leave_out_branch
@@ -29,7 +30,9 @@ CLASS_LAYERS = ("head.cls_score.", f"{BRANCH}cls_score.")
 AVERAGED = "ema"
 # Names of an ImageNet classifier in torchvision and in Detectron2's two kinds of conversions.
 _CLASSIFIERS = ("fc.", "stem.fc.", "linear.")
-_TORCHVISION = re.compile(r"torchvision://(?P<model>resnet(18|34|50|101))$")
+_TORCHVISION = re.compile(
+    r"torchvision://(?P<model>resnet(18|34|50|101)|mobilenet_v3_(small|large))$"
+)
 _DETECTRON2 = re.compile(
     r"detectron2://ImageNetPretrained/torchvision/R-(?P<depth>18|34|50|101)\.pkl$"
 )
@@ -46,23 +49,40 @@ def torchvision_model(weights: str) -> str | None:
     return match and f"resnet{match['depth']}"
 
 
+def is_address(weights: str) -> bool:
+    """Whether :func:`locate_weights` knows where the weights of an address are."""
+    return weights.startswith(ADDRESS) or torchvision_model(weights) is not None
+
+
 def locate_weights(weights: str) -> Path:
-    """Find the file of ``MODEL.WEIGHTS``; downloads torchvision's ImageNet weights if needed.
+    """Find the file of ``MODEL.WEIGHTS``; downloads the weights of an address if needed.
 
     Args:
-        weights: a path, ``torchvision://resnet50``, or Detectron2's name of the same weights,
-            ``detectron2://ImageNetPretrained/torchvision/R-50.pkl`` (18, 34, 50 or 101).
+        weights: a path, ``torchvision://resnet50`` or ``mobilenet_v3_large``, Detectron2's name of
+            a ResNet's, ``detectron2://ImageNetPretrained/torchvision/R-50.pkl`` (18, 34, 50 or
+            101), or ``timm://NAME``.
 
     Raises:
         CheckpointError: no such file, an unknown address, or the download failed.
+        ConfigError: timm is not installed, or publishes no such weights.
     """
     if model := torchvision_model(weights):
-        return _torchvision_file(model)
+        from torchvision.models import get_model_weights
+
+        url = get_model_weights(model).IMAGENET1K_V1.url
+        file = url.rsplit("/", 1)[-1]
+        # The file's name ends with the first digits of its hash.
+        digits = file.rpartition(".")[0].rpartition("-")[2]
+        return _download(f"torchvision's ImageNet weights of {model}", url, file, digits)
+    if weights.startswith(ADDRESS):
+        name = weights.removeprefix(ADDRESS)
+        return _download(f"timm's weights of {name}", *published(name))
     if "://" in weights:
         raise CheckpointError(
             f"MODEL.WEIGHTS {weights}: unknown address. Known are torchvision://resnet18, 34, 50, "
-            "101 and detectron2://ImageNetPretrained/torchvision/R-50.pkl; for anything else, "
-            "download the file and give its path"
+            "101, torchvision://mobilenet_v3_small, large, timm://NAME and "
+            "detectron2://ImageNetPretrained/torchvision/R-50.pkl; for anything else, download the "
+            "file and give its path"
         )
     path = Path(os.path.expanduser(weights))
     if not os.path.isfile(path):  # Path.is_file raises if the name is too long
@@ -70,23 +90,19 @@ def locate_weights(weights: str) -> Path:
     return path
 
 
-def _torchvision_file(model: str) -> Path:
-    from torchvision.models import get_model_weights
-
-    url = get_model_weights(model).IMAGENET1K_V1.url
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+def _download(what: str, url: str, file: str, digits: str | None = None) -> Path:
+    """A file in torch's cache, downloaded if it is not there; ``digits`` begin its SHA-256."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / file
     if not path.is_file():
-        logger.info("Downloading torchvision's %s (ImageNet) to %s", model, path)
+        logger.info("Downloading %s to %s", what, path)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            # The file's name ends with the first digits of its hash.
-            digits = path.stem.rpartition("-")[2]
             torch.hub.download_url_to_file(url, str(path), hash_prefix=digits, progress=False)
         except (OSError, RuntimeError) as error:  # no network, or a wrong hash
             raise CheckpointError(
-                f"could not download torchvision's ImageNet weights of {model} ({error}). Put "
-                f"{path.name} from {url} into {path.parent}, give its path as MODEL.WEIGHTS, or "
-                "train from scratch with MODEL.WEIGHTS ''"
+                f"could not download {what} ({error}). Put {url} into {path.parent} as "
+                f"{path.name}, give its path as MODEL.WEIGHTS, or train from scratch with "
+                "MODEL.WEIGHTS ''"
             ) from error
     return path
 
@@ -138,7 +154,8 @@ def load_weights(
     state: dict[str, Tensor] = content.pop("model")
     if isinstance(content.get("ema"), Mapping) and "model" in content["ema"]:
         state, content["weights"] = content.pop("ema")["model"], AVERAGED
-    if any(name.startswith(("backbone.", "head.")) for name in state):
+    # A classifier of timm also has a "head.".
+    if any(name.startswith("backbone.") for name in state):
         own, prefix = model.state_dict(), ""
     elif detector:
         raise CheckpointError(
@@ -147,7 +164,10 @@ def load_weights(
         )
     else:
         own, prefix = _backbone_state(model)
-        if any(name.startswith("layer1.") for name in state):
+        backbone = getattr(model.backbone, "bottom_up", model.backbone)
+        if hasattr(backbone, "from_classifier"):
+            state = backbone.from_classifier(state)
+        elif any(name.startswith("layer1.") for name in state):
             renamed = {to_detectron2_name(name): value for name, value in state.items()}
             state = {name: value for name, value in renamed.items() if name is not None}
         state = {name: v for name, v in state.items() if not name.startswith(_CLASSIFIERS)}

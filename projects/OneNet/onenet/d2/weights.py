@@ -21,7 +21,7 @@ def fetch_weights(weights: str) -> str:
     Raises:
         CheckpointError: the file is missing, the address unknown, or the network down.
     """
-    if "://" not in weights or checkpoint.torchvision_model(weights):
+    if "://" not in weights or checkpoint.is_address(weights):
         return str(checkpoint.locate_weights(weights))
     try:
         return str(checkpoint.locate_weights(PathManager.get_local_path(weights)))
