@@ -28,7 +28,7 @@ _TIMM = ["MODEL.TIMM.NAME", "mobilenetv3_small_050", "MODEL.BACKBONE.FREEZE_AT",
 _FCOS = [
     *("MODEL.OneNet.HEAD", "FCOS", "MODEL.OneNet.IN_FEATURES", "['p3', 'p4', 'p5', 'p6', 'p7']"),
     *("MODEL.FPN.IN_FEATURES", "['res3', 'res4', 'res5']", "MODEL.FPN.OUT_CHANNELS", "32"),
-    *("MODEL.OneNet.CONV_CHANNELS", "32", "MODEL.OneNet.NUM_CONV", "1"),
+    *("MODEL.OneNet.CONV_CHANNELS", "64", "MODEL.OneNet.NUM_CONV", "1"),
 ]
 BACKBONES = {
     "build_mobilenetv3_backbone": ["MODEL.MOBILENETV3.NORM", "FrozenBN"],
