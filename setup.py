@@ -40,6 +40,7 @@ setup(
     ],
     extras_require={
         "export": EXPORT,
-        "test": [*EXPORT, "hypothesis", "pytest", "pytest-xdist", "ruff"],
+        "timm": ["timm>=1.0"],
+        "test": [*EXPORT, "hypothesis", "pytest", "pytest-xdist", "ruff", "timm>=1.0"],
     },
 )

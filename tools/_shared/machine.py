@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,13 +27,23 @@ PACKAGES = (
 )
 
 
+# By their flags in Linux's /proc/cpuinfo; the last two are Arm's.
+INTEGER_UNITS = {
+    "avx512_vnni": "AVX512-VNNI",
+    "avx_vnni": "AVX-VNNI",
+    "amx_int8": "AMX",
+    "asimddp": "dot products",
+    "i8mm": "I8MM",
+}
+
+
 def describe_machine(device: torch.device, command: str) -> dict[str, Any]:
     """The machine, versions and settings that figures depend on, ready for JSON."""
     found = {
         "command": command,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "cpu": _cpu_info("model name") or platform.processor(),
-        "cpu_flags": _cpu_info("flags").split(),
+        "cpu_flags": (_cpu_info("flags") or _cpu_info("Features")).split(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -56,10 +67,17 @@ def summary(machine: dict[str, Any]) -> str:
     versions = machine["versions"]
     names = ("python", "torch", "torchvision", "detectron2", "onnxruntime")
     return (
-        f"{processor}, {machine['cores']} cores ({machine['cpu_capability']}), "
+        f"{processor}, {machine['cores']} cores ({machine['cpu_capability']}; integer units: "
+        f"{integer_units(machine['cpu_flags']) or 'none'}), "
         f"{machine['threads']} threads\n"
         + ", ".join(f"{name} {versions[name]}" for name in names if name in versions)
     )
+
+
+def integer_units(flags: Iterable[str]) -> str:
+    """The units of a processor that multiply 8-bit integers, by its flags; "" if it has none."""
+    found = set(flags)
+    return ", ".join(name for flag, name in INTEGER_UNITS.items() if flag in found)
 
 
 def _versions() -> dict[str, str]:
