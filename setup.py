@@ -60,6 +60,7 @@ setup(
         "page": ["gradio>=6"],
         "mlflow": ["mlflow"],
         "wandb": ["wandb"],
-        "test": [*EXPORT, "hypothesis", "pytest", "pytest-xdist", "ruff"],
+        "timm": ["timm>=1.0"],
+        "test": [*EXPORT, "hypothesis", "pytest", "pytest-xdist", "ruff", "timm>=1.0"],
     },
 )

@@ -29,16 +29,16 @@ ARROWS = {
     "backbones": "errors",
     "data": "errors files structures",
     "evaluation": "data errors files structures",
-    "checkpoints": "data errors files",
+    "checkpoints": "backbones data errors files",
     "inference": "checkpoints data errors heads ops structures",
     "visualization": "assignment evaluation structures",
-    "config": "assignment backbones detector errors evaluation heads inference",
+    "config": "assignment backbones checkpoints detector errors evaluation heads inference",
     "baselines": "assignment backbones config detector heads inference ops structures",
     "deploy": "data detector errors inference",
     "training": "assignment checkpoints data errors files inference ops structures",
     # The engines, thin, and the command lines that choose one.
-    "d2": "assignment baselines checkpoints config data detector errors evaluation files heads "
-    "inference ops structures training",
+    "d2": "assignment backbones baselines checkpoints config data detector errors evaluation files "
+    "heads inference ops structures training",
     "lightning": "backbones baselines checkpoints config data detector errors evaluation files "
     "inference ops structures training visualization",
     "cli": "config d2 errors lightning",

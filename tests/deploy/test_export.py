@@ -41,6 +41,12 @@ HEADS = {
         "MODEL__OneNet__INFERENCE_HEADS": 2,
     },
     "dcn": {"MODEL__OneNet__DCN": True, "INPUT__FORMAT": "BGR"},
+    # Batch norms before convolutions cannot be folded.
+    "timm": {
+        "MODEL__BACKBONE__NAME": "build_timm_backbone",
+        "MODEL__TIMM__NAME": "resnetv2_18",
+        "MODEL__OneNet__DECONV_CHANNEL": [512, 16, 16, 16],
+    },
     "fcos": {"MODEL__OneNet__HEAD": "FCOS", **_PYRAMID},
     "retinanet": {
         "MODEL__OneNet__HEAD": "RetinaNet",
@@ -109,6 +115,8 @@ def check_inputs_and_outputs(session) -> None:
 )
 def test_onnx_runtime_detects_what_torch_does(head, shapes, tmp_path, capsys):
     # One test checks everything, since an export takes seconds.
+    if head == "timm":
+        pytest.importorskip("timm")
     averaged = {"weights": AVERAGED} if head == "dcn" else {}
     config, _ = trained(tmp_path, shapes, averaged, **HEADS[head])
     output = tmp_path / "new" / "model.onnx"

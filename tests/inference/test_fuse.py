@@ -25,6 +25,7 @@ MODELS = {
     "onenet.res18.nodcn": _R18,
     "onenet.res50.dcn": _R50,
     "onenet.res50.nodcn": _R50,
+    "onenet.nano": ["MODEL.OneNet.NUM_CLASSES", "3"],
     "onenet.fcos.res50": [*_FPN, "MODEL.OneNet.CONV_NORM", "BN"],
     "onenet.fcos.res50.crowdhuman": _FPN,
     "onenet.retinanet.res50": [*_FPN, "MODEL.RESNETS.NORM", "SyncBN"],

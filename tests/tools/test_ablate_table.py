@@ -63,7 +63,7 @@ def test_rows_that_are_done_on_the_way_and_failed():
 
 def test_files_hold_every_seed(tmp_path):
     machine = {"command": "python a.py", "cpu": "c", "cores": 2, "cpu_capability": "x"}
-    machine |= {"threads": 1, "versions": {"torch": "2"}}
+    machine |= {"threads": 1, "cpu_flags": [], "versions": {"torch": "2"}}
     text = write(tmp_path, "study", "A study", rows(), machine, ["AP", "duplicates", "images/s"])
     content = (tmp_path / "study.md").read_text()
     assert content.startswith("# A study\n") and text in content and "`python a.py`" in content

@@ -210,7 +210,7 @@ def test_settings_that_cannot_be_are_left_out_by_name(monkeypatch, capsys):
     monkeypatch.setattr(options.importlib.util, "find_spec", lambda name: name != "onnx" or None)
     assert benchmark.choose_settings(None, CPU, quick=False) == ("eager", "fused", "bf16")
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 5
     assert "left out compiled, which needs a C++ compiler" in lines[0]
     assert "left out onnx, which needs onnx: pip install 'onenet[export]'" in lines[2]
     with pytest.raises(OneNetError, match="--settings compiled needs a C\\+\\+ compiler"):

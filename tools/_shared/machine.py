@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from typing import Any
 
@@ -24,6 +25,16 @@ PACKAGES = (
     "opencv-python",
     "numpy",
 )
+
+
+# By their flags in Linux's /proc/cpuinfo; the last two are Arm's.
+INTEGER_UNITS = {
+    "avx512_vnni": "AVX512-VNNI",
+    "avx_vnni": "AVX-VNNI",
+    "amx_int8": "AMX",
+    "asimddp": "dot products",
+    "i8mm": "I8MM",
+}
 
 
 def describe_machine(device: torch.device, command: str) -> dict[str, Any]:
@@ -57,7 +68,14 @@ def summary(machine: dict[str, Any]) -> str:
     installed = machine["versions"]
     names = ("python", "torch", "torchvision", "detectron2", "onnxruntime")
     return (
-        f"{processor}, {machine['cores']} cores ({machine['cpu_capability']}), "
+        f"{processor}, {machine['cores']} cores ({machine['cpu_capability']}; integer units: "
+        f"{integer_units(machine['cpu_flags']) or 'none'}), "
         f"{machine['threads']} threads\n"
         + ", ".join(f"{name} {installed[name]}" for name in names if name in installed)
     )
+
+
+def integer_units(flags: Iterable[str]) -> str:
+    """The units of a processor that multiply 8-bit integers, by its flags; "" if it has none."""
+    found = set(flags)
+    return ", ".join(name for flag, name in INTEGER_UNITS.items() if flag in found)

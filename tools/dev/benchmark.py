@@ -6,6 +6,7 @@ prints a table for every comparison and writes the tables to ``benchmark.md``, a
 ``benchmark.json`` and a chart for each part. ``--parts`` chooses among:
 
     inference    preprocess, backbone, head and post-process: eager, fused, bf16, compiled, ONNX
+                 (float32, INT8, float16)
     training     a step and its parts: float32 against bfloat16 and channels_last
     criterion    matching and losses against a dense one-hot: time, memory, share of bandwidth
     postprocess  two-stage top-k against a top-k of every class and of all pairs

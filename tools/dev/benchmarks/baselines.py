@@ -36,7 +36,7 @@ def run(options: Options) -> list[Comparison]:
     if options.quick:
         detectors = dict(list(detectors.items())[:1])
     # Without ONNX Runtime, which the baselines do not use, and without torchvision's slower DCN.
-    shared = replace(options, settings=tuple(s for s in options.settings if s != ONNX))
+    shared = replace(options, settings=tuple(s for s in options.settings if s not in ONNX))
     ours: dict[str, dict[str, Run]] = {}
     for config in options.configs:
         settings = onenet_settings(config, shared)

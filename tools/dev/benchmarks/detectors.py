@@ -18,6 +18,7 @@ import onenet
 from benchmarks.networks import settle_norms
 from benchmarks.options import ONNX, PROVIDERS, Options
 from onenet.deploy.export import Deployed, to_onnx
+from onenet.deploy.quantize import to_float16, to_int8
 from onenet.deploy.runtime import IMAGES, OUTPUTS, SIZES, ModelInfo, open_session, pad_images
 from onenet.detector import OneNet
 from onenet.inference.optimize import prepare
@@ -76,8 +77,8 @@ def onenet_settings(config: Path, options: Options) -> dict[str, Detect]:
             layer.forward = partial(_torchvision_dcn, layer)
         settings[PLAIN] = partial(detect_in_stages, plain)
     for name in options.settings:
-        if name == ONNX:
-            settings[name] = onnx_runtime(cfg, model, config, options)
+        if name in ONNX:
+            settings[name] = onnx_runtime(cfg, model, config, options, name)
             continue
         twin, arguments = copy.deepcopy(model), PREPARED[name]
         if arguments is not None:
@@ -107,8 +108,14 @@ def detect_at_once(model: OneNet, images: Sequence[Tensor], watch: Stopwatch) ->
     return found
 
 
-def onnx_runtime(cfg: Any, model: OneNet, config: Path, options: Options) -> Detect:
-    """ONNX Runtime on the options' device; normalisation is part of its graph."""
+def onnx_runtime(
+    cfg: Any, model: OneNet, config: Path, options: Options, setting: str = "onnx"
+) -> Detect:
+    """ONNX Runtime on the options' device; normalisation is part of its graph.
+
+    Args:
+        setting: one of ``ONNX``; integers are calibrated on the noise that is timed.
+    """
     bgr = cfg.INPUT.FORMAT == "BGR"
     info = ModelInfo(
         class_names=[str(label) for label in range(cfg.MODEL.OneNet.NUM_CLASSES)],
@@ -124,7 +131,13 @@ def onnx_runtime(cfg: Any, model: OneNet, config: Path, options: Options) -> Det
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        path.write_bytes(to_onnx(Deployed(model, bgr=bgr), info).SerializeToString())
+        proto = to_onnx(Deployed(model, bgr=bgr), info)
+        if setting == "onnx-int8":
+            noise = make_images(1, options.size, torch.device("cpu"))[0].permute(1, 2, 0).numpy()
+            proto = to_int8(proto, [pad_images([noise], model.size_divisibility)])
+        elif setting == "onnx-float16":
+            proto = to_float16(proto)
+        path.write_bytes(proto.SerializeToString())
         providers = [PROVIDERS[options.device.type]]
         session = open_session(path, providers, torch.get_num_threads())
 

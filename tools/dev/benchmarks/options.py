@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from _shared.timing import Run, Timings, alternate
 
-ONNX = "onnx"
-SETTINGS = ("eager", "fused", "bf16", "compiled", "compiled-bf16", ONNX)
+# The exported file, with a network of float32, of integers and of float16.
+ONNX = ("onnx", "onnx-int8", "onnx-float16")
+SETTINGS = ("eager", "fused", "bf16", "compiled", "compiled-bf16", *ONNX)
 # ONNX Runtime's execution providers, by type of device.
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -23,7 +24,7 @@ def why_not(setting: str, device: torch.device) -> str:
     if setting.startswith("compiled"):
         compilers = filter(None, (os.getenv("CXX"), "g++", "clang++"))
         return "" if any(map(shutil.which, compilers)) else "needs a C++ compiler"
-    if setting == ONNX:
+    if setting in ONNX:
         packages = ("onnx", "onnxscript", "onnxruntime")
         missing = [name for name in packages if importlib.util.find_spec(name) is None]
         if missing:

@@ -3,6 +3,7 @@
     onenet export --config-file projects/OneNet/configs/onenet.res50.dcn.yaml \
         --format onnx --output model.onnx --opts MODEL.WEIGHTS path/to/model.pth
 
+With --quantize int8 or --half the file is smaller, and says what that costs in AP.
 docs/deployment.md describes the inputs and outputs, and how to run the file.
 """
 
@@ -44,6 +45,8 @@ from onenet.deploy.runtime import IMAGES, OUTPUTS, SIZES, ModelInfo, open_sessio
 from onenet.errors import ExportError
 from onenet.files import check_outputs
 
+from . import smaller_files
+
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 INFO_FILE = "onenet.json"  # within a .pt2
 # (H, W) px of a padded batch of small images, to check a file with.
@@ -72,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="make the input sizes of an ONNX file required: for onnxsim, onnxslim and TensorRT, "
         "which otherwise take its default for a constant and remove it",
     )
+    smaller_files.add_flags(parser)
     add_import_flag(parser)
     add_engine_flag(parser)
     add_opts_flag(parser)
@@ -87,7 +91,8 @@ def check_args(args: argparse.Namespace) -> None:
         )
     if args.require_sizes and args.format != "onnx":
         raise ExportError("--require-sizes is for --format onnx: in a .pt2, sizes is required")
-    check_outputs([args.output], files_of_model(args))
+    data = smaller_files.check_flags(args)
+    check_outputs([args.output], [*files_of_model(args), *data])
     if args.format == "onnx":
         require("onnx", "onnxscript", "onnxruntime")
 
@@ -205,14 +210,19 @@ def run(args: argparse.Namespace) -> None:
     info = model_info(args, cfg, predictor)
     output = Path(args.output).expanduser()
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".partial.{output.name}")
+    partial, smaller = (output.with_name(f".{kind}.{output.name}") for kind in ("partial", "small"))
     try:
         write = WRITERS[args.format]
         options = {"require_sizes": True} if args.require_sizes else {}
         check_file(write(partial, deployed, info, **options), predictor, info)
-        os.replace(partial, output)
+        if args.quantize or args.half:
+            smaller_files.write(args, partial, info, smaller)
+            os.replace(smaller, output)
+        else:
+            os.replace(partial, output)
     finally:
         partial.unlink(missing_ok=True)
+        smaller.unlink(missing_ok=True)
     weights = "EMA weights" if info.ema else "weights as trained"
     print(
         f"{output}: {output.stat().st_size / 1e6:.1f} MB, {len(info.class_names)} classes, "

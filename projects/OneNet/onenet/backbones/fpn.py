@@ -1,4 +1,4 @@
-"""The feature pyramid on a ResNet, with Detectron2's parameter names."""
+"""The feature pyramid on a backbone, with Detectron2's parameter names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .resnet import STAGES, ResNet, Shape
+from .resnet import STAGES, Shape
 
 
 class TopBlock(nn.Module):
@@ -24,10 +24,10 @@ class TopBlock(nn.Module):
 
 
 class FPN(nn.Module):
-    """Feature pyramid (arXiv 1612.03144) on a ResNet: p3 … p7, or p2 … p6 with ``pooled_top``.
+    """Feature pyramid (arXiv 1612.03144): p3 … p7, or p2 … p6 with ``pooled_top``.
 
     Args:
-        bottom_up: gives ``in_features`` and res5.
+        bottom_up: gives ``in_features`` and res5, and has their ``shapes``.
         in_features: stages with lateral connections: res5, and those before it without a gap.
         out_channels: of every map.
         pooled_top: above p5 comes p6, every other point of it, as for Faster R-CNN; otherwise p6
@@ -39,7 +39,7 @@ class FPN(nn.Module):
 
     def __init__(
         self,
-        bottom_up: ResNet,
+        bottom_up: nn.Module,
         *,
         in_features: Sequence[str],
         out_channels: int = 256,
@@ -49,8 +49,8 @@ class FPN(nn.Module):
         missing = [name for name in (*in_features, "res5") if name not in bottom_up.shapes]
         if missing:
             raise ValueError(
-                f"the feature pyramid needs {', '.join(missing)}, but MODEL.RESNETS.OUT_FEATURES "
-                f"is {list(bottom_up.out_features)}"
+                f"the feature pyramid (MODEL.FPN.IN_FEATURES) needs {', '.join(missing)}, but the "
+                f"backbone makes {', '.join(bottom_up.shapes)}"
             )
         self.in_features = tuple(in_features)
         if not in_features or self.in_features != STAGES[-len(in_features) :]:

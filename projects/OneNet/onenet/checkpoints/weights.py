@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from onenet.backbones.timm_names import ADDRESS, published
 from onenet.errors import CheckpointError
 
 from .branch import BRANCH, deployed_state, leave_out_branch
@@ -30,7 +31,9 @@ CLASS_LAYERS = ("head.cls_score.", f"{BRANCH}cls_score.")
 AVERAGED = "ema"
 # Names of an ImageNet classifier in torchvision and in Detectron2's two kinds of conversions.
 _CLASSIFIERS = ("fc.", "stem.fc.", "linear.")
-_TORCHVISION = re.compile(r"torchvision://(?P<model>resnet(18|34|50|101))$")
+_TORCHVISION = re.compile(
+    r"torchvision://(?P<model>resnet(18|34|50|101)|mobilenet_v3_(small|large))$"
+)
 _DETECTRON2 = re.compile(
     r"detectron2://ImageNetPretrained/torchvision/R-(?P<depth>18|34|50|101)\.pkl$"
 )
@@ -47,28 +50,44 @@ def torchvision_model(weights: str) -> str | None:
     return match and f"resnet{match['depth']}"
 
 
+def is_address(weights: str) -> bool:
+    """Whether :func:`locate_weights` knows where the weights of an address are."""
+    known = weights.startswith(ADDRESS) or torchvision_model(weights) is not None
+    return known or is_url(weights)
+
+
 def locate_weights(weights: str) -> Path:
     """Find the file of ``MODEL.WEIGHTS``, which is downloaded if necessary.
 
     Args:
         weights: a path, an ``http(s)`` address (see :func:`~.download.fetch`),
-            ``torchvision://resnet50``, or Detectron2's name of the same weights,
-            ``detectron2://ImageNetPretrained/torchvision/R-50.pkl`` (18, 34, 50 or 101).
+            ``torchvision://resnet50`` or ``mobilenet_v3_large``, Detectron2's name of a ResNet's
+            weights, ``detectron2://ImageNetPretrained/torchvision/R-50.pkl`` (18, 34, 50 or 101),
+            or ``timm://NAME``.
 
     Raises:
         CheckpointError: no such file, an unknown address, or the download failed.
+        ConfigError: timm is not installed, or publishes no such weights.
     """
     if model := torchvision_model(weights):
-        return _torchvision_file(model)
+        url, file = _published_by_torchvision(model)
+        return _fetch(
+            url,
+            f"torchvision's ImageNet weights of {model}: ",
+            f". You can also put the file into {cache_folder()} as {file}, or train from scratch "
+            "with MODEL.WEIGHTS ''",
+        )
+    if weights.startswith(ADDRESS):
+        name = weights.removeprefix(ADDRESS)
+        advice = ". Or train from scratch with MODEL.WEIGHTS ''"
+        return _fetch(published(name), f"timm's weights of {name}: ", advice)
     if is_url(weights):
-        try:
-            return fetch(weights)
-        except CheckpointError as error:
-            raise CheckpointError(f"MODEL.WEIGHTS {error}") from error
+        return _fetch(weights, "MODEL.WEIGHTS ")
     if "://" in weights:
         raise CheckpointError(
             f"MODEL.WEIGHTS {weights}: unknown address. Known are https://, http://, "
-            "torchvision://resnet18, 34, 50, 101 and "
+            "torchvision://resnet18, 34, 50, 101, torchvision://mobilenet_v3_small, large, "
+            "timm://NAME and "
             "detectron2://ImageNetPretrained/torchvision/R-50.pkl; for anything else, download the "
             "file and give its path"
         )
@@ -78,17 +97,19 @@ def locate_weights(weights: str) -> Path:
     return path
 
 
-def _torchvision_file(model: str) -> Path:
+def _published_by_torchvision(model: str) -> tuple[str, str]:
+    """The address of torchvision's ImageNet weights, and the name of the file."""
     from torchvision.models import get_model_weights
 
     url = get_model_weights(model).IMAGENET1K_V1.url
+    return url, url.rpartition("/")[2]
+
+
+def _fetch(url: str, what: str, advice: str = "") -> Path:
     try:
         return fetch(url)
     except CheckpointError as error:
-        raise CheckpointError(
-            f"torchvision's ImageNet weights of {model}: {error}. You can also put the file into "
-            f"{cache_folder()}, or train from scratch with MODEL.WEIGHTS ''"
-        ) from error
+        raise CheckpointError(f"{what}{error}{advice}") from error
 
 
 def to_detectron2_name(name: str) -> str | None:
@@ -159,7 +180,8 @@ def load_weights(
     state: dict[str, Tensor] = content.pop("model")
     if isinstance(content.get("ema"), Mapping) and "model" in content["ema"]:
         state, content["weights"] = content.pop("ema")["model"], AVERAGED
-    if any(name.startswith(("backbone.", "head.")) for name in state):
+    # A classifier of timm also has a "head.".
+    if any(name.startswith("backbone.") for name in state):
         own, prefix = model.state_dict(), ""
     elif detector:
         raise CheckpointError(
@@ -168,7 +190,10 @@ def load_weights(
         )
     else:
         own, prefix = _backbone_state(model)
-        if any(name.startswith("layer1.") for name in state):
+        backbone = getattr(model.backbone, "bottom_up", model.backbone)
+        if hasattr(backbone, "from_classifier"):
+            state = backbone.from_classifier(state)
+        elif any(name.startswith("layer1.") for name in state):
             renamed = {to_detectron2_name(name): value for name, value in state.items()}
             state = {name: value for name, value in renamed.items() if name is not None}
         state = {name: v for name, v in state.items() if not name.startswith(_CLASSIFIERS)}

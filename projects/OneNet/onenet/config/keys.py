@@ -128,6 +128,29 @@ def add_onenet_config(cfg: Any) -> None:
     c.SIZE_WEIGHT = 0.1
     c.OFFSET_WEIGHT = 1.0
 
+    # MODEL.BACKBONE.NAME "build_mobilenetv3_backbone", or with a pyramid up to p7
+    # "build_retinanet_mobilenetv3_fpn_backbone".
+    c = cfg.MODEL.MOBILENETV3 = node()
+    # "small" or "large".
+    c.SIZE = "large"
+    # Factor of every layer's channels; torchvision's weights are for 1.0.
+    c.WIDTH = 1.0
+    # "BN", "FrozenBN" or "SyncBN".
+    c.NORM = "BN"
+
+    # MODEL.BACKBONE.NAME "build_timm_backbone", or with a pyramid up to p7
+    # "build_retinanet_timm_fpn_backbone", or up to a pooled p6 "build_timm_fpn_backbone".
+    c = cfg.MODEL.TIMM = node()
+    # A model of timm that gives maps of stride 4, 8, 16 and 32 (res2 … res5), with or without the
+    # tag of its weights: "convnext_tiny", "resnet18.a1_in1k".
+    c.NAME = ""
+    # Start from the weights that timm publishes, where MODEL.WEIGHTS is "".
+    c.PRETRAINED = False
+    # timm's numbers of the maps; []: all of stride 4 to 32.
+    c.OUT_INDICES = []
+    # Of batch norms: "BN" as they are, "FrozenBN" or "SyncBN".
+    c.NORM = "BN"
+
     # Data.
     # Augmentations in order, before flip, crop and resize, such as ["mosaic(probability=0.3)",
     # "flip(vertical)"]: names of onenet.AUGMENTATION_REGISTRY, see docs/augmentation.md. A flip of

@@ -12,13 +12,14 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from onenet.backbones.registry import BACKBONE_REGISTRY
-from onenet.backbones.resnet import STAGES
+from onenet.backbones.mobilenet import SIZES
+from onenet.backbones.resnet import NORMS, STAGES
 from onenet.errors import ConfigError
 from onenet.evaluation.registry import choose_evaluator
 from onenet.heads.base import INITS
 from onenet.inference.optimize import PRECISIONS
 
+from .backbone import check_backbone, check_features, norm_of
 from .device import DEVICES
 from .values import (
     LAYERS,
@@ -36,7 +37,9 @@ from .values import (
     numbers,
     one_of,
     ranges,
+    require,
     rising,
+    rising_from_0,
     some_of,
     span,
     texts,
@@ -44,12 +47,6 @@ from .values import (
 )
 
 logger = logging.getLogger(__name__)
-PLAIN_BACKBONE = "build_resnet_backbone"
-# The levels of each pyramid above those of the stages.
-FPN_BACKBONES = {
-    "build_retinanet_resnet_fpn_backbone": ["p6", "p7"],
-    "build_resnet_fpn_backbone": ["p6"],
-}
 
 
 def check_common(cfg: Any) -> None:
@@ -65,7 +62,7 @@ def check_common(cfg: Any) -> None:
     _check_input(cfg.INPUT)
     check_shares(cfg, processes=1)
     _check_best(cfg)
-    _require(
+    require(
         cfg.MODEL.META_ARCHITECTURE == "OneNet" or not cfg.MODEL.OneNet.AUX.ENABLED,
         "MODEL.OneNet.AUX.ENABLED",
         True,
@@ -90,9 +87,9 @@ def check_embedded(cfg: Any) -> None:
     """
     check_common(cfg)
     _check(cfg, EMBEDDED)
-    _check_backbone(cfg.MODEL)
-    _check_features(cfg.MODEL)
-    _require(
+    check_backbone(cfg.MODEL)
+    check_features(cfg.MODEL)
+    require(
         cfg.SOLVER.ACCUMULATE == 1 or not cfg.MODEL.META_ARCHITECTURE.startswith("torchvision."),
         "SOLVER.ACCUMULATE",
         cfg.SOLVER.ACCUMULATE,
@@ -140,24 +137,25 @@ def check_norms(cfg: Any, processes: int, device: str) -> None:
     Args:
         device: type of the device, "cpu" or another.
     """
-    if cfg.MODEL.RESNETS.NORM == "SyncBN" and processes > 1 and device == "cpu":
+    key, norm = norm_of(cfg.MODEL)
+    if norm == "SyncBN" and processes > 1 and device == "cpu":
         raise ConfigError(
-            "MODEL.RESNETS.NORM is 'SyncBN', which several processes train with on CUDA only; on "
-            "the CPU take 'BN' or 'FrozenBN'"
+            f"{key} is 'SyncBN', which several processes train with on CUDA only; on the CPU take "
+            "'BN' or 'FrozenBN'"
         )
 
 
 def _check_input(node: Any) -> None:
     if node.MIN_SIZE_TRAIN_SAMPLING == "range":
         sizes = node.MIN_SIZE_TRAIN
-        _require(
+        require(
             len(sizes) == 2 and sizes[0] <= sizes[1],
             "INPUT.MIN_SIZE_TRAIN",
             sizes,
             "the smallest and the largest size, as MIN_SIZE_TRAIN_SAMPLING is 'range'",
         )
     relative = node.CROP.TYPE.startswith("relative")
-    _require(
+    require(
         all(size <= 1 for size in node.CROP.SIZE) if relative else whole(1)(node.CROP.SIZE),
         "INPUT.CROP.SIZE",
         node.CROP.SIZE,
@@ -167,61 +165,17 @@ def _check_input(node: Any) -> None:
 
 def _check_best(cfg: Any) -> None:
     metric, period = cfg.TEST.BEST_METRIC, cfg.TEST.EVAL_PERIOD
-    _require(
+    require(
         period > 0 or not metric,
         "TEST.EVAL_PERIOD",
         period,
         f"a number of iterations, as TEST.BEST_METRIC {metric!r} compares evaluations on the way",
     )
-    _require(
+    require(
         bool(metric) or not cfg.SOLVER.EARLY_STOP,
         "TEST.BEST_METRIC",
         metric,
         f"a metric, such as 'bbox/AP', as SOLVER.EARLY_STOP is {cfg.SOLVER.EARLY_STOP}",
-    )
-
-
-def _check_backbone(model: Any) -> None:
-    names = [name for name, _ in BACKBONE_REGISTRY]
-    _require(
-        model.BACKBONE.NAME in names,
-        "MODEL.BACKBONE.NAME",
-        model.BACKBONE.NAME,
-        f"one of {', '.join(map(repr, names))}",
-    )
-    depth = model.RESNETS.DEPTH
-    width = 64 if depth in (18, 34) else 256
-    _require(
-        model.RESNETS.RES2_OUT_CHANNELS == width,
-        "MODEL.RESNETS.RES2_OUT_CHANNELS",
-        model.RESNETS.RES2_OUT_CHANNELS,
-        f"{width}, as MODEL.RESNETS.DEPTH is {depth}",
-    )
-    if model.BACKBONE.NAME in FPN_BACKBONES:
-        made, wanted = list(model.RESNETS.OUT_FEATURES), list(model.FPN.IN_FEATURES)
-        _require(
-            bool(wanted) and wanted == list(STAGES[-len(wanted) :]) and set(wanted) <= set(made),
-            "MODEL.FPN.IN_FEATURES",
-            wanted,
-            f"neighbouring stages up to 'res5', all of them in MODEL.RESNETS.OUT_FEATURES {made}",
-        )
-
-
-def _check_features(model: Any) -> None:
-    if model.BACKBONE.NAME == PLAIN_BACKBONE:
-        made = sorted(model.RESNETS.OUT_FEATURES)
-    elif model.BACKBONE.NAME in FPN_BACKBONES:
-        above = FPN_BACKBONES[model.BACKBONE.NAME]
-        made = [f"p{stage[3:]}" for stage in model.FPN.IN_FEATURES] + above
-    else:  # of the user's own; the head's builder compares them
-        return
-    wanted = list(model.OneNet.IN_FEATURES)
-    _require(
-        bool(wanted) and wanted == [name for name in made if name in wanted],
-        "MODEL.OneNet.IN_FEATURES",
-        wanted,
-        f"some of {made}, which is what {model.BACKBONE.NAME} makes with these settings, "
-        "finest first",
     )
 
 
@@ -231,12 +185,7 @@ def _check(cfg: Any, rules: Sequence[Rule]) -> None:
         for name in key.split("."):
             value = value[name]
         # Detectron2's yacs takes None for a value of any type.
-        _require(value is not None and allowed(value), key, value, expected)
-
-
-def _require(good: bool, key: str, value: Any, expected: str) -> None:
-    if not good:
-        raise ConfigError(f"{key} is {value!r}; expected {expected}")
+        require(value is not None and allowed(value), key, value, expected)
 
 
 COMMON: list[Rule] = [
@@ -276,6 +225,11 @@ COMMON: list[Rule] = [
     ("MODEL.CenterNet.CHANNELS", *SIZE),
     ("MODEL.CenterNet.PEAK_KERNEL", lambda value: value > 0 and value % 2 == 1, "an odd number"),
     *each("MODEL.CenterNet", "SIZE_WEIGHT OFFSET_WEIGHT", *NOT_NEGATIVE),
+    one_of("MODEL.MOBILENETV3.SIZE", *SIZES),
+    ("MODEL.MOBILENETV3.WIDTH", lambda value: 0 < value <= 100, "a number above 0, 100 at most"),
+    one_of("MODEL.MOBILENETV3.NORM", *NORMS),
+    one_of("MODEL.TIMM.NORM", *NORMS),
+    ("MODEL.TIMM.OUT_INDICES", rising_from_0, "[], or a list of rising whole numbers from 0"),
     ("HOOKS", *TEXTS),
     ("LOGGERS", *TEXTS),
     ("MODEL_EMA.DECAY", lambda value: 0 <= value < 1, "a number from 0 to below 1"),

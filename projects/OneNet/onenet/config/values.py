@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from onenet.errors import ConfigError
+
 Test = Callable[[Any], bool]
 Rule = tuple[str, Test, str]  # dotted key, what a good value passes, and what to expect
 
@@ -76,6 +78,11 @@ def rising(values: Any) -> bool:
     return not values or whole(1)(values) and list(values) == sorted(set(values))
 
 
+def rising_from_0(values: Any) -> bool:
+    """A list of rising whole numbers from 0 on, which may be empty."""
+    return not values or whole(0)(values) and list(values) == sorted(set(values))
+
+
 def span(values: Any) -> bool:
     """Nothing, or two rising numbers from 0 to 1."""
     return not values or (
@@ -91,6 +98,12 @@ def one_of(key: str, *choices: Any) -> Rule:
 def each(section: str, keys: str, test: Test, expected: str) -> list[Rule]:
     """The same rule for several keys of a section, which are separated by spaces."""
     return [(f"{section}.{key}", test, expected) for key in keys.split()]
+
+
+def require(good: bool, key: str, value: Any, expected: str) -> None:
+    """Raise ``ConfigError``, which gives the key, its value and what is expected, unless good."""
+    if not good:
+        raise ConfigError(f"{key} is {value!r}; expected {expected}")
 
 
 MOST = 1_000_000  # more than any trained network has; far larger numbers overflow

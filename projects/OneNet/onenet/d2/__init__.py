@@ -1,4 +1,5 @@
-"""OneNet for Detectron2: importing this registers meta-architectures, heads and matchers.
+"""OneNet for Detectron2: importing this registers meta-architectures, backbones, heads and
+matchers.
 
 ``MODEL.META_ARCHITECTURE: "OneNet"``, or "CenterNet", then works in Detectron2's own tools, once
 ``add_onenet_config(cfg)`` has added the keys.
@@ -8,6 +9,7 @@ from onenet.assignment.registry import MATCHER_REGISTRY
 from onenet.config.keys import add_onenet_config
 from onenet.heads.registry import HEAD_REGISTRY
 
+from . import backbones  # registers those that Detectron2 does not have
 from .centernet import CenterNet
 from .dataset_mapper import OneNetDatasetMapper
 from .datasets import register_datasets
@@ -22,5 +24,6 @@ __all__ = [
     "OneNetDatasetMapper",
     "Trainer",
     "add_onenet_config",
+    "backbones",
     "register_datasets",
 ]

@@ -11,6 +11,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as detectron2_cfg
 
+from onenet.config.backbone import choose_weights
 from onenet.config.device import choose_device
 from onenet.config.keys import add_onenet_config
 from onenet.config.rules import check_common
@@ -55,6 +56,7 @@ def load_cfg(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
             "of Detectron2's config format"
         )
     check_common(cfg)
+    choose_weights(cfg)
     cfg.MODEL.DEVICE = str(choose_device(cfg))
     cfg.OUTPUT_DIR = os.path.expanduser(cfg.OUTPUT_DIR)
     return cfg

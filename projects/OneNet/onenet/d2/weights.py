@@ -8,7 +8,6 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from onenet.checkpoints import weights as checkpoint
-from onenet.checkpoints.web import is_url
 from onenet.errors import CheckpointError
 
 
@@ -22,8 +21,7 @@ def fetch_weights(weights: str) -> str:
     Raises:
         CheckpointError: the file is missing, the address unknown, or the network down.
     """
-    own = checkpoint.torchvision_model(weights) or is_url(weights)
-    if own or "://" not in weights:
+    if "://" not in weights or checkpoint.is_address(weights):
         return str(checkpoint.locate_weights(weights))
     try:
         return str(checkpoint.locate_weights(PathManager.get_local_path(weights)))

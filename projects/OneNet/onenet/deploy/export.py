@@ -15,7 +15,7 @@ from torch.export import Dim, ExportedProgram
 
 from onenet.detector import OneNet
 from onenet.errors import ExportError
-from onenet.inference.fuse import fold_batch_norms
+from onenet.inference.fuse import fold_batch_norms, spell_out_batch_norms
 from onenet.inference.optimize import is_plain
 
 from .runtime import IMAGES, OUTPUTS, SIZES, ModelInfo
@@ -63,6 +63,7 @@ class Deployed(nn.Module):
         # Not prepare(): saved programs support contiguous weights only.
         self.model.to(memory_format=torch.contiguous_format)
         fold_batch_norms(self.model)
+        spell_out_batch_norms(self.model)
         self.bgr = bgr
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,6 +17,7 @@ from typing import Any
 import yacs.config
 import yaml
 
+from onenet.config.backbone import choose_weights
 from onenet.config.keys import add_onenet_config
 from onenet.config.rules import check_embedded
 from onenet.config.yaml import fits_64_bits, read_with_bases
@@ -123,13 +124,14 @@ def get_cfg() -> CfgNode:
     # Or "CenterNet", or "torchvision." and RetinaNet, FCOS, FasterRCNN, SSD300 or SSDlite320.
     cfg.MODEL.META_ARCHITECTURE = "OneNet"
     cfg.MODEL.DEVICE = "cuda"  # "cpu", "cuda", "cuda:N" or "mps"
-    cfg.MODEL.WEIGHTS = ""  # file, https://, torchvision:// or detectron2://…; "" starts at random
+    # A file, https://…, torchvision://NAME, timm://NAME or detectron2://…; "" starts at random.
+    cfg.MODEL.WEIGHTS = ""
     cfg.MODEL.PIXEL_MEAN = [103.530, 116.280, 123.675]  # in INPUT.FORMAT's order, of 0..255
     cfg.MODEL.PIXEL_STD = [1.0, 1.0, 1.0]  # in INPUT.FORMAT's order, of 0..255
 
     cfg.MODEL.BACKBONE = node()
     # Or a pyramid up to p7, "build_retinanet_resnet_fpn_backbone", or up to a pooled p6,
-    # "build_resnet_fpn_backbone".
+    # "build_resnet_fpn_backbone"; others: MODEL.MOBILENETV3 and MODEL.TIMM.
     cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"
     cfg.MODEL.BACKBONE.FREEZE_AT = 2  # first stages that are not trained; the stem is the first
 
@@ -233,6 +235,7 @@ def load_cfg(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     cfg.merge_from_file(config_file)
     cfg.merge_from_list(opts)
     check_embedded(cfg)
+    choose_weights(cfg)
     cfg.OUTPUT_DIR = os.path.expanduser(cfg.OUTPUT_DIR)
     cfg.freeze()
     return cfg
