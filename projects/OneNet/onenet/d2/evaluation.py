@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
@@ -15,11 +15,14 @@ from onenet.data.annotations import sorted_categories
 from onenet.data.coco_json import parse_coco_json
 from onenet.evaluation.registry import Evaluator, choose_evaluator
 from onenet.evaluation.report import report
-from onenet.evaluation.results import RESULTS_FILE, to_coco
+from onenet.evaluation.report_facts import Evaluated
+from onenet.evaluation.results import RESULTS_FILE, results_folder, to_coco
 from onenet.evaluation.truth import counted, read_truth
 from onenet.structures import Detections
+from onenet.visualization.report_page import write_report
 
 from .datasets import is_ours
+from .weights import fetch_weights
 
 
 def build_evaluator(cfg: Any, dataset_name: str, output_dir: str) -> DatasetEvaluator:
@@ -76,6 +79,22 @@ class ScoreEvaluator(DatasetEvaluator):
         group = f"{self.evaluator.group}/"
         found = {name.removeprefix(group): value for name, value in metrics.items()}
         return {self.evaluator.group: found} if found else {}
+
+
+def report_all(cfg: Any) -> None:
+    """Write the report of every test set beside its detections, which are there already."""
+    weights = Path(fetch_weights(cfg.MODEL.WEIGHTS)) if cfg.MODEL.WEIGHTS else None
+    for name in cfg.DATASETS.TEST:
+        folder = results_folder(cfg.OUTPUT_DIR, name, cfg.DATASETS.TEST)
+        evaluated = Evaluated(
+            name=name,
+            truth=_truth_of(name),
+            truth_file=Path(MetadataCatalog.get(name).get("json_file") or name),
+            results_file=folder / RESULTS_FILE,
+            files={e["image_id"]: Path(e["file_name"]) for e in DatasetCatalog.get(name)},
+            weights=weights,
+        )
+        write_report(evaluated, folder)
 
 
 def _category_ids(dataset_name: str, truth: dict[str, Any]) -> list[int]:

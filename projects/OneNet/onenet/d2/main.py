@@ -32,6 +32,7 @@ from onenet.training.setup import (
     check_folder,
     check_gpus,
     check_meeting_place,
+    check_report,
     data_sets,
     load_to_evaluate,
     needs_weights,
@@ -47,6 +48,7 @@ from .datasets import (
     class_names,
     register_datasets,
 )
+from .evaluation import report_all
 from .setup import setup
 from .trainer import Trainer, share_log
 from .weights import fetch_weights, load_weights
@@ -71,6 +73,7 @@ def run(args: argparse.Namespace, why: str) -> None:
             logger.setLevel(logging.INFO)
         take_environment(args)
         cfg = load_cfg(args.config_file, args.opts)
+        check_report(args)
         prepare(cfg, args)
         if not args.eval_only:
             check_folder(cfg, args)
@@ -191,5 +194,7 @@ def work(cfg: CfgNode, args: argparse.Namespace, why: str) -> Any:
         metrics = Trainer.test(cfg, prepare_inference(cfg, model))
         if first:
             folder.note_evaluation(cfg.dump())
+            if args.report:
+                report_all(cfg)
             verify_results(cfg, metrics)
         return metrics

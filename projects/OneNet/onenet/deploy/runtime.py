@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from onenet.data.batching import group_by_shape, pad_to
 from onenet.data.images import resize_shortest_edge
 from onenet.data.sources import is_line
 from onenet.errors import ExportedModelError
+from onenet.evaluation.best_threshold import BEST, best_threshold
 
 IMAGES, SIZES = "images", "sizes"
 OUTPUTS = ("boxes", "scores", "labels")
@@ -35,6 +36,8 @@ class ModelInfo:
         ema: whether the weights are a moving average over training.
         config: name of the config file.
         onenet_version: version of the package that wrote the file.
+        best_threshold: the confidence threshold of best F1 in the weights' evaluation; ``None`` if
+            it was not known. Files of older versions lack it.
     """
 
     class_names: list[str]
@@ -47,6 +50,7 @@ class ModelInfo:
     ema: bool
     config: str
     onenet_version: str
+    best_threshold: float | None = None
 
     def to_metadata(self) -> dict[str, str]:
         """The fields as text: strings as they are, other values as JSON."""
@@ -62,12 +66,13 @@ class ModelInfo:
         Raises:
             ExportedModelError: a field is missing or has a wrong value; the message names it.
         """
-        missing = [f.name for f in fields(cls) if f.name not in texts]
+        missing = [f.name for f in fields(cls) if f.name not in texts and f.default is MISSING]
         if missing:
             raise ExportedModelError(
                 f"not a file of tools/export.py: its metadata lacks {', '.join(missing)}"
             )
-        return cls(**{f.name: _read(f.name, str(f.type), texts[f.name]) for f in fields(cls)})
+        known = [f for f in fields(cls) if f.name in texts]
+        return cls(**{f.name: _read(f.name, str(f.type), texts[f.name]) for f in known})
 
 
 def _read(name: str, kind: str, text: str) -> Any:
@@ -80,6 +85,7 @@ def _read(name: str, kind: str, text: str) -> Any:
         "bool": isinstance(value, bool),
         "int": type(value) is int and value >= (name != "min_size"),
         "list[str]": isinstance(value, list) and bool(value) and all(map(is_line, value)),
+        "float | None": text == "null" or type(value) in (int, float) and 0 <= value <= 1,
     }
     if not good[kind]:
         raise ExportedModelError(
@@ -119,14 +125,18 @@ class OnnxPredictor:
             ONNX Runtime has it, then the CPU.
         threads: number of CPU threads per operator; None: all cores.
         images_per_batch: largest number of images that go through the network together.
+        confidence_threshold: the lowest score of a detection; "best": that of best F1, from the
+            file's metadata, or else from the ``report.json`` beside it.
 
     Attributes:
         info: the file's metadata.
         class_names: name of each label.
+        confidence_threshold: the number that is in use.
 
     Raises:
         ExportedModelError: no such file, not an exported OneNet, one that lost an input to a
             simplifier, ONNX Runtime is not installed, or it lacks a provider.
+        OneNetError: the best threshold is not known; says what to run.
     """
 
     def __init__(
@@ -135,6 +145,7 @@ class OnnxPredictor:
         providers: Sequence[str] | None = None,
         threads: int | None = None,
         images_per_batch: int = 8,
+        confidence_threshold: float | str = 0.0,
     ) -> None:
         self.session = open_session(path, providers, threads)
         self.images_per_batch = images_per_batch
@@ -144,6 +155,13 @@ class OnnxPredictor:
             raise ExportedModelError(f"{path} is {error}") from None
         self.class_names = self.info.class_names
         check_inputs(path, self.session)
+        if confidence_threshold == BEST:
+            known = self.info.best_threshold
+            beside = (Path(path), self.class_names)
+            confidence_threshold = (
+                best_threshold(*beside, checkpoint=False) if known is None else known
+            )
+        self.confidence_threshold = float(confidence_threshold)
 
     def __call__(self, image: np.ndarray) -> ArrayDetections:
         """Detect objects in one image, (H, W, 3) uint8 RGB; see :meth:`predict_batch`."""
@@ -174,7 +192,8 @@ class OnnxPredictor:
             batch, sizes = pad_images([scaled[i] for i in group], info.stride)
             outputs = self.session.run(OUTPUTS, {IMAGES: batch, SIZES: sizes})
             for i, size, *values in zip(group, sizes, *outputs, strict=True):
-                found[i] = _to_image(ArrayDetections(*values), size, images[i].shape[:2])
+                detections = _to_image(ArrayDetections(*values), size, images[i].shape[:2])
+                found[i] = detections[detections.scores >= self.confidence_threshold]
         return [found[i] for i in range(len(images))]
 
 
