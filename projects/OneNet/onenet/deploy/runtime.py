@@ -15,7 +15,7 @@ from onenet.data.arrays import check_images
 from onenet.data.batching import group_by_shape, pad_to
 from onenet.data.images import resize_shortest_edge
 from onenet.data.sources import is_line
-from onenet.errors import ExportedModelError
+from onenet.errors import ExportedModelError, OneNetError
 from onenet.evaluation.best_threshold import BEST, best_threshold
 
 IMAGES, SIZES = "images", "sizes"
@@ -136,7 +136,7 @@ class OnnxPredictor:
     Raises:
         ExportedModelError: no such file, not an exported OneNet, one that lost an input to a
             simplifier, ONNX Runtime is not installed, or it lacks a provider.
-        OneNetError: the best threshold is not known; says what to run.
+        OneNetError: a wrong threshold, or the best one is not known; says what to run.
     """
 
     def __init__(
@@ -155,13 +155,17 @@ class OnnxPredictor:
             raise ExportedModelError(f"{path} is {error}") from None
         self.class_names = self.info.class_names
         check_inputs(path, self.session)
-        if confidence_threshold == BEST:
+        self.confidence_threshold = self._threshold(Path(path), confidence_threshold)
+
+    def _threshold(self, path: Path, value: float | str) -> float:
+        if value == BEST:
             known = self.info.best_threshold
-            beside = (Path(path), self.class_names)
-            confidence_threshold = (
-                best_threshold(*beside, checkpoint=False) if known is None else known
+            return (
+                best_threshold(path, self.class_names, checkpoint=False) if known is None else known
             )
-        self.confidence_threshold = float(confidence_threshold)
+        if isinstance(value, str) or not 0 <= value <= 1:
+            raise OneNetError(f"confidence_threshold must be from 0 to 1, or 'best', got {value!r}")
+        return value
 
     def __call__(self, image: np.ndarray) -> ArrayDetections:
         """Detect objects in one image, (H, W, 3) uint8 RGB; see :meth:`predict_batch`."""

@@ -16,18 +16,26 @@ class ScoreCurve:
     Attributes:
         scores: (S,) the different scores, highest first.
         precision, recall, f1: (S,) in [0, 1]; recall and F1 are NaN without objects.
+        objects: how many there are to find.
     """
 
     scores: np.ndarray
     precision: np.ndarray
     recall: np.ndarray
     f1: np.ndarray
+    objects: int
+
+    @property
+    def has_f1(self) -> bool:
+        """Whether there are detections, and objects to find."""
+        return len(self.f1) > 0 and self.objects > 0
 
     def at(self, threshold: float) -> tuple[float, float, float]:
         """Precision, recall and F1 at a threshold; precision is NaN if nothing reaches it."""
         count = int((self.scores >= threshold).sum())
         if not count:
-            return float("nan"), *[0.0 * float(self.recall[:1].sum())] * 2
+            nothing = 0.0 if self.objects else float("nan")
+            return float("nan"), nothing, nothing
         return tuple(float(v[count - 1]) for v in (self.precision, self.recall, self.f1))
 
     @property
@@ -37,7 +45,7 @@ class ScoreCurve:
         It lies between the last score that counts and the next one, with as few digits as tell
         them apart. Where several thresholds share the highest F1, it is the highest of them.
         """
-        if not len(self.f1) or not self.f1.max() > 0:  # NaN without objects
+        if not self.has_f1 or not self.f1.max() > 0:
             return None
         last = int(self.f1.argmax())
         high = float(self.scores[last])
@@ -63,15 +71,16 @@ def score_curve(scores: np.ndarray, true: np.ndarray, objects: int) -> ScoreCurv
         precision=hits / count,
         recall=hits / objects if objects else unknown,
         f1=2 * hits / (count + objects) if objects else unknown,
+        objects=objects,
     )
 
 
 def _between(low: float, high: float) -> float:
-    """The number above ``low`` and up to ``high`` with the fewest digits, near their middle."""
+    """The number between two scores with the fewest digits, near their middle; else ``high``."""
     middle = (low + high) / 2
     for digits in range(2, 17):
         rounded = round(middle, digits)
-        if low < rounded <= high:
+        if low < rounded < high:
             return rounded
     return high
 

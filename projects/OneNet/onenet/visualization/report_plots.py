@@ -42,6 +42,7 @@ _STYLE = {
 }
 _STEPS = {"drawstyle": "steps-post"}  # a value holds down from each score to the next
 _POINTS = 500
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 LONGEST = 24  # characters of a class name in a plot
 MOST_CELLS = 100  # classes of a confusion matrix
 _NUMBERED = 12  # classes up to which its cells hold numbers
@@ -72,7 +73,7 @@ def f1_by_threshold(analysis: Analysis) -> str:
     """F1 against the threshold: every class and over all, with the best and the usual threshold."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure()
-        lines = [(k, c.scores, c.f1) for k, c in enumerate(analysis.curves) if len(c.f1)]
+        lines = [(k, c.scores, c.f1) for k, c in enumerate(analysis.curves) if c.has_f1]
         _by_class(axes, analysis, lines, **_STEPS)
         whole = analysis.curve
         if len(lines) > 1:
@@ -84,7 +85,7 @@ def f1_by_threshold(analysis: Analysis) -> str:
         if best != USUAL_THRESHOLD:
             style = {"color": GREY, "linestyle": "--", "linewidth": 1.5}
             axes.axvline(USUAL_THRESHOLD, **style, label=f"{USUAL_THRESHOLD}, the demo's default")
-        low, high = min(0.0, *whole.scores[-1:]), max(1.0, *whole.scores[:1])
+        low, high = min([0.0, *whole.scores[-1:]]), max([1.0, *whole.scores[:1]])
         axes.set(xlabel="confidence threshold", ylabel="F1", xlim=(low, high), ylim=(0, 1.02))
         _legend(axes)
         return _svg(figure)
@@ -133,12 +134,12 @@ def confusion_matrix(analysis: Analysis) -> tuple[str, int]:
     names = [short(name) for name in names]
     shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     diagonal = np.eye(len(table), dtype=bool)
-    cell = 0.5 if len(table) <= _NUMBERED + 1 else 0.19
+    cell = 0.5 if len(table) <= _NUMBERED + 1 else 0.16
     longest = max(map(len, [*names, "false and duplicate"]))
     side = max(2.0, cell * len(table))
     with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
         margin = 0.075 * longest + 0.5
-        figure = Figure(figsize=(side + margin, side + margin), layout="constrained")
+        figure = Figure(figsize=(side + margin, side + margin))
         axes = figure.subplots()
         # What is right in one colour, what is wrong in another; the stronger, the more of its row.
         for hidden, color in ((~diagonal, BLUE), (diagonal, RED)):
@@ -179,7 +180,7 @@ def _fold(table: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, list[str
 
 
 def _figure() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6.2, 4.2), layout="constrained")
+    figure = Figure(figsize=(6.2, 4.2))
     return figure, figure.subplots()
 
 
@@ -193,16 +194,19 @@ def _by_class(
     few = len(lines) <= len(_LINES)
     for n, (label, x, y) in enumerate(lines):
         name = short(analysis.class_names[label])
-        style = {"color": _LINES[n], "linewidth": 1.5, "label": name}
-        if not few:
-            each = {"label": "each class"} if n == 0 else {}
-            style = {"color": GREY, "linewidth": 0.8, "alpha": 0.5, **each}
+        style = {"color": GREY, "linewidth": 0.8, "alpha": 0.5}
+        if few:
+            style = {"color": _LINES[n], "linewidth": 1.5, "label": name}
+        elif n == 0:
+            style["label"] = "each class"
         axes.plot(*_thinned(x, y), **style, **more)
 
 
 def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most ``_POINTS`` points of a curve."""
-    keep = np.unique(np.linspace(0, len(x) - 1, _POINTS).astype(int))
+    """At most ``_POINTS`` points of a curve over descending scores; others have fewer anyway."""
+    if len(x) <= _POINTS:
+        return x, y
+    keep = np.unique(np.searchsorted(-x, -np.linspace(x[0], x[-1], _POINTS)))
     return x[keep], y[keep]
 
 
@@ -217,7 +221,7 @@ def _svg(figure: Figure) -> str:
     with warnings.catch_warnings():
         # The browser has the letters that matplotlib's font lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        options = {"transparent": True, "bbox_inches": "tight", "metadata": {"Date": None}}
+        options = {"transparent": True, "bbox_inches": "tight", "metadata": _NO_METADATA}
         figure.savefig(stream, format="svg", **options)
     text = stream.getvalue()
     return text[text.index("<svg") :].replace(_INK, "currentColor")
