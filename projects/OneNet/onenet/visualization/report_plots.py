@@ -135,12 +135,10 @@ def confusion_matrix(analysis: Analysis) -> tuple[str, int]:
     shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     diagonal = np.eye(len(table), dtype=bool)
     cell = 0.5 if len(table) <= _NUMBERED + 1 else 0.16
-    longest = max(map(len, [*names, "false and duplicate"]))
     side = max(2.0, cell * len(table))
     with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
-        margin = 0.075 * longest + 0.5
-        figure = Figure(figsize=(side + margin, side + margin))
-        axes = figure.subplots()
+        figure = Figure(figsize=(side, side))
+        axes = figure.add_axes((0, 0, 1, 1))  # what is written around it is added when saving
         # What is right in one colour, what is wrong in another; the stronger, the more of its row.
         for hidden, color in ((~diagonal, BLUE), (diagonal, RED)):
             colors = LinearSegmentedColormap.from_list("", [f"{color}00", f"{color}ff"])
