@@ -65,7 +65,7 @@ def precision_recall(analysis: Analysis) -> str:
             mean = curves[known].mean(axis=0)
             axes.plot(recall, mean, color=_INK, linewidth=2.5, label="mean of the classes")
         axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
-        _legend(axes)
+        _legend(axes, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
         return _svg(figure)
 
 
@@ -87,7 +87,7 @@ def f1_by_threshold(analysis: Analysis) -> str:
             axes.axvline(USUAL_THRESHOLD, **style, label=f"{USUAL_THRESHOLD}, the demo's default")
         low, high = min([0.0, *whole.scores[-1:]]), max([1.0, *whole.scores[:1]])
         axes.set(xlabel="confidence threshold", ylabel="F1", xlim=(low, high), ylim=(0, 1.02))
-        _legend(axes)
+        _legend(axes, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
         return _svg(figure)
 
 
