@@ -69,7 +69,7 @@ def write_report(evaluated: Evaluated, folder: Path, worst: int = WORST) -> Anal
     ]
     missing = _missing(evaluated)
     facts = report_facts(analysis, evaluated, missing, worst)
-    page = _page(analysis, evaluated, facts, pictures, [*missing, *unread])
+    page = _page(analysis, facts, pictures, [*missing, *unread])
     write_whole(folder / PAGE_FILE, page.encode(errors="backslashreplace"))
     write_whole(folder / REPORT_FILE, strict_json(facts, indent=1).encode())
     for line in unread:
@@ -142,7 +142,6 @@ def _jpeg(picture: np.ndarray) -> str:
 
 def _page(
     analysis: Analysis,
-    evaluated: Evaluated,
     facts: Mapping[str, Any],
     pictures: Sequence[Mapping[str, Any]],
     problems: Sequence[str],
@@ -166,7 +165,6 @@ def _page(
     return environment.get_template("report.html").render(
         facts=facts,
         summary=summary(analysis),
-        evaluated=evaluated,
         has_objects=has_objects,
         plots={name: svg and Markup(svg) for name, svg in drawn.items()},
         folded=folded,
