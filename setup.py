@@ -33,11 +33,13 @@ setup(
     entry_points={"console_scripts": ["onenet = onenet.api.console:main"]},
     package_dir={"": "projects/OneNet"},
     packages=find_packages("projects/OneNet", include=["onenet", "onenet.*"]),
+    package_data={"onenet": ["visualization/*.html"]},
     python_requires=">=3.10",
     # Detectron2 is optional and not listed: it has to be compiled against the torch in use.
     install_requires=[
         "faster-coco-eval",
         "fvcore",
+        "Jinja2",  # which torch needs, too
         "lightning>=2.4",
         "matplotlib",
         "numpy",

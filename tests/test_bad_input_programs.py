@@ -89,6 +89,7 @@ PROGRAMS = {
     "tools/export.py": ["--config-file", "gone.yaml", "--output", "a.onnx"],
     "tools/make_shapes_dataset.py": ["--size", "0"],
     "tools/preview_batch.py": ["--config-file", "gone.yaml", "--output", "a.png"],
+    "tools/report.py": ["--input", "gone.json", "--dataset", "gone.json:here", "--output", "o"],
     "tools/visualize_assignment.py": ["--config-file", "gone.yaml", "--output", "a.png"],
     "tools/visualize_json_results.py": [
         "--input", "gone.json", "--dataset", "gone.json:here", "--output", "a.png",

@@ -31,14 +31,14 @@ ARROWS = {
     "evaluation": "data errors files structures",
     "checkpoints": "backbones data errors files",
     "inference": "checkpoints data errors heads ops structures",
-    "visualization": "assignment evaluation structures",
+    "visualization": "assignment data errors evaluation files structures",
     "config": "assignment backbones checkpoints detector errors evaluation heads inference",
     "baselines": "assignment backbones config detector heads inference ops structures",
-    "deploy": "data detector errors inference",
+    "deploy": "data detector errors evaluation inference",
     "training": "assignment checkpoints data errors files inference ops structures",
     # The engines, thin, and the command lines that choose one.
     "d2": "assignment backbones baselines checkpoints config data detector errors evaluation files "
-    "heads inference ops structures training",
+    "heads inference ops structures training visualization",
     "lightning": "backbones baselines checkpoints config data detector errors evaluation files "
     "inference ops structures training visualization",
     "cli": "config d2 errors lightning",

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -20,7 +21,7 @@ from onenet.api import export as tool
 from onenet.checkpoints.weights import AVERAGED
 from onenet.deploy.export import Deployed, check_nodes, largest_differences
 from onenet.deploy.runtime import IMAGES, SIZES, OnnxPredictor, pad_images
-from onenet.errors import ExportError
+from onenet.errors import ExportError, OneNetError
 from onenet.lightning.config import load_cfg
 from onenet.lightning.predictor import Predictor
 
@@ -183,6 +184,26 @@ def test_torch_export(shapes, tmp_path, capsys, monkeypatch):
     (code,) = (code for code in examples_in_the_docs() if "model.pt2" in code)
     exec(code, scope := {})
     assert scope["boxes"].shape == (2, 100, 4)
+
+
+def test_the_best_threshold_of_the_report_is_exported(tmp_path, capsys):
+    weights = tmp_path / "model.pth"
+    weights.write_bytes(b"")
+    predictor = SimpleNamespace(weights=weights, class_names=["cat"])
+    args = SimpleNamespace(report=None)
+    assert tool.threshold_of(args, predictor) is None
+    assert "No report.json beside the weights" in capsys.readouterr().out
+    content = {"best_threshold": 0.3, "class_names": ["cat"], "weights": None}
+    (tmp_path / "report.json").write_text(json.dumps(content))
+    assert tool.threshold_of(args, predictor) == 0.3
+    assert "best F1: 0.3, from" in capsys.readouterr().out
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({**content, "weights": {"file": "w", "sha256": "0"}}))
+    with pytest.raises(OneNetError, match="other weights"):
+        tool.threshold_of(SimpleNamespace(report=str(other)), predictor)
+    other.replace(tmp_path / "report.json")
+    assert tool.threshold_of(args, predictor) is None
+    assert "gets no best threshold: " in capsys.readouterr().out
 
 
 def test_the_models_files_are_not_overwritten(shapes, tmp_path, capsys):

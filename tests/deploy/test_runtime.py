@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,7 +17,7 @@ from helpers.project import ROOT
 from PIL import Image
 
 from onenet.deploy.runtime import ArrayDetections, ModelInfo, OnnxPredictor
-from onenet.errors import DatasetError, ExportedModelError
+from onenet.errors import DatasetError, ExportedModelError, OneNetError
 
 PROJECT = ROOT / "projects" / "OneNet"
 
@@ -91,6 +92,26 @@ def test_metadata_round_trip(model):
     assert INFO.to_metadata()["class_names"] == '["cat", "dog", "Käfer"]'
 
 
+def test_the_confidence_threshold(tmp_path, model):
+    texts = INFO.to_metadata()
+    del texts["best_threshold"]  # as files of older versions
+    old = write_model(tmp_path / "old.onnx", texts)
+    assert OnnxPredictor(old, threads=1).info.best_threshold is None
+    with pytest.raises(OneNetError, match="exported without one"):
+        OnnxPredictor(old, threads=1, confidence_threshold="best")
+    good = write_model(tmp_path / "m.onnx", replace(INFO, best_threshold=0.25).to_metadata())
+    predictor = OnnxPredictor(good, threads=1, confidence_threshold="best")
+    assert predictor.confidence_threshold == predictor.info.best_threshold == 0.25
+    assert len(predictor(white(64, 96))) == 1
+    report = {"best_threshold": 0.5, "class_names": INFO.class_names, "weights": None}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    assert OnnxPredictor(old, threads=1, confidence_threshold="best").confidence_threshold == 0.5
+    assert len(OnnxPredictor(old, threads=1)(white(64, 96))) == 2
+    for wrong in (-0.1, 1.1, "high"):
+        with pytest.raises(OneNetError, match="from 0 to 1, or 'best', got"):
+            OnnxPredictor(old, confidence_threshold=wrong)
+
+
 def test_options_reach_onnx_runtime(model):
     session = OnnxPredictor(model, ["CPUExecutionProvider"], threads=1).session
     assert session.get_providers() == ["CPUExecutionProvider"]
@@ -117,6 +138,8 @@ def test_other_files_are_refused(tmp_path):
         ("min_size", "-1"),
         ("max_detections", "true"),
         ("ema", "1"),
+        ("best_threshold", "1.5"),
+        ("best_threshold", "true"),
     ],
 )
 def test_wrong_metadata_are_refused(tmp_path, key, text):

@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from onenet.structures import Detections, Targets
-from onenet.visualization.boxes import contact_sheet, draw_boxes, draw_comparison, enlargement
+from onenet.visualization.boxes import (
+    contact_sheet,
+    draw_boxes,
+    draw_comparison,
+    draw_marked,
+    enlargement,
+)
 
 NAMES = ["circle", "square", "a class with a rather long name"]
 GREY = 90
@@ -224,3 +230,15 @@ def test_comparison_shows_both():
     assert np.array_equal(b[-248:-8, -328:-8], draw_boxes(blank(), box, [0], NAMES, [0.5]))
     assert draw_comparison(blank(64, 64), nothing, targets, NAMES, scale=2).shape[1] == 2 * 136 + 8
     assert draw_comparison(blank(64, 64), nothing, targets, NAMES).shape[1] == 2 * 520 + 8
+
+
+def test_boxes_in_colours_of_their_own():
+    image = np.full((60, 80, 3), 90, np.uint8)
+    boxes = np.array([[5.0, 20, 30, 50], [40, 20, 70, 50]])
+    picture = draw_marked(image, boxes, ["", ""], ["#d1495b", "#2e9e5b"], scale=2)
+    assert picture.shape == (120, 160, 3)
+    assert picture[70, 10].tolist() == [0xD1, 0x49, 0x5B]  # the left line of the first box
+    assert picture[70, 80].tolist() == [0x2E, 0x9E, 0x5B]
+    with_text = draw_marked(image, boxes, ["a", ""], ["#d1495b", "#2e9e5b"], scale=2)
+    assert (with_text != picture).any() and (with_text[:, 80:] == picture[:, 80:]).all()
+    assert np.array_equal(draw_marked(image, np.empty((0, 4)), [], []), image)

@@ -154,6 +154,13 @@ examples:
         help="where processes of several machines meet, tcp://HOST:PORT (default: auto, for one "
         "machine)",
     )
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="with --eval-only: also write report.html, a page with curves, errors and the worst "
+        "images, and report.json with the confidence threshold of best F1, beside the detections "
+        "(docs/report.md); takes seconds to minutes",
+    )
     add_import_flag(parser)
     add_engine_flag(parser)
     add_traceback_flag(parser)

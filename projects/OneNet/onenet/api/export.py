@@ -42,7 +42,8 @@ from onenet.deploy.export import (
     to_torch,
 )
 from onenet.deploy.runtime import IMAGES, OUTPUTS, SIZES, ModelInfo, open_session, pad_images
-from onenet.errors import ExportError
+from onenet.errors import ExportError, OneNetError
+from onenet.evaluation.best_threshold import find_report, read_threshold
 from onenet.files import check_outputs
 
 from . import smaller_files
@@ -75,6 +76,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="make the input sizes of an ONNX file required: for onnxsim, onnxslim and TensorRT, "
         "which otherwise take its default for a constant and remove it",
     )
+    parser.add_argument(
+        "--report",
+        metavar="FILE",
+        help="the report.json of these weights' evaluation, whose confidence threshold of best F1 "
+        "goes into the file's metadata (default: the one beside MODEL.WEIGHTS or in its folder "
+        "inference, if there is one)",
+    )
     smaller_files.add_flags(parser)
     add_import_flag(parser)
     add_engine_flag(parser)
@@ -91,8 +99,8 @@ def check_args(args: argparse.Namespace) -> None:
         )
     if args.require_sizes and args.format != "onnx":
         raise ExportError("--require-sizes is for --format onnx: in a .pt2, sizes is required")
-    data = smaller_files.check_flags(args)
-    check_outputs([args.output], [*files_of_model(args), *data])
+    read = [*smaller_files.check_flags(args), *filter(None, [args.report])]
+    check_outputs([args.output], [*files_of_model(args), *read])
     if args.format == "onnx":
         require("onnx", "onnxscript", "onnxruntime")
 
@@ -109,7 +117,29 @@ def model_info(args: argparse.Namespace, cfg: Any, predictor: Any) -> ModelInfo:
         ema=predictor.ema,
         config=Path(args.config_file).name,
         onenet_version=onenet.__version__,
+        best_threshold=threshold_of(args, predictor),
     )
+
+
+def threshold_of(args: argparse.Namespace, predictor: Any) -> float | None:
+    """The threshold of best F1 that a report holds; ``None`` if there is no report.
+
+    Raises:
+        OneNetError: the report of --report is not one of these weights.
+    """
+    report = Path(args.report) if args.report else find_report(predictor.weights)
+    if report is None:
+        print("No report.json beside the weights: the file gets no best threshold")
+        return None
+    try:
+        threshold = read_threshold(report, predictor.class_names, predictor.weights)
+    except OneNetError as error:
+        if args.report:
+            raise
+        print(f"The file gets no best threshold: {error}")
+        return None
+    print(f"Confidence threshold of best F1: {threshold:g}, from {report}")
+    return threshold
 
 
 def write_onnx(

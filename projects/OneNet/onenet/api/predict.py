@@ -32,6 +32,7 @@ from onenet.cli import (
 from onenet.data.images import read_image
 from onenet.deploy.runtime import OnnxPredictor
 from onenet.errors import OneNetError
+from onenet.evaluation.best_threshold import BEST, best_threshold
 from onenet.files import check_outputs
 from onenet.inference.tiles import OVERLAP, check_tiles
 
@@ -91,10 +92,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--confidence-threshold",
-        type=float,
+        type=confidence,
         default=0.4,
         metavar="SCORE",
-        help="lowest score that is drawn or written (default: %(default)s)",
+        help="lowest score that is drawn or written; best: that of best F1 over all classes, which "
+        "an evaluation with --report has found (default: %(default)s)",
     )
     add_tile_flags(parser)
     add_import_flag(parser)
@@ -121,6 +123,10 @@ def add_tile_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def confidence(text: str) -> float | str:
+    return text if text == BEST else float(text)
+
+
 def check_args(args: argparse.Namespace) -> None:
     """Raise ``OneNetError`` for arguments that cannot work, before a model is loaded."""
     if args.onnx and (args.opts or args.imports or args.engine != "auto"):
@@ -128,9 +134,10 @@ def check_args(args: argparse.Namespace) -> None:
     kinds = [bool(args.input), bool(args.video_input), args.webcam is not None]
     if sum(kinds) != 1:
         raise OneNetError("give one of --input, --video-input and --webcam")
-    if not 0 <= args.confidence_threshold <= 1:
+    if args.confidence_threshold != BEST and not 0 <= args.confidence_threshold <= 1:
         raise OneNetError(
-            f"--confidence-threshold must be between 0 and 1, got {args.confidence_threshold}"
+            "--confidence-threshold must be between 0 and 1, or best, got "
+            f"{args.confidence_threshold}"
         )
     if args.webcam is not None and (args.output or args.json):
         raise OneNetError("--webcam shows a window: remove --output and --json")
@@ -283,13 +290,20 @@ def run_video(
 def load_predictor(args: argparse.Namespace) -> Predictor:
     try:
         if args.onnx:
-            return OnnxPredictor(args.onnx)
+            return OnnxPredictor(args.onnx, confidence_threshold=args.confidence_threshold)
         if args.weights:
             return load_checkpoint(args.weights, engine=args.engine, opts=args.opts)
         module = importlib.import_module(f"{announce_engine(args.engine)}.predictor")
         return module.build_predictor(args.config_file, args.opts)
     except ValueError as error:  # a wrong config, checkpoint or exported file
         raise OneNetError(str(error)) from error
+
+
+def best_of(args: argparse.Namespace, predictor: Predictor) -> float:
+    """The threshold of best F1, from the exported file or the report beside the model."""
+    if args.onnx:
+        return predictor.confidence_threshold
+    return best_threshold(predictor.weights, predictor.class_names, checkpoint=True)
 
 
 def run(args: argparse.Namespace) -> str | None:
@@ -312,6 +326,9 @@ def run(args: argparse.Namespace) -> str | None:
     predictor = load_predictor(args)
     if args.overlap is not None and not uses_tiles(args, predictor):
         raise OneNetError("--overlap is for tiles: give --tiles")
+    if args.confidence_threshold == BEST:
+        args.confidence_threshold = best_of(args, predictor)
+        print(f"Confidence threshold of best F1: {args.confidence_threshold:g}", file=sys.stderr)
     results = Results("frame" if video else "image", predictor.class_names, json_file)
     try:
         if video:

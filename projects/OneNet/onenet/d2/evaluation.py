@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
@@ -19,14 +19,17 @@ from onenet.detector import DenseDetector
 from onenet.errors import ConfigError
 from onenet.evaluation.registry import Evaluator, choose_evaluator
 from onenet.evaluation.report import directions, report
-from onenet.evaluation.results import RESULTS_FILE, set_prefix, to_coco
+from onenet.evaluation.report_facts import Evaluated
+from onenet.evaluation.results import RESULTS_FILE, results_folder, set_prefix, to_coco
 from onenet.evaluation.truth import counted, read_truth
 from onenet.structures import Detections, Targets
 from onenet.training.oom import memory_errors, testing_advice
 from onenet.training.validation import log_losses, loss_names, mean_losses
+from onenet.visualization.report_page import write_report
 
 from .datasets import is_ours
 from .loader import LossMapper, build_loss_loader
+from .weights import fetch_weights
 
 
 def build_evaluator(cfg: Any, dataset_name: str, output_dir: str) -> DatasetEvaluator:
@@ -83,6 +86,22 @@ class ScoreEvaluator(DatasetEvaluator):
         group = f"{self.evaluator.group}/"
         found = {name.removeprefix(group): value for name, value in metrics.items()}
         return {self.evaluator.group: found} if found else {}
+
+
+def report_all(cfg: Any) -> None:
+    """Write the report of every test set beside its detections, which are there already."""
+    weights = Path(fetch_weights(cfg.MODEL.WEIGHTS)) if cfg.MODEL.WEIGHTS else None
+    for name in cfg.DATASETS.TEST:
+        folder = results_folder(cfg.OUTPUT_DIR, name, cfg.DATASETS.TEST)
+        evaluated = Evaluated(
+            name=name,
+            truth=_truth_of(name),
+            truth_file=Path(MetadataCatalog.get(name).get("json_file") or name),
+            results_file=folder / RESULTS_FILE,
+            files={e["image_id"]: Path(e["file_name"]) for e in DatasetCatalog.get(name)},
+            weights=weights,
+        )
+        write_report(evaluated, folder)
 
 
 def _category_ids(dataset_name: str, truth: dict[str, Any]) -> list[int]:

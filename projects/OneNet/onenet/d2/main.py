@@ -35,6 +35,7 @@ from onenet.training.setup import (
     check_folder,
     check_gpus,
     check_meeting_place,
+    check_report,
     data_sets,
     load_to_evaluate,
     needs_weights,
@@ -50,6 +51,7 @@ from .datasets import (
     class_names,
     register_datasets,
 )
+from .evaluation import report_all
 from .setup import setup
 from .trainer import Trainer, share_log
 from .weights import fetch_weights, load_weights
@@ -103,6 +105,7 @@ def run_here(args: argparse.Namespace, why: str) -> dict[str, float]:
 
 def _read_and_check(args: argparse.Namespace) -> CfgNode:
     cfg = load_cfg(args.config_file, args.opts)
+    check_report(args)
     prepare(cfg, args)
     if not args.eval_only:
         check_folder(cfg, args)
@@ -228,5 +231,7 @@ def _work(cfg: CfgNode, args: argparse.Namespace, why: str) -> Any:
         metrics = Trainer.test(cfg, prepare_inference(cfg, model))
         if first:
             folder.note_evaluation(cfg.dump())
+            if args.report:
+                report_all(cfg)
             verify_results(cfg, metrics)
         return metrics

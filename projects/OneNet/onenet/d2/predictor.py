@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from onenet.structures import Detections
 from .config import config_errors, load_cfg, without_branch
 from .dataset_mapper import ResizeShortestEdge
 from .datasets import class_names, register_datasets
-from .weights import load_weights
+from .weights import fetch_weights, load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,9 @@ class Predictor(BasePredictor):
             model = build_model(without_branch(cfg))
         extras = load_weights(model, cfg.MODEL.WEIGHTS, detector=True)
         return prepare_inference(cfg, model), extras
+
+    def locate(self, weights: str) -> Path:
+        return Path(fetch_weights(weights))
 
     def resize(self, image: np.ndarray) -> np.ndarray:
         return self._resize.get_transform(image).apply_image(image)

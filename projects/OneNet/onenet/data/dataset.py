@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -177,6 +178,12 @@ class CocoDetection:
             boxes=self._boxes[objects].copy(),
             labels=self._labels[objects].copy(),
         )
+
+    @property
+    def files(self) -> dict[int, Path]:
+        """The full path of each image, by image id."""
+        records = map(self.record, range(len(self)))
+        return {record.image_id: Path(record.file_name) for record in records}
 
     def read_image(self, record: ImageRecord, image_format: str = "RGB") -> np.ndarray:
         """Read the pixels of a record, (H, W, 3) uint8, upright.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from onenet.data.arrays import check_images
 from onenet.data.batching import group_by_shape, pad_to
 from onenet.data.images import resize_shortest_edge
 from onenet.data.sources import is_line
-from onenet.errors import ExportedModelError
+from onenet.errors import ExportedModelError, OneNetError
+from onenet.evaluation.best_threshold import BEST, best_threshold
 from onenet.inference.tiles import TiledPrediction
 
 IMAGES, SIZES = "images", "sizes"
@@ -36,6 +37,8 @@ class ModelInfo:
         ema: whether the weights are a moving average over training.
         config: name of the config file.
         onenet_version: version of the package that wrote the file.
+        best_threshold: the confidence threshold of best F1 in the weights' evaluation; ``None`` if
+            it was not known. Files of older versions lack it.
     """
 
     class_names: list[str]
@@ -48,6 +51,7 @@ class ModelInfo:
     ema: bool
     config: str
     onenet_version: str
+    best_threshold: float | None = None
 
     def to_metadata(self) -> dict[str, str]:
         """The fields as text: strings as they are, other values as JSON."""
@@ -63,12 +67,13 @@ class ModelInfo:
         Raises:
             ExportedModelError: a field is missing or has a wrong value; the message names it.
         """
-        missing = [f.name for f in fields(cls) if f.name not in texts]
+        missing = [f.name for f in fields(cls) if f.name not in texts and f.default is MISSING]
         if missing:
             raise ExportedModelError(
                 f"not a file of tools/export.py: its metadata lacks {', '.join(missing)}"
             )
-        return cls(**{f.name: _read(f.name, str(f.type), texts[f.name]) for f in fields(cls)})
+        known = [f for f in fields(cls) if f.name in texts]
+        return cls(**{f.name: _read(f.name, str(f.type), texts[f.name]) for f in known})
 
 
 def _read(name: str, kind: str, text: str) -> Any:
@@ -81,6 +86,7 @@ def _read(name: str, kind: str, text: str) -> Any:
         "bool": isinstance(value, bool),
         "int": type(value) is int and value >= (name != "min_size"),
         "list[str]": isinstance(value, list) and bool(value) and all(map(is_line, value)),
+        "float | None": text == "null" or type(value) in (int, float) and 0 <= value <= 1,
     }
     if not good[kind]:
         raise ExportedModelError(
@@ -120,14 +126,18 @@ class OnnxPredictor(TiledPrediction):
             ONNX Runtime has it, then the CPU.
         threads: number of CPU threads per operator; None: all cores.
         images_per_batch: largest number of images that go through the network together.
+        confidence_threshold: the lowest score of a detection; "best": that of best F1, from the
+            file's metadata, or else from the ``report.json`` beside it.
 
     Attributes:
         info: the file's metadata.
         class_names: name of each label.
+        confidence_threshold: the number that is in use.
 
     Raises:
         ExportedModelError: no such file, not an exported OneNet, one that lost an input to a
             simplifier, ONNX Runtime is not installed, or it lacks a provider.
+        OneNetError: a wrong threshold, or the best one is not known; says what to run.
     """
 
     def __init__(
@@ -136,6 +146,7 @@ class OnnxPredictor(TiledPrediction):
         providers: Sequence[str] | None = None,
         threads: int | None = None,
         images_per_batch: int = 8,
+        confidence_threshold: float | str = 0.0,
     ) -> None:
         self.session = open_session(path, providers, threads)
         self.images_per_batch = images_per_batch
@@ -145,6 +156,17 @@ class OnnxPredictor(TiledPrediction):
             raise ExportedModelError(f"{path} is {error}") from None
         self.class_names = self.info.class_names
         check_inputs(path, self.session)
+        self.confidence_threshold = self._threshold(Path(path), confidence_threshold)
+
+    def _threshold(self, path: Path, value: float | str) -> float:
+        if value == BEST:
+            known = self.info.best_threshold
+            return (
+                best_threshold(path, self.class_names, checkpoint=False) if known is None else known
+            )
+        if isinstance(value, str) or not 0 <= value <= 1:
+            raise OneNetError(f"confidence_threshold must be from 0 to 1, or 'best', got {value!r}")
+        return value
 
     def __call__(self, image: np.ndarray) -> ArrayDetections:
         """Detect objects in one image, (H, W, 3) uint8 RGB; see :meth:`predict_batch`."""
@@ -175,7 +197,8 @@ class OnnxPredictor(TiledPrediction):
             batch, sizes = pad_images([scaled[i] for i in group], info.stride)
             outputs = self.session.run(OUTPUTS, {IMAGES: batch, SIZES: sizes})
             for i, size, *values in zip(group, sizes, *outputs, strict=True):
-                found[i] = _to_image(ArrayDetections(*values), size, images[i].shape[:2])
+                detections = _to_image(ArrayDetections(*values), size, images[i].shape[:2])
+                found[i] = detections[detections.scores >= self.confidence_threshold]
         return [found[i] for i in range(len(images))]
 
 

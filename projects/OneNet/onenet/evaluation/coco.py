@@ -30,15 +30,64 @@ def average_precision(
         0…100, NaN without ground truth: the six of ``METRICS``, then ``AP-CLASS`` for each class,
         by :func:`unique_names`.
     """
-    categories = sorted_categories(dict(truth))
-    # The library wants numbers for ids, and takes a match with annotation 0 for no match.
+    precision = precisions(truth, results, max_detections)
+    parts = {
+        "AP": precision[..., 0],
+        "AP50": precision[0, ..., 0],
+        "AP75": precision[5, ..., 0],
+        "APs": precision[..., 1],
+        "APm": precision[..., 2],
+        "APl": precision[..., 3],
+    }
+    metrics = {name: mean_precision(values) for name, values in parts.items()}
+    for k, name in enumerate(unique_names(sorted_categories(dict(truth)))):
+        metrics[OF_CLASS + name] = mean_precision(precision[:, :, k, 0])
+    return metrics
+
+
+def precisions(
+    truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], max_detections: int = LIMIT
+) -> np.ndarray:
+    """Precision at every IoU threshold, recall, class and size; arguments as above.
+
+    Returns:
+        (10, 101, K, 4) in [0, 1], -1 where there is no ground truth: IoU 0.5, 0.55 … 0.95, recall
+        0, 0.01 … 1, classes by :func:`~onenet.data.annotations.sorted_categories`, and objects of
+        every size, small, medium and large ones.
+    """
+    content, found = renumbered(truth, results)
+    objects = COCO(content, print_function=_quiet)
+    if found:
+        detections = objects.loadRes(found)
+    else:  # loadRes refuses an empty list
+        detections = COCO({**content, "annotations": []}, print_function=_quiet)
+    evaluation = COCOeval_faster(objects, detections, "bbox", print_function=_quiet)
+    evaluation.params.imgIds = [image["id"] for image in content["images"]]
+    evaluation.params.catIds = [category["id"] for category in content["categories"]]
+    evaluation.params.maxDets = [1, 10, max(LIMIT, max_detections)]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return evaluation.eval["precision"][..., -1]
+
+
+def renumbered(
+    truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Ground truth and detections as COCO's evaluation wants them.
+
+    It wants numbers for the ids of images, and takes a match with annotation 0 for no match.
+
+    Returns:
+        The ground truth with images and annotations numbered from 1 in their order, and the
+        detections with these images.
+    """
     number = {image["id"]: n for n, image in enumerate(truth["images"], start=1)}
     content = {
         "images": [
             {"id": number[i["id"]], "width": i["width"], "height": i["height"]}
             for i in truth["images"]
         ],
-        "categories": categories,
+        "categories": sorted_categories(dict(truth)),
         "annotations": [
             {
                 "id": n,
@@ -51,31 +100,7 @@ def average_precision(
             for n, a in enumerate(truth["annotations"], start=1)
         ],
     }
-    objects = COCO(content, print_function=_quiet)
-    if results:
-        found = objects.loadRes([{**r, "image_id": number[r["image_id"]]} for r in results])
-    else:  # loadRes refuses an empty list
-        found = COCO({**content, "annotations": []}, print_function=_quiet)
-    evaluation = COCOeval_faster(objects, found, "bbox", print_function=_quiet)
-    evaluation.params.imgIds = list(number.values())
-    evaluation.params.catIds = [category["id"] for category in categories]
-    evaluation.params.maxDets = [1, 10, max(LIMIT, max_detections)]
-    evaluation.evaluate()
-    evaluation.accumulate()
-    # Thresholds × recalls × classes × areas × limits; -1 where there is no ground truth.
-    precision = evaluation.eval["precision"][..., -1]
-    parts = {
-        "AP": precision[..., 0],
-        "AP50": precision[0, ..., 0],
-        "AP75": precision[5, ..., 0],
-        "APs": precision[..., 1],
-        "APm": precision[..., 2],
-        "APl": precision[..., 3],
-    }
-    metrics = {name: _mean(values) for name, values in parts.items()}
-    for k, name in enumerate(unique_names(categories)):
-        metrics[OF_CLASS + name] = _mean(precision[:, :, k, 0])
-    return metrics
+    return content, [{**r, "image_id": number[r["image_id"]]} for r in results]
 
 
 def unique_names(categories: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -93,7 +118,8 @@ def unique_names(categories: Sequence[Mapping[str, Any]]) -> list[str]:
     return names
 
 
-def _mean(precision: np.ndarray) -> float:
+def mean_precision(precision: np.ndarray) -> float:
+    """Mean of :func:`precisions`, or of a part of them, in per cent; NaN without ground truth."""
     known = precision[precision > -1]
     return float(100 * known.mean()) if known.size else float("nan")
 

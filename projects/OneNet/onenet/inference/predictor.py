@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ class BasePredictor(TiledPrediction, ABC):
         class_names: the same names; without them those of the data set in ``DATASETS.TEST`` if it
             is on this machine or COCO, otherwise ``class 0``, ``class 1`` ….
         ema: whether the weights are a moving average over training.
+        weights: the file of ``MODEL.WEIGHTS``.
 
     Raises:
         CheckpointError: there are no weights, or they are not this model's.
@@ -46,6 +48,7 @@ class BasePredictor(TiledPrediction, ABC):
             )
         self.set_up(cfg)
         self.model, extras = self.load(cfg)
+        self.weights = self.locate(cfg.MODEL.WEIGHTS)
         self.trained_classes = extras.get("class_names", [])
         self.class_names = self.trained_classes or self._names_from_data(cfg)
         if len(self.class_names) != cfg.MODEL.OneNet.NUM_CLASSES:
@@ -107,6 +110,10 @@ class BasePredictor(TiledPrediction, ABC):
     @abstractmethod
     def load(self, cfg: Any) -> tuple[nn.Module, dict[str, Any]]:
         """The prepared model with its weights, on its device, and what else the checkpoint has."""
+
+    @abstractmethod
+    def locate(self, weights: str) -> Path:
+        """The file of ``MODEL.WEIGHTS``, which is on this machine once it is loaded."""
 
     @abstractmethod
     def resize(self, image: np.ndarray) -> np.ndarray:

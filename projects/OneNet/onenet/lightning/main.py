@@ -26,6 +26,7 @@ from onenet.training.launchers import is_one_of_several, local_rank, take_enviro
 from onenet.training.run_folder import RunFolder
 from onenet.training.setup import (
     check_folder,
+    check_report,
     data_sets,
     load_to_evaluate,
     needs_weights,
@@ -46,7 +47,7 @@ from .launch import (
     started_again,
 )
 from .monitor import setup_logging
-from .test_sets import evaluate_all
+from .test_sets import evaluate_all, report_all
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -114,6 +115,7 @@ def _run(args: argparse.Namespace, why: str) -> dict[str, float] | None:
     import_files(args.imports)
     cfg = load_cfg(args.config_file, args.opts)
     check_processes(cfg, args)
+    check_report(args)
     if not args.eval_only and not is_one_of_several():
         check_folder(cfg, args)  # before work that may take minutes
     if not args.eval_only:
@@ -186,6 +188,8 @@ def _work(
         metrics = evaluate_all(cfg, model, test_sets)
         if first:
             folder.note_evaluation(dump(cfg))
+            if args.report:
+                report_all(cfg, test_sets)
         return metrics
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from onenet.checkpoints.weights import load_weights
+from onenet.checkpoints.weights import load_weights, locate_weights
 from onenet.config.build import prepare_inference
 from onenet.config.device import choose_device
 from onenet.data.dataset import CocoDetection
@@ -38,6 +39,9 @@ class Predictor(BasePredictor):
         model = build_detector(cfg)
         extras = load_weights(model, cfg.MODEL.WEIGHTS, detector=True)
         return prepare_inference(cfg, model.to(choose_device(cfg))), extras
+
+    def locate(self, weights: str) -> Path:
+        return locate_weights(weights)
 
     def resize(self, image: np.ndarray) -> np.ndarray:
         return self._transform(image)

@@ -7,12 +7,15 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from onenet.checkpoints.weights import locate_weights
 from onenet.data.dataset import CocoDetection
 from onenet.evaluation.registry import choose_evaluator
 from onenet.evaluation.report import directions
-from onenet.evaluation.results import results_folder, set_prefix
+from onenet.evaluation.report_facts import Evaluated
+from onenet.evaluation.results import RESULTS_FILE, results_folder, set_prefix
 from onenet.evaluation.truth import read_truth
 from onenet.training.validation import log_losses
+from onenet.visualization.report_page import write_report
 
 from .evaluate import evaluate, losses, names_of_losses
 from .pictures import validation_pictures
@@ -62,6 +65,23 @@ def all_directions(cfg: Any, model: nn.Module, test_sets: list[CocoDetection]) -
         prefix = set_prefix(name, names)
         found |= {prefix + title: lower for title, lower in scored.items()}
     return found
+
+
+def report_all(cfg: Any, test_sets: list[CocoDetection]) -> None:
+    """Write the report of every test set beside its detections, which are there already."""
+    names = [dataset.source.name for dataset in test_sets]
+    weights = locate_weights(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else None
+    for dataset, name in zip(test_sets, names, strict=True):
+        folder = results_folder(cfg.OUTPUT_DIR, name, names)
+        evaluated = Evaluated(
+            name=name,
+            truth=read_truth(dataset.source.json_file),
+            truth_file=dataset.source.json_file,
+            results_file=folder / RESULTS_FILE,
+            files=dataset.files,
+            weights=weights,
+        )
+        write_report(evaluated, folder)
 
 
 def draw_all(cfg: Any, model: nn.Module, test_sets: list[CocoDetection]) -> dict[str, np.ndarray]:

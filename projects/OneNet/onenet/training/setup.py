@@ -36,6 +36,15 @@ def data_sets(cfg: Any, *, eval_only: bool) -> tuple[list[str], list[str]]:
     return train_sets, test_sets
 
 
+def check_report(args: argparse.Namespace) -> None:
+    """Raise ``ConfigError`` if a report is wanted of a training."""
+    if args.report and not args.eval_only:
+        raise ConfigError(
+            "--report is about an evaluation: train first, then give --eval-only --report with "
+            "MODEL.WEIGHTS"
+        )
+
+
 def check_gpus(processes: int) -> None:
     """Raise ``ConfigError`` if this machine has fewer GPUs than processes."""
     available = torch.cuda.device_count()

@@ -79,7 +79,51 @@ def draw_boxes(
         order = np.argsort(scores, kind="stable")
         names = [f"{names[i]} {100 * scores[i]:.0f}%" for i in order]
         boxes, labels = boxes[order], labels[order]
+    return _annotate(picture, boxes, labels, names, *class_palette(len(class_names)))
 
+
+def draw_marked(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    texts: Sequence[str],
+    colors: Sequence[str],
+    *,
+    scale: float = 1.0,
+) -> np.ndarray:
+    """Draw boxes in colours of their own on a copy of an image, the last on top.
+
+    Args:
+        image: (H, W, 3) uint8 RGB; not modified.
+        boxes: (n, 4) xyxy px of ``image``; n may be 0.
+        texts: for each box; empty: none.
+        colors: ``#rrggbb`` for each box.
+        scale: as in :func:`draw_boxes`.
+
+    Returns:
+        (H', W', 3) uint8 RGB, as of :func:`draw_boxes`.
+    """
+    picture = _resize(image, round(scale * image.shape[0]), round(scale * image.shape[1]))
+    if len(boxes) == 0:
+        return picture.copy()
+    height, width = picture.shape[:2]
+    boxes = (boxes * scale).clip(0, [width - 1, height - 1] * 2).astype(np.float32)
+    different = list(dict.fromkeys(colors))
+    which = np.array([different.index(color) for color in colors])
+    palette = sv.ColorPalette([sv.Color.from_hex(color) for color in different])
+    inks = sv.ColorPalette([_ink(color.as_rgb()) for color in palette.colors])
+    return _annotate(picture, boxes, which, texts, palette, inks)
+
+
+def _annotate(
+    picture: np.ndarray,
+    boxes: np.ndarray,
+    which: np.ndarray,
+    texts: Sequence[str],
+    colors: sv.ColorPalette,
+    inks: sv.ColorPalette,
+) -> np.ndarray:
+    """A copy of a picture with boxes and texts; ``which`` (n,) indexes the colours."""
+    height, width = picture.shape[:2]
     side = min(height, width)
     # Small objects in a large picture: text of the picture's size would hide them.
     usual = float(np.median((boxes[:, 2:] - boxes[:, :2]).min(axis=1)))
@@ -87,23 +131,24 @@ def draw_boxes(
     text_scale = max(0.36, 0.25 + side / 1900)
     text_thickness = max(1, round(text_scale))
     padding = max(2, round(7 * text_scale))
-    widest = max(cv2.getTextSize(n, _FONT, text_scale, text_thickness)[0][0] for n in names)
+    widest = max(cv2.getTextSize(t, _FONT, text_scale, text_thickness)[0][0] for t in texts)
     text_scale *= min(1.0, max(1, width - 2 * padding - 1) / max(1, widest))
 
-    colors, inks = class_palette(len(class_names))
-    found = sv.Detections(xyxy=boxes, class_id=labels)
+    found = sv.Detections(xyxy=boxes, class_id=which)
     scene = picture[..., ::-1].copy()  # supervision draws in place on BGR
     scene = sv.BoxAnnotator(color=colors, thickness=max(1, round(0.5 + side / 320))).annotate(
         scene, found
     )
-    scene = sv.LabelAnnotator(
-        color=colors,
-        text_color=inks,
-        text_scale=text_scale,
-        text_thickness=text_thickness,
-        text_padding=padding,
-        smart_position=True,
-    ).annotate(scene, found, names)
+    with_text = [i for i, text in enumerate(texts) if text]
+    if with_text:
+        scene = sv.LabelAnnotator(
+            color=colors,
+            text_color=inks,
+            text_scale=text_scale,
+            text_thickness=text_thickness,
+            text_padding=padding,
+            smart_position=True,
+        ).annotate(scene, found[with_text], [texts[i] for i in with_text])
     return np.ascontiguousarray(scene[..., ::-1])
 
 
@@ -232,8 +277,13 @@ def class_palette(classes: int) -> tuple[sv.ColorPalette, sv.ColorPalette]:
         saturation, value = ((0.85, 0.95), (0.55, 1.0), (0.9, 0.65))[k // 8 % 3]
         rgb = [round(255 * c) for c in colorsys.hsv_to_rgb(hue, saturation, value)]
         colors.append(sv.Color(*rgb))
-        # Approximate relative luminance. Above 0.18 black has the higher contrast, but white looks
-        # better up to 0.25.
-        luminance = np.dot((0.2126, 0.7152, 0.0722), (np.array(rgb) / 255) ** 2.2)
-        inks.append(sv.Color(0, 0, 0) if luminance > 0.25 else sv.Color(255, 255, 255))
+        inks.append(_ink(rgb))
     return sv.ColorPalette(colors), sv.ColorPalette(inks)
+
+
+def _ink(rgb: Sequence[int]) -> sv.Color:
+    """The colour of text on a colour."""
+    # Approximate relative luminance. Above 0.18 black has the higher contrast, but white looks
+    # better up to 0.25.
+    luminance = np.dot((0.2126, 0.7152, 0.0722), (np.array(rgb) / 255) ** 2.2)
+    return sv.Color(0, 0, 0) if luminance > 0.25 else sv.Color(255, 255, 255)
