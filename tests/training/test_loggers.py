@@ -206,11 +206,11 @@ class Client(Noting):
 
     def search_runs(self, places: list[str], words: str, max_results: int) -> list[Any]:
         assert places == ["5"]
-        assert words == "tags.`onenet.run` = '20260101-120000-abc123'"
+        assert words == "tags.`onenet_run` = '20260101-120000-abc123'"
         return self.known
 
     def create_run(self, place: str, **options: Any) -> Any:
-        assert options["tags"] == {"onenet.run": "20260101-120000-abc123"}
+        assert options["tags"] == {"onenet_run": "20260101-120000-abc123"}
         return SimpleNamespace(info=SimpleNamespace(run_id="new"))
 
 

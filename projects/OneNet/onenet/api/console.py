@@ -24,6 +24,7 @@ COMMANDS = {
     "eval": Command("onenet.api.train", ("--eval-only",), "evaluate a checkpoint on a data set"),
     "predict": Command("onenet.api.predict", (), "detect in images, videos or a webcam's pictures"),
     "export": Command("onenet.api.export", (), "write a detector as one file: ONNX, torch.export"),
+    "page": Command("onenet.api.page.main", (), "open a page in the browser to try detectors on"),
     "env": Command("onenet.api.environment", (), "print versions, engines and devices"),
 }
 # What people type for them.

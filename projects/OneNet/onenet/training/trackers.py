@@ -55,7 +55,7 @@ class WandB(RunLogger):
 class MLflow(RunLogger):
     """MLflow, where ``MLFLOW_TRACKING_URI`` says, in the experiment ``MLFLOW_EXPERIMENT_NAME``.
 
-    A resumed run finds its entry by the tag ``onenet.run``. The parameters are those of its first
+    A resumed run finds its entry by the tag ``onenet_run``. The parameters are those of its first
     start, which MLflow never changes; ``config.yaml`` among the artifacts is that of the last.
     """
 
@@ -72,12 +72,12 @@ class MLflow(RunLogger):
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "onenet"
         known = self.client.get_experiment_by_name(name)
         place = known.experiment_id if known else self.client.create_experiment(name)
-        found = self.client.search_runs([place], f"tags.`onenet.run` = '{run.id}'", max_results=1)
+        found = self.client.search_runs([place], f"tags.`onenet_run` = '{run.id}'", max_results=1)
         if found:
             self.id = found[0].info.run_id
             self.client.update_run(self.id, status="RUNNING")
         else:
-            tags = {"onenet.run": run.id}
+            tags = {"onenet_run": run.id}
             made = self.client.create_run(place, tags=tags, run_name=run.folder.resolve().name)
             self.id = made.info.run_id
             parameters = [Param(_plain(k), str(v)[:6000]) for k, v in run.config.items()]
