@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     )
     from .backbones.fpn import FPN
     from .backbones.registry import BACKBONE_REGISTRY
+    from .backbones.mobilenet import MobileNetV3
     from .backbones.resnet import ResNet
+    from .backbones.timm import TimmBackbone
     from .baselines.registry import BASELINE_REGISTRY
     from .config.build import build_head
     from .config.keys import add_onenet_config
@@ -73,6 +75,7 @@ __all__ = [
     "Matcher",
     "Matches",
     "MinCostMatcher",
+    "MobileNetV3",
     "OneNet",
     "OneNetError",
     "OneToManyCriterion",
@@ -86,6 +89,7 @@ __all__ = [
     "RetinaNetHead",
     "TargetBatch",
     "Targets",
+    "TimmBackbone",
     "TopKMatcher",
     "add_onenet_config",
     "build_criterion",
@@ -119,6 +123,7 @@ _MODULES = {
     "Matcher": "assignment.matchers",
     "Matches": "structures",
     "MinCostMatcher": "assignment.matchers",
+    "MobileNetV3": "backbones.mobilenet",
     "OneNet": "detector",
     "OneNetError": "errors",
     "OneToManyCriterion": "assignment.criterion",
@@ -132,6 +137,7 @@ _MODULES = {
     "RetinaNetHead": "heads.retinanet",
     "TargetBatch": "structures",
     "Targets": "structures",
+    "TimmBackbone": "backbones.timm",
     "TopKMatcher": "assignment.one_to_many",
     "add_onenet_config": "config.keys",
     "build_criterion": "assignment.registry",
