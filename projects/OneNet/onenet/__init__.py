@@ -25,8 +25,8 @@ if TYPE_CHECKING:
         matcher_options,
     )
     from .backbones.fpn import FPN
-    from .backbones.registry import BACKBONE_REGISTRY
     from .backbones.mobilenet import MobileNetV3
+    from .backbones.registry import BACKBONE_REGISTRY
     from .backbones.resnet import ResNet
     from .backbones.timm import TimmBackbone
     from .baselines.registry import BASELINE_REGISTRY
