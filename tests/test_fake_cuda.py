@@ -43,8 +43,6 @@ HEADS = {
     "retinanet": (OURS / "onenet.retinanet.res50.yaml", ["MODEL.OneNet.NUM_CONV", 1]),
     "centernet": (RIVALS / "centernet.res18.nodcn.yaml", []),
 }
-# Of another backbone than ResNet, which Maps does not stand in for.
-OTHERS = {"nano": (OURS / "onenet.nano.yaml", [])}
 SMALL = ["MODEL.DEVICE", "cuda", "MODEL.WEIGHTS", "", "MODEL.RESNETS.DEPTH", 18]
 SMALL += ["MODEL.RESNETS.RES2_OUT_CHANNELS", 64]
 CHANNELS = {"res2": 64, "res3": 128, "res4": 256, "res5": 512}
@@ -74,7 +72,7 @@ class Maps(nn.Module):
 
 def build(head: str, *opts: Any, whole: bool = False) -> tuple[Any, DenseDetector]:
     """The config and the model of a head, in training on the card; ``whole`` with its backbone."""
-    file, changes = (HEADS | OTHERS)[head]
+    file, changes = HEADS[head]
     cfg = load_cfg(file, [*SMALL, *changes, *opts])
     torch.manual_seed(0)
     model = build_detector(cfg).train()
@@ -159,7 +157,7 @@ def test_the_focal_loss_keeps_its_gradient_without_a_wait():
     assert waits.found == [] and gradient.shape == logits.shape and gradient.dtype == logits.dtype
 
 
-@pytest.mark.parametrize("head", ["deconv", "fcos", "nano"])
+@pytest.mark.parametrize("head", ["deconv", "fcos"])
 def test_a_backbone_waits_nowhere(head):
     """Nor do frozen layers, or a batch in parts."""
     cfg, model = build(head, "SOLVER.ACCUMULATE", 2, "MODEL.BACKBONE.FREEZE_AT", 2, whole=True)

@@ -42,6 +42,11 @@ HEADS = {
         "MODEL__OneNet__INFERENCE_HEADS": 2,
     },
     "dcn": {"MODEL__OneNet__DCN": True, "INPUT__FORMAT": "BGR"},
+    "mobilenet": {
+        "MODEL__BACKBONE__NAME": "build_mobilenetv3_backbone",
+        "MODEL__MOBILENETV3__SIZE": "small",
+        "MODEL__OneNet__DECONV_CHANNEL": [96, 16, 16, 16],
+    },
     # Batch norms before convolutions cannot be folded.
     "timm": {
         "MODEL__BACKBONE__NAME": "build_timm_backbone",
@@ -55,6 +60,7 @@ HEADS = {
         **_PYRAMID,
     },
 }
+SLOW = set(HEADS) - {"dcn"}
 # (H, W) px of the images of a batch: none has the count, size and shape of the traced example.
 BATCHES = ([(96, 160)], [(64, 96), (50, 33), (96, 7)], [(32, 32), (20, 30)])
 
@@ -112,7 +118,8 @@ def check_inputs_and_outputs(session) -> None:
 
 
 @pytest.mark.parametrize(
-    "head", [h if h == "dcn" else pytest.param(h, marks=pytest.mark.slow) for h in HEADS]
+    "head",
+    [pytest.param(h, marks=pytest.mark.slow) if h in SLOW else h for h in HEADS],
 )
 def test_onnx_runtime_detects_what_torch_does(head, shapes, tmp_path, capsys):
     # One test checks everything, since an export takes seconds.

@@ -28,8 +28,10 @@ if TYPE_CHECKING:
         matcher_options,
     )
     from .backbones.fpn import FPN
+    from .backbones.mobilenet import MobileNetV3
     from .backbones.registry import BACKBONE_REGISTRY
     from .backbones.resnet import ResNet
+    from .backbones.timm import TimmBackbone
     from .baselines.registry import BASELINE_REGISTRY
     from .config.build import build_head
     from .config.keys import add_onenet_config
@@ -84,6 +86,7 @@ __all__ = [
     "Matcher",
     "Matches",
     "MinCostMatcher",
+    "MobileNetV3",
     "OneNet",
     "OneNetError",
     "OneToManyCriterion",
@@ -98,6 +101,7 @@ __all__ = [
     "RunLogger",
     "TargetBatch",
     "Targets",
+    "TimmBackbone",
     "TopKMatcher",
     "add_onenet_config",
     "build_criterion",
@@ -138,6 +142,7 @@ _MODULES = {
     "Matcher": "assignment.matchers",
     "Matches": "structures",
     "MinCostMatcher": "assignment.matchers",
+    "MobileNetV3": "backbones.mobilenet",
     "OneNet": "detector",
     "OneNetError": "errors",
     "OneToManyCriterion": "assignment.criterion",
@@ -152,6 +157,7 @@ _MODULES = {
     "RunLogger": "training.run_logger",
     "TargetBatch": "structures",
     "Targets": "structures",
+    "TimmBackbone": "backbones.timm",
     "TopKMatcher": "assignment.one_to_many",
     "add_onenet_config": "config.keys",
     "build_criterion": "assignment.registry",
