@@ -120,7 +120,7 @@ def test_tensorboard_has_curves_and_pictures(finished):
 def test_final_model_is_the_last_checkpoints(finished):
     run = finished[0] / "run"
     final, last = load(run / "model_final.pth"), load(run / "model_0000005.pth")
-    assert set(final) == {"model", "class_names", "run"}
+    assert set(final) == {"model", "class_names", "config", "run"}
     assert final["class_names"] == CLASSES
     assert_same(final["model"], last["model"])
     assert last["iteration"] == 5
