@@ -177,7 +177,8 @@ def test_resuming_a_finished_run_does_no_harm_and_evaluates(finished, tmp_path):
     (run / "model_final.pth").unlink()  # as after a kill during the last evaluation
     found = train(folder / "tiny.yaml", "--resume", "OUTPUT_DIR", run)
     assert found == pytest.approx(last, nan_ok=True)
-    assert_same(load(run / "model_final.pth"), load(folder / "run" / "model_final.pth"))
+    both = (training_of(path / "model_final.pth") for path in (run, folder / "run"))
+    assert_same(*both)
     assert (run / "last_checkpoint").read_text() == "model_0000005.pth"
     kept = "model_0000005.pth"
     assert (run / kept).stat().st_mtime == (folder / "run" / kept).stat().st_mtime
