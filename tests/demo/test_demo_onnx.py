@@ -58,7 +58,9 @@ def test_what_does_not_go_together(tmp_path, model, capsys):
     assert "not allowed with argument" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         demo.main([*map(str, rest)])
-    assert "one of the arguments --config-file --onnx is required" in capsys.readouterr().err
+    assert (
+        "one of the arguments --weights --config-file --onnx is required" in capsys.readouterr().err
+    )
     for more in (("--engine", "lightning"), ("--opts", "MODEL.WEIGHTS", "m.pth")):
         assert "remove --engine" in fails_with(capsys, "--onnx", model, *rest, *more)
 

@@ -120,7 +120,7 @@ def test_tensorboard_has_curves_and_pictures(finished):
 def test_final_model_is_the_last_checkpoints(finished):
     run = finished[0] / "run"
     final, last = load(run / "model_final.pth"), load(run / "model_0000005.pth")
-    assert set(final) == {"model", "class_names", "run"}
+    assert set(final) == {"model", "class_names", "config", "run"}
     assert final["class_names"] == CLASSES
     assert_same(final["model"], last["model"])
     assert last["iteration"] == 5
@@ -178,7 +178,8 @@ def test_resuming_a_finished_run_does_no_harm_and_evaluates(finished, tmp_path):
     (run / "model_final.pth").unlink()  # as after a kill during the last evaluation
     found = train(folder / "tiny.yaml", "--resume", "OUTPUT_DIR", run)
     assert found == pytest.approx(last, nan_ok=True)
-    assert_same(load(run / "model_final.pth"), load(folder / "run" / "model_final.pth"))
+    both = (training_of(path / "model_final.pth") for path in (run, folder / "run"))
+    assert_same(*both)
     assert (run / "last_checkpoint").read_text() == "model_0000005.pth"
     kept = "model_0000005.pth"
     assert (run / kept).stat().st_mtime == (folder / "run" / kept).stat().st_mtime

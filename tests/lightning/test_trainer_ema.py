@@ -43,7 +43,10 @@ def test_the_average_is_of_all_iterations(averaged):
 def test_the_final_model_is_the_average_and_says_so(averaged):
     run = averaged[0] / "run"
     final, last = load(run / "model_final.pth"), load(run / "model_0000002.pth")
-    assert set(final) == {"model", "class_names", "weights", "run"} and final["weights"] == "ema"
+    assert (
+        set(final) == {"model", "class_names", "config", "weights", "run"}
+        and final["weights"] == "ema"
+    )
     assert_same(final["model"], last["ema"]["model"])
     assert not torch.equal(*(c["model"]["head.feat1.weight"] for c in (final, last)))
     log = (run / "log.txt").read_text()
@@ -65,7 +68,12 @@ def test_averaging_does_not_disturb_the_training(averaged, shapes, tmp_path):
     without = training_of(tmp_path / "run" / "model_0000002.pth")
     del with_average["ema"]
     assert_same(with_average, without)
-    assert set(load(tmp_path / "run" / "model_final.pth")) == {"model", "class_names", "run"}
+    assert set(load(tmp_path / "run" / "model_final.pth")) == {
+        "model",
+        "class_names",
+        "config",
+        "run",
+    }
 
 
 def test_a_resumed_average_ends_like_an_uninterrupted_one(averaged, tmp_path):
