@@ -45,6 +45,7 @@ def found() -> ImageDetections:
         np.array(boxes, np.float32),
         np.array([0.9, 0.8, 0.7, 0.6], np.float32),
         np.array([0, 0, 0, 1]),
+        np.ones(4, np.int64),
         ["a <b>", "other"],
         (64, 64),
         _pixels=np.full((64, 64, 3), 255, np.uint8),

@@ -228,7 +228,7 @@ def test_a_frozen_norm_works_within_its_convolution():
 @pytest.mark.parametrize(
     ("in_features", "message"),
     [
-        (["res2", "res5"], r"needs res2, but MODEL.RESNETS.OUT_FEATURES is \['res3'"),
+        (["res2", "res5"], "needs res2, but the backbone makes res3, res4, res5"),
         (["res3", "res5"], r"IN_FEATURES.*\['res3', 'res5'\]"),
         (["res5", "res4"], r"IN_FEATURES.*\['res5', 'res4'\]"),
         (["res3", "res4"], r"IN_FEATURES.*\['res3', 'res4'\]"),

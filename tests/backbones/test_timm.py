@@ -11,7 +11,7 @@ from helpers.configs import CONFIGS, refused
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from onenet.backbones.timm import FrozenNormAct, TimmBackbone
+from onenet.backbones.timm import FrozenNormAct, TimmBackbone, _Reads
 from onenet.backbones.timm_names import published
 from onenet.checkpoints import transfer
 from onenet.checkpoints.web import Interrupted
@@ -61,6 +61,16 @@ def test_maps_and_folded_batch_norms(name):
     # Those before a convolution, of a ResNet of version 2, cannot be folded into one.
     assert folded == norms or (name == "resnetv2_18" and 0 < folded < norms)
     assert not [m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+def test_a_tensor_that_is_gone_pairs_no_convolution_with_a_batch_norm():
+    reads, conv, norm = _Reads(), nn.Conv2d(3, 8, 1), nn.BatchNorm2d(4)
+    tensor = torch.zeros(1, 4, 2, 2)
+    reads.before_norm(norm, (tensor,))  # a sum, say
+    reads.after_conv(conv, None, tensor)  # as if a later output had got its id
+    with reads:
+        tensor + 1
+    assert reads.pairs() == []
 
 
 def test_frozen_layers_are_those_that_a_map_comes_from():

@@ -235,7 +235,9 @@ class _Reads(TorchFunctionMode):
 
     def before_norm(self, norm: nn.Module, inputs: tuple[Tensor]) -> None:
         self.calls[norm] = self.calls.get(norm, 0) + 1
-        self.norms[id(inputs[0])] = norm
+        # Any other tensor may be gone soon, and its id may be a later output's.
+        if id(inputs[0]) in self.outputs:
+            self.norms[id(inputs[0])] = norm
 
     def pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         """Convolutions with the batch norms that alone read their outputs, both run once."""
