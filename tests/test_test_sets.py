@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from helpers.runs import edit_json, metrics, refused, strict, trained, write_config
+from helpers.runs import CURVES, edit_json, metrics, refused, strict, trained, write_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 Content = dict[str, Any]
@@ -65,7 +65,7 @@ def test_classes_of_one_name_have_a_metric_each(shapes, tmp_path, capsys, engine
 
     data = edit_json(shapes, tmp_path / "one", "val", same_name)
     data = edit_json(data, tmp_path / "both", "train", same_name)
-    engine(write_config(tmp_path, data, SOLVER__MAX_ITER=1))
+    engine(write_config(tmp_path, data, SOLVER__MAX_ITER=1, **CURVES))
     (line,) = (line for line in metrics(tmp_path / "run") if "bbox/AP" in line)
     names = {name for name in line if name.startswith("bbox/AP-")}
     assert len(names) == 6 and {"bbox/AP-thing (id 1)", "bbox/AP-thing (id 2)"} <= names

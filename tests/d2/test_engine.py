@@ -15,7 +15,7 @@ import torch
 import torchvision
 from detectron2.data import DatasetCatalog, build_detection_test_loader
 from helpers.detectron2_runs import d2_process, name_of, train_d2, trained
-from helpers.runs import CLASSES, edit_json, load, metrics, train, write_config
+from helpers.runs import CLASSES, CURVES, edit_json, load, metrics, train, write_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from onenet.d2 import Trainer, main
@@ -33,7 +33,7 @@ def finished(shapes, tmp_path_factory) -> Path:
     """The folder of a run of 2 iterations with a picture, saved after each."""
     folder = tmp_path_factory.mktemp("finished")
     config = write_config(
-        folder, shapes, SOLVER__MAX_ITER=2, SOLVER__CHECKPOINT_PERIOD=1, VIS_PERIOD=2
+        folder, shapes, SOLVER__MAX_ITER=2, SOLVER__CHECKPOINT_PERIOD=1, VIS_PERIOD=2, **CURVES
     )
     train_d2(config)
     return folder / "run"

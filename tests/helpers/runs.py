@@ -31,6 +31,8 @@ from onenet.lightning.main import run
 from onenet.training.replay import replay as replay_dump
 
 TRAIN_NET = ROOT / "projects" / "OneNet" / "train_net.py"
+# For tests that look at TensorBoard's files.
+CURVES = {"LOGGERS": ["tensorboard"]}
 # Of tools/make_shapes_dataset.py, by label.
 CLASSES = ["circle", "ring", "square", "triangle", "star", "cross"]
 LOGGERS = (
@@ -84,6 +86,7 @@ def tiny_values(data: Path, output: Path) -> dict[str, Any]:
         "SOLVER.MAX_ITER": 6,
         "SOLVER.CHECKPOINT_PERIOD": 1000,
         "SEED": 11,
+        "LOGGERS": [],  # drawing and compressing pictures takes a while
         "OUTPUT_DIR": str(output),
     }
 

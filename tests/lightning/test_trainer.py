@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.runs import (
+    CURVES,
     assert_same,
     edit_json,
     end,
@@ -41,6 +42,7 @@ def finished(shapes, tmp_path_factory) -> tuple[Path, dict[str, float]]:
         TEST__EVAL_PERIOD=3,
         DATALOADER__NUM_WORKERS=2,
         SOLVER__OPTIMIZER="ADAMW",
+        **CURVES,
     )
     return folder, train(config)
 

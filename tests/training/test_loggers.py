@@ -102,6 +102,14 @@ def test_one_that_cannot_start_is_refused(tmp_path):
         opened(tmp_path, "csv")
 
 
+def test_pictures_are_drawn_only_where_a_logger_takes_them(tmp_path):
+    assert not opened(tmp_path).takes_pictures
+    assert not opened(tmp_path, "csv").takes_pictures
+    loggers = opened(tmp_path, "csv", "tensorboard")
+    assert loggers.takes_pictures
+    loggers.close(finished=True)
+
+
 @pytest.mark.parametrize("content", ["a,b\n1,2\n", "iteration\nx\n", "iteration,a\n,1\n"])
 def test_another_table_in_its_place_is_left_alone(tmp_path, content):
     (tmp_path / "metrics.csv").write_text(content)

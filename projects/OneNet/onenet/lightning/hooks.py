@@ -192,8 +192,9 @@ class Evaluate(_Hook):
             trainer.metrics = {**(metrics or {}), **losses} or None
             if trainer.metrics is not None:
                 trainer.monitor.write(trainer.iteration, trainer.metrics)
-            pictures = draw_all(self.cfg, trainer.result, test_sets)
-            trainer.monitor.pictures(trainer.iteration, pictures)
+            if trainer.monitor.takes_pictures:
+                pictures = draw_all(self.cfg, trainer.result, test_sets)
+                trainer.monitor.pictures(trainer.iteration, pictures)
 
     def _compare(self) -> None:
         """Once the first process has scored and drawn."""

@@ -155,6 +155,11 @@ class Monitor:
         if self.loggers is not None:
             self.loggers.log(iteration, values)
 
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether a logger does something with pictures."""
+        return self.loggers is not None and self.loggers.takes_pictures
+
     def pictures(self, iteration: int, images: Mapping[str, np.ndarray]) -> None:
         """Give the loggers (H, W, 3) uint8 RGB images."""
         if self.loggers is not None:

@@ -61,6 +61,12 @@ class Loggers:
         """Give all loggers values by name."""
         self._each(lambda one: one.log(iteration, values))
 
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether one of them does something with pictures."""
+        kinds = map(type, self._loggers.values())
+        return any(kind.pictures is not RunLogger.pictures for kind in kinds)
+
     def pictures(self, iteration: int, images: Mapping[str, np.ndarray]) -> None:
         """Give all loggers (H, W, 3) uint8 RGB images by name."""
         self._each(lambda one: one.pictures(iteration, images))
