@@ -16,7 +16,7 @@ from onenet.data.dataset import CocoDetection
 from onenet.data.images import image_size, read_image
 from onenet.data.sources import find_dataset
 from onenet.data.transforms import TestTransform, TrainTransform
-from onenet.lightning.loader import TestDataset, TrainDataset
+from onenet.lightning.datasets import TestDataset, TrainDataset
 from onenet.lightning.sampler import Place
 
 # By EXIF's orientation: the stored pixels, made upright.

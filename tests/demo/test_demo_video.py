@@ -20,6 +20,7 @@ from helpers.demo_run import (  # noqa: F401
     write_video,
 )
 
+from onenet.api import predict_flags
 from onenet.errors import OneNetError
 
 
@@ -70,7 +71,7 @@ def test_without_output_pictures_are_shown_until_escape(tmp_path, monkeypatch, c
     for name in ("a.png", "b.png", "c.png"):
         write_image(tmp_path / name)
     shown, keys = [], iter([-1, demo.ESCAPE])
-    monkeypatch.setattr(demo, "has_display", lambda: True)
+    monkeypatch.setattr(predict_flags, "has_display", lambda: True)
     monkeypatch.setattr(cv2, "namedWindow", lambda *_: None)
     monkeypatch.setattr(cv2, "imshow", lambda _, picture: shown.append(picture))
     monkeypatch.setattr(cv2, "waitKey", lambda _: next(keys))
@@ -83,7 +84,7 @@ def test_no_window_to_be_had(tmp_path, monkeypatch, capsys):
     def refuse(*_):
         raise cv2.error("built without windows")
 
-    monkeypatch.setattr(demo, "has_display", lambda: True)
+    monkeypatch.setattr(predict_flags, "has_display", lambda: True)
     monkeypatch.setattr(cv2, "namedWindow", refuse)
     source = write_image(tmp_path / "a.png")
     assert "give --output" in fails(capsys, "--input", source)
@@ -92,7 +93,7 @@ def test_no_window_to_be_had(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(("words", "number"), [((), 0), ((0,), 0), ((2,), 2)])
 def test_webcam(monkeypatch, capsys, words, number):
     keys = iter([-1, -1, demo.ESCAPE])
-    monkeypatch.setattr(demo, "has_display", lambda: True)
+    monkeypatch.setattr(predict_flags, "has_display", lambda: True)
     monkeypatch.setattr(cv2, "VideoCapture", camera(number))
     monkeypatch.setattr(cv2, "namedWindow", lambda *_: None)
     monkeypatch.setattr(cv2, "imshow", lambda *_: None)
@@ -102,7 +103,7 @@ def test_webcam(monkeypatch, capsys, words, number):
 
 
 def test_a_webcam_that_is_not_there(monkeypatch, capsys):
-    monkeypatch.setattr(demo, "has_display", lambda: True)
+    monkeypatch.setattr(predict_flags, "has_display", lambda: True)
     assert "OpenCV cannot open --webcam 97" in fails(capsys, "--webcam", 97)
     with pytest.raises(SystemExit):
         run("--webcam", "back")

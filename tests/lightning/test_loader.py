@@ -19,8 +19,9 @@ from onenet.data.dataset import CocoDetection
 from onenet.data.sources import DatasetSource
 from onenet.data.transforms import TrainTransform
 from onenet.errors import DatasetError
+from onenet.lightning.datasets import TrainDataset
 from onenet.lightning.items import TestItem, TrainItem
-from onenet.lightning.loader import TrainDataset, build_test_loader, build_train_loader
+from onenet.lightning.loader import build_test_loader, build_train_loader
 from onenet.lightning.sampler import Place
 
 

@@ -20,7 +20,7 @@ from onenet.data.dataset import CocoDetection, spread_evenly
 from onenet.data.sources import find_dataset
 from onenet.lightning.build import build_detector
 from onenet.lightning.config import load_cfg
-from onenet.lightning.loader import TestDataset, build_test_transform
+from onenet.lightning.datasets import TestDataset, build_test_transform
 
 POST = "post-processing"
 

@@ -24,8 +24,9 @@ from onenet.training.oom import memory_errors, testing_advice
 from onenet.training.progress import progress as with_bar
 from onenet.training.validation import loss_names, mean_losses
 
+from .datasets import LossDataset
 from .items import TestItem, TrainItem
-from .loader import LossDataset, build_loss_loader, build_test_loader
+from .loader import build_loss_loader, build_test_loader
 from .predictor import Predictor
 
 logger = logging.getLogger(__name__)

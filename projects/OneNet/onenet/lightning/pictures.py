@@ -12,8 +12,8 @@ from onenet.data.images import read_image
 from onenet.detector import OneNet
 from onenet.visualization.boxes import draw_comparison
 
+from .datasets import TestDataset, build_test_transform
 from .evaluate import detect_all
-from .loader import TestDataset, build_test_transform
 
 
 def validation_pictures(

@@ -20,7 +20,7 @@ from onenet.structures import Detections
 
 from .build import build_detector
 from .config import load_cfg
-from .loader import build_test_transform
+from .datasets import build_test_transform
 
 
 def build_predictor(config_file: str, opts: Sequence[str] = ()) -> Predictor:
