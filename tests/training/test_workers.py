@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -95,6 +96,21 @@ def test_what_cannot_be_passed_on_ends_the_wait(capfd):
     with pytest.raises(DataWorkerError, match=r"a data worker has ended with status 1 \("):
         list(watched(lambda: None))  # cannot be pickled
     assert "Can't pickle" in capfd.readouterr().err
+
+
+def test_a_worker_that_was_killed_with_a_lock_is_not_waited_for():
+    batches = iter(watched(*range(100)))
+    assert next(batches) == [0]
+    inner = batches.gi_frame.f_locals["batches"]
+    if (pid := os.fork()) == 0:
+        inner._workers_done_event._cond.acquire()
+        os._exit(0)
+    os.waitpid(pid, 0)
+    kill_workers()
+    with pytest.raises(DataWorkerError, match="ended by SIGKILL"):
+        list(batches)
+    del batches, inner
+    gc.collect()
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, NoReturn
 
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 from onenet.data.shared_memory import FOLDER, shared_memory
 from onenet.errors import DataWorkerError
@@ -82,14 +83,19 @@ class Watched:
         except OSError as error:
             raise self._failed(f"data workers cannot be started: {error.strerror}") from error
         _CHILDREN.take_over()
+        workers = batches._workers
         while True:
             try:
                 with _CHILDREN.heard():
+                    # torch hears of an end once, and not at all of one that Python has noticed.
+                    if any(worker.exitcode for worker in workers):
+                        raise EOFError
                     batch = next(batches)
             except StopIteration:
                 return
             except (RuntimeError, OSError, EOFError, MemoryError) as error:
-                if what := _what_failed(error, getattr(batches, "_workers", ())):
+                if what := _what_failed(error, workers):
+                    _abandon(batches)
                     raise self._failed(what) from error
                 raise
             yield batch
@@ -99,6 +105,20 @@ class Watched:
             f"{what} (DATALOADER.NUM_WORKERS {self.loader.num_workers}). {shared_memory()}. Fewer "
             "DATALOADER.NUM_WORKERS need less memory; with 0, this process loads the data itself"
         )
+
+
+def _abandon(batches: Any) -> None:
+    """End the workers, one of which is gone, without asking them.
+
+    torch would wait for the lock of an event that it shares with them, and a worker that was killed
+    may hold it for ever.
+    """
+    batches._shutdown = True
+    for worker in batches._workers:
+        worker.kill()
+        worker.join()
+    signal_handling._remove_worker_pids(id(batches))
+    batches._worker_pids_set = False
 
 
 @contextmanager
