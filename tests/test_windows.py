@@ -113,6 +113,7 @@ def as_on_windows(*words: object) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_training_with_what_windows_has(shapes, tmp_path):
     config = write_config(tmp_path, shapes, SOLVER__MAX_ITER=2)
     done = as_on_windows(TRAIN_NET, "--engine", "lightning", "--config-file", config)

@@ -169,6 +169,7 @@ def test_onnx_runtime_detects_what_torch_does(head, shapes, tmp_path, capsys):
     assert_same_detections(expected, (exported.boxes, exported.scores, exported.labels), (81, 200))
 
 
+@pytest.mark.slow
 def test_torch_export(shapes, tmp_path, capsys, monkeypatch):
     config, _ = trained(tmp_path, shapes, **HEADS["dcn"])
     output = tmp_path / "model.pt2"

@@ -168,7 +168,7 @@ def test_images_that_training_does_not_read(shapes, tmp_path, capsys):
         (["nowhere"], "Unknown data set 'nowhere'"),
         (["x", "--workers", "-1"], "--workers must be 0 or more, got -1"),
         (["x", "--opts", "SEED", "1"], "--config-file, which is missing"),
-        (["--config-file", "none.yaml"], "none.yaml does not exist"),
+        (["--config-file", "none.yaml"], "config file 'none.yaml' does not exist"),
     ],
 )
 def test_wrong_command_lines(capsys, words, told):

@@ -258,7 +258,7 @@ def test_the_weights_that_were_evaluated_are_kept(engine, scripted, shapes, tmp_
     config, run = write_config(tmp_path, shapes, **BEST, **averaged), tmp_path / "run"
     engine(config)
     content, then = load(run / "model_best.pth"), load(run / "model_0000000.pth")
-    assert set(content) == {"model", "class_names", "run", "weights", "best"}
+    assert set(content) == {"model", "class_names", "config", "run", "weights", "best"}
     assert content["best"] == {"metric": "mine/figure", "value": 3.0, "iteration": 1}
     names = [name for name in then["ema"]["model"] if not name.startswith("aux.")]
     assert list(content["model"]) == names and len(names) < len(then["ema"]["model"])
