@@ -78,7 +78,7 @@ def test_wrong_overrides_are_told(opts):
 
 
 def test_a_missing_file_is_told(tmp_path):
-    with pytest.raises(ConfigError, match="config file 'none.yaml' does not exist"):
+    with pytest.raises(ConfigError, match="none.yaml does not exist"):
         load_cfg(tmp_path / "none.yaml")
 
 

@@ -61,10 +61,10 @@ def test_detectron2s_addresses_go_to_its_own_handler(tmp_path, monkeypatch):
     PathManager.register_handler(Handler(), allow_override=True)
     for address in ("detectron2://COCO/model.pkl", "zoo://model.pkl"):
         assert fetch_weights(address) == str(tmp_path / "model.pkl")
-    monkeypatch.setattr(checkpoint, "_torchvision_file", lambda model: tmp_path / model)
-    assert fetch_weights("torchvision://resnet18") == str(tmp_path / "resnet18")
+    monkeypatch.setattr(checkpoint, "fetch", lambda url: tmp_path / url.rpartition("/")[2])
+    assert fetch_weights("torchvision://resnet18") == str(tmp_path / "resnet18-f37072fd.pth")
     known = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
-    assert fetch_weights(known) == str(tmp_path / "resnet50")
+    assert Path(fetch_weights(known)).name.startswith("resnet50-")
     assert asked == ["detectron2://COCO/model.pkl", "zoo://model.pkl"]
 
 
