@@ -8,9 +8,10 @@ help:  ## List the targets
 
 .venv: .venv/.installed  ## Make the environment and install OneNet in it
 
+# Not compiling in advance saves a minute: Python compiles what it imports.
 .venv/.installed: setup.py constraints.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install -q -c constraints.txt -e '.[test]'
+	.venv/bin/pip install -q --no-compile -c constraints.txt -e '.[test]'
 	touch $@
 
 SHAPES := configs/quick_schedules/onenet.res18.shapes.yaml
@@ -39,7 +40,7 @@ test-all: .venv/.installed  ## Run the slow tests, too
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist worksteal
 
 test-browser: .venv/.installed  ## Test the page in a headless Chromium; installs Debian's, which needs root
-	.venv/bin/pip install -q -c constraints.txt -e '.[page]' playwright
+	.venv/bin/pip install -q --no-compile -c constraints.txt -e '.[page]' playwright
 	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -qq -y chromium; }
 	ONENET_BROWSER=1 OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests/browser
 

@@ -257,6 +257,7 @@ def test_half_a_line_of_metrics_is_dropped(tmp_path):
     assert [line["iteration"] for line in metrics(tmp_path)] == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_small_disk_and_a_read_only_folder(shapes, tmp_path):
     """Real ones, which a user namespace allows without being root."""
     namespace = ["unshare", "--user", "--map-root-user", "--mount"]

@@ -30,6 +30,7 @@ def lines(tmp_path):
     return list(csv.DictReader((tmp_path / "out" / "study.csv").open(newline="")))
 
 
+@pytest.mark.slow
 def test_a_grid_is_trained_evaluated_and_tabled_once(shapes, tmp_path, monkeypatch, capsys):
     played = play(monkeypatch, unchanged_process)
     monkeypatch.setattr(script, "REPEATS", 2)

@@ -151,6 +151,7 @@ def output(tmp_path_factory, shapes, tools):
     return folder / "out"
 
 
+@pytest.mark.slow
 def test_every_part_leaves_samples_tables_and_a_chart(output):
     content = json.loads((output / "benchmark.json").read_text())
     parts = content["parts"]
