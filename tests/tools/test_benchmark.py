@@ -175,6 +175,7 @@ def test_every_part_leaves_samples_tables_and_a_chart(output):
     assert all(title in tables for title in titles) and len(titles) == 2 + 1 + 1 + 1 + 2 + 1 + 3
 
 
+@pytest.mark.slow
 def test_memory_is_set_against_the_dense_reference(output):
     parts = json.loads((output / "benchmark.json").read_text())["parts"]
     facts = parts["criterion"][0]["facts"]
@@ -182,6 +183,7 @@ def test_memory_is_set_against_the_dense_reference(output):
     assert facts["OneNet"]["extra MiB"] == 2.0 and facts["OneNet"]["of dense one-hot's"] == 0.25
 
 
+@pytest.mark.slow
 def test_the_machine_is_described(output):
     machine = json.loads((output / "benchmark.json").read_text())["machine"]
     assert machine["command"].startswith("python tools/dev/benchmark.py --parts inference training")
@@ -189,6 +191,7 @@ def test_the_machine_is_described(output):
     assert machine["versions"]["torch"] == torch.__version__.partition("+")[0]
 
 
+@pytest.mark.slow
 def test_stages_of_inference_and_training(output):
     parts = json.loads((output / "benchmark.json").read_text())["parts"]
     for one in parts["inference"]:
