@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from helpers.runs import edit_json, refused, strict, trained
 
-from onenet.evaluation.best_threshold import best_threshold, sha256
+from onenet.evaluation.best_threshold import best_threshold
 from onenet.evaluation.coco import average_precision
 from onenet.evaluation.truth import read_truth
+from onenet.files import hash_of
 
 
 def test_the_report_of_an_evaluation(shapes, tmp_path, capsys, engine):
@@ -15,7 +16,7 @@ def test_the_report_of_an_evaluation(shapes, tmp_path, capsys, engine):
     engine(config, "--eval-only", "--report", "OUTPUT_DIR", tmp_path)
     folder = tmp_path / "inference"
     content = strict((folder / "report.json").read_text())
-    assert content["weights"] == {"file": str(weights), "sha256": sha256(weights)}
+    assert content["weights"] == {"file": str(weights), "sha256": hash_of(weights)}
     results = strict((folder / "coco_instances_results.json").read_text())
     truth = read_truth(shapes / "annotations" / "instances_val.json")
     assert content["ap"] == pytest.approx(average_precision(truth, results)["AP"])

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from _shared.examples import files_of
+from _shared.examples import add_results_flags, files_of
 
 from onenet.checkpoints.weights import locate_weights
 from onenet.cli import natural, run_program
@@ -33,18 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
         "curves, the confidence threshold of best F1, a confusion matrix, calibration, counted "
         "errors and the worst images.",
     )
-    parser.add_argument(
-        "--input",
-        required=True,
-        metavar="FILE",
-        help="results in COCO's format, such as the coco_instances_results.json of a run",
-    )
-    parser.add_argument(
-        "--dataset",
-        required=True,
-        metavar="NAME",
-        help="as in DATASETS.TEST: a name or JSON:FOLDER",
-    )
+    add_results_flags(parser)
     parser.add_argument(
         "--output", required=True, metavar="FOLDER", help="gets report.html and report.json"
     )

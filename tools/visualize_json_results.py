@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _shared.examples import PICTURES, files_of, save
+from _shared.examples import PICTURES, add_results_flags, files_of, save
 from tqdm import tqdm
 
 from onenet.cli import positive, run_program
@@ -35,15 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Draw the detections of a COCO results file beside the ground truth.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument(
-        "--input", required=True, metavar="FILE", help="coco_instances_results.json of a run"
-    )
-    parser.add_argument(
-        "--dataset",
-        required=True,
-        metavar="NAME",
-        help="as in DATASETS.TEST: a name or JSON:FOLDER",
-    )
+    add_results_flags(parser)
     parser.add_argument(
         "--output", required=True, metavar="PATH", help="a picture (contact sheet) or a folder"
     )

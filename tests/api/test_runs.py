@@ -12,9 +12,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers.runs import CLASSES, LOGGERS, write_config
+from helpers.runs import CLASSES, write_config
 
 import onenet
+from onenet.api.isolation import LOGGERS
 from onenet.errors import CheckpointError, ConfigError, DatasetError, NonFiniteError, OneNetError
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from onenet.errors import OneNetError
-from onenet.evaluation.best_threshold import best_threshold, find_report, sha256
+from onenet.evaluation.best_threshold import best_threshold, find_report
+from onenet.files import hash_of
 
 NAMES = ["cat", "dog"]
 
@@ -46,7 +47,7 @@ def test_the_only_one_of_several_test_sets(weights):
 
 
 def test_the_report_of_these_weights_counts_whatever_its_classes_are_called(weights):
-    write(weights.parent, weights={"file": "x.pth", "sha256": sha256(weights)}, class_names=["a"])
+    write(weights.parent, weights={"file": "x.pth", "sha256": hash_of(weights)}, class_names=["a"])
     assert best_threshold(weights, NAMES, checkpoint=True) == 0.31
 
 

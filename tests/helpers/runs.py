@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +20,8 @@ import yaml
 
 from helpers.forks import Forked
 from helpers.project import ROOT
+from onenet.api import isolation
+from onenet.checkpoints.changes import nested
 from onenet.checkpoints.files import save_checkpoint
 from onenet.cli import choose_engine, training_parser
 from onenet.detector import OneNet
@@ -35,14 +35,6 @@ TRAIN_NET = ROOT / "projects" / "OneNet" / "train_net.py"
 CURVES = {"LOGGERS": ["tensorboard"]}
 # Of tools/make_shapes_dataset.py, by label.
 CLASSES = ["circle", "ring", "square", "triangle", "star", "cross"]
-LOGGERS = (
-    "onenet",
-    "lightning",
-    "lightning.fabric",
-    "lightning.pytorch",
-    "detectron2",
-    "fvcore",
-)
 
 
 def tiny_values(data: Path, output: Path) -> dict[str, Any]:
@@ -99,16 +91,9 @@ def write_config(folder: Path, data: Path, **changes: Any) -> Path:
     """
     values = tiny_values(data, folder / "run")
     values.update({key.replace("__", "."): value for key, value in changes.items()})
-    tree: dict[str, Any] = {}
-    for key, value in values.items():
-        *sections, leaf = key.split(".")
-        node = tree
-        for section in sections:
-            node = node.setdefault(section, {})
-        node[leaf] = value
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(tree))
+    path.write_text(yaml.safe_dump(nested(values)))
     return path
 
 
@@ -141,28 +126,10 @@ def trained(
 
 @contextmanager
 def unchanged_process() -> Iterator[None]:
-    """Undo what a run does to its process: environment, log handlers, filters, torch settings."""
-    environment = dict(os.environ)
-    threads, cudnn = torch.get_num_threads(), torch.backends.cudnn.benchmark
-    logs = [logging.getLogger(name) for name in LOGGERS]
-    before = [(log.level, log.propagate, log.handlers[:]) for log in logs]
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            yield
-    finally:
-        os.environ.clear()
-        os.environ.update(environment)
-        torch.set_num_threads(threads)
-        torch.backends.cudnn.benchmark = cudnn
-        for log, (level, propagate, handlers) in zip(logs, before, strict=True):
-            for handler in log.handlers[:]:
-                if handler not in handlers:
-                    log.removeHandler(handler)
-                    handler.close()
-            log.setLevel(level)
-            log.propagate = propagate
-            log.handlers[:] = handlers
+    """Undo what a run does to its process, which computes with one thread."""
+    with isolation.unchanged_process():
+        torch.set_num_threads(1)
+        yield
 
 
 def train(config: Path, *words: Any) -> dict[str, float] | None:

@@ -17,7 +17,7 @@ SIZE = (3000, 4000)  # (H, W) px
 class Eyes(TiledPrediction):
     """Sees exactly what a tile shows of drawn objects: red and green values are label and number.
 
-    An object of which a tile shows a thin strip is missed, as detectors do.
+    It misses an object if a tile shows only a thin strip of it, as detectors do.
     """
 
     images_per_batch = 4

@@ -149,7 +149,7 @@ def test_what_is_not_there_is_refused_at_the_start(
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
-# Trackers of experiments, in the place of which stands what notes the calls
+# Experiment trackers, replaced by stand-ins that record the calls
 
 
 class Noting:

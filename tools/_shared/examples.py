@@ -58,6 +58,22 @@ def add_image_flags(parser: argparse.ArgumentParser, count: int) -> None:
     )
 
 
+def add_results_flags(parser: argparse.ArgumentParser) -> None:
+    """Add ``--input``, a results file, and ``--dataset``, which both are required."""
+    parser.add_argument(
+        "--input",
+        required=True,
+        metavar="FILE",
+        help="results in COCO's format, such as the coco_instances_results.json of a run",
+    )
+    parser.add_argument(
+        "--dataset",
+        required=True,
+        metavar="NAME",
+        help="as in DATASETS.TEST: a name or JSON:FOLDER",
+    )
+
+
 def open_dataset(name: str | None, test_sets: Sequence[str]) -> CocoDetection:
     """Open the data set of ``--dataset`` or, if it is not given, the config's first test set.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import json
 import logging
@@ -52,6 +53,15 @@ def read_bytes(path: Path, error: type[OneNetError] = DatasetError) -> bytes:
     except (OSError, ValueError) as problem:  # ValueError: what is no path at all
         what = getattr(problem, "strerror", None) or problem
         raise error(f"{path} cannot be read: {what}") from problem
+
+
+def hash_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def read_json(path: Path, error: type[OneNetError] = DatasetError) -> Any:

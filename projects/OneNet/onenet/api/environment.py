@@ -115,7 +115,7 @@ def _packages() -> Facts:
 
 
 def _engines() -> Facts:
-    """Whether each engine can be imported; what must not be missing is told with its error."""
+    """Whether each engine can be imported; a package that is needed is listed with its error."""
     embedded = _trouble(lambda: importlib.import_module("onenet.lightning.main"))
     yield "lightning", embedded or "can be used"
     other = _trouble(detectron2_trouble)
@@ -142,7 +142,7 @@ def _providers() -> str:
 def _processor() -> Facts:
     yield "name", machine.cpu_name() or "unknown"
     limit = machine.core_limit()
-    granted = f", of which a container grants {limit:g}" if limit is not None else ""
+    granted = f"; the container allows {limit:g}" if limit is not None else ""
     yield "cores", f"{machine.usable_cores()} of {os.cpu_count()} may be used{granted}"
     flags = machine.cpu_flags()
     if flags is None:
@@ -158,7 +158,7 @@ def _processor() -> Facts:
 
 def _memory() -> Facts:
     size, limit = machine.memory(), machine.memory_limit()
-    granted = f", of which a container grants {_gib(limit)}" if limit is not None else ""
+    granted = f"; the container allows {_gib(limit)}" if limit is not None else ""
     yield "memory", f"{_gib(size) if size is not None else 'unknown'}{granted}"
     yield "shared memory", shared_memory()
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-_LOGGERS = ("onenet", "lightning", "lightning.fabric", "lightning.pytorch", "detectron2", "fvcore")
+LOGGERS = ("onenet", "lightning", "lightning.fabric", "lightning.pytorch", "detectron2", "fvcore")
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def unchanged_process() -> Iterator[None]:
     Not for several threads that run at a time: these are settings of the whole process.
     """
     environment = dict(os.environ)
-    logs = [logging.getLogger(name) for name in _LOGGERS]
+    logs = [logging.getLogger(name) for name in LOGGERS]
     before = [(log.level, log.propagate, log.handlers[:]) for log in logs]
     seeds = random.getstate(), np.random.get_state()
     cudnn = torch.backends.cudnn

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from onenet.checkpoints.changes import flat
+from onenet.checkpoints.changes import flat, nested
 from onenet.checkpoints.files import read_checkpoint
 from onenet.cli import DETECTRON2, EMBEDDED, choose_engine
 from onenet.config.shipped import find_config
@@ -164,19 +164,7 @@ def _for_engine(values: Mapping[str, Any], package: str, origin: str) -> dict[st
 
 def _as_yaml(values: Mapping[str, Any], origin: str) -> str:
     try:
-        return yaml.safe_dump(_tree(values))
+        return yaml.safe_dump(nested(values))
     except (yaml.YAMLError, AttributeError, TypeError, RecursionError) as error:
         # Whoever wrote the file can put anything there that a checkpoint may hold.
         raise CheckpointError(f"{origin} is no config: {error}") from error
-
-
-def _tree(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Sections within each other from values by dotted key."""
-    tree: dict[str, Any] = {}
-    for key, value in values.items():
-        *sections, leaf = key.split(".")
-        node = tree
-        for section in sections:
-            node = node.setdefault(section, {})
-        node[leaf] = value
-    return tree

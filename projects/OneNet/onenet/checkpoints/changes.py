@@ -88,6 +88,18 @@ def _leaves(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", as_lists(value)
 
 
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections within each other from values by dotted key: the inverse of :func:`flat`."""
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        *sections, leaf = key.split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[leaf] = value
+    return tree
+
+
 def as_lists(value: Any) -> Any:
     """Turn tuples into lists at any depth."""
     return [as_lists(one) for one in value] if isinstance(value, list | tuple) else value

@@ -19,7 +19,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from onenet.errors import CheckpointError
-from onenet.files import put_in_place
+from onenet.files import hash_of, put_in_place
 
 from .web import Interrupted, failure, open_url, words
 
@@ -52,15 +52,6 @@ class Wanted:
         if self.size not in (None, path.stat().st_size):
             return False
         return not self.sha256 or hash_of(path).startswith(self.sha256)
-
-
-def hash_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def download(wanted: Wanted) -> None:

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from onenet.errors import OneNetError
-from onenet.files import read_json
+from onenet.files import hash_of, read_json
 
 REPORT_FILE = "report.json"
 BEST = "best"  # the value of --confidence-threshold that asks for it
-_CHUNK = 1 << 20  # bytes
-
-
-def sha256(file: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def find_report(model: Path) -> Path | None:
@@ -66,7 +55,7 @@ def read_threshold(report: Path, class_names: Sequence[str], weights: Path | Non
                 f"{report} is the report of a model with other classes: {names!r:.200}; this one "
                 f"has {list(class_names)!r:.200}"
             )
-    elif digest != sha256(weights):
+    elif digest != hash_of(weights):
         raise OneNetError(
             f"{report} is the report of other weights ({content['weights'].get('file')}) than "
             f"{weights}. {advice(weights)}"

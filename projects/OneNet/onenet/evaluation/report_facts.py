@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from onenet.data.annotations import sorted_categories
+from onenet.files import hash_of
 
 from .analysis import IOUS, SIZES, USUAL_THRESHOLD, Analysis
-from .best_threshold import sha256
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def report_facts(
     return {
         "best_threshold": analysis.best_threshold,
         "class_names": [c["name"] for c in sorted_categories(dict(evaluated.truth))],
-        "weights": weights and {"file": str(weights), "sha256": sha256(weights)},
+        "weights": weights and {"file": str(weights), "sha256": hash_of(weights)},
         "data_set": {
             "name": evaluated.name,
             "images": m.image_count,

@@ -250,7 +250,7 @@ def _clip(boxes: np.ndarray, rect: np.ndarray) -> np.ndarray:
 
 
 def _within(boxes: np.ndarray, start: int, end: int, rect: np.ndarray) -> np.ndarray:
-    """Indices, from ``start`` to before ``end``, of the boxes of which a part lies in ``rect``."""
+    """Indices, from ``start`` to before ``end``, of the boxes that overlap ``rect``."""
     clipped = _clip(boxes[start:end], rect)
     return start + (clipped[:, 2:] > clipped[:, :2]).all(axis=1).nonzero()[0]
 

@@ -108,7 +108,7 @@ class Watched:
 
 
 def _abandon(batches: Any) -> None:
-    """End the workers, one of which is gone, without asking them.
+    """Kill the workers instead of asking them to end, once one of them has died.
 
     torch would wait for the lock of an event that it shares with them, and a worker that was killed
     may hold it for ever.
