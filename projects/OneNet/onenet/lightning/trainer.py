@@ -14,8 +14,8 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from onenet.checkpoints.changes import compare, compare_data, flat, saved_config
-from onenet.checkpoints.resume import check_engine, iterations_of, restore
+from onenet.checkpoints.changes import flat
+from onenet.checkpoints.resume import restore
 from onenet.checkpoints.weights import load_weights, result_of
 from onenet.data.dataset import CocoDetection
 from onenet.data.unreadable import SkippedImages
@@ -36,8 +36,8 @@ from onenet.training.signals import how_it_stopped
 from onenet.training.step import train_step
 
 from .build import build_detector
-from .checkpoints import Checkpoints
-from .config import dump, get_cfg, load_cfg
+from .checkpoints import Checkpoints, check_resumable
+from .config import dump
 from .hooks import Evaluate, Log, ReportSkipped, Save, Stop
 from .items import TrainItem
 from .loader import build_train_loader
@@ -99,7 +99,7 @@ class Trainer:
         }
         checkpoint = self.checkpoints.read_last() if resume else None
         if checkpoint is not None:
-            self._compare(checkpoint, self.checkpoints.last)
+            check_resumable(checkpoint, self.checkpoints.last, self.facts)
         self.seed = self._choose_seed(checkpoint)
         torch.manual_seed(self.seed)
 
@@ -155,15 +155,6 @@ class Trainer:
         self.monitor: Monitor | None = None
         self.metrics: dict[str, float] | None = None
         self._saved_at: int | None = None
-
-    def _compare(self, checkpoint: dict[str, Any], path: Path) -> None:
-        """Refuse a checkpoint of a run that this one cannot go on with, and log what changes."""
-        check_engine(checkpoint, path, detectron2=False)
-        done = iterations_of(checkpoint, path)
-        compare_data(checkpoint, path, self.facts)
-        if (saved := saved_config(checkpoint, path, load_cfg)) is not None:
-            old = {**flat(get_cfg()), **saved}
-            compare(old, self.facts["config"], path=path, done=done, stream=True)
 
     def _choose_seed(self, checkpoint: dict[str, Any] | None) -> int:
         seed = (checkpoint or {}).get("seed", self.cfg.SEED)
