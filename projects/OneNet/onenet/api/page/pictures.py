@@ -12,7 +12,9 @@ from torchvision.ops import batched_nms
 from onenet.api.detections import ImageDetections
 from onenet.assignment.explain import Assignment
 from onenet.evaluation.duplicates import MIN_IOU
-from onenet.visualization.boxes import draw_boxes, enlargement
+from onenet.evaluation.matching import Kind
+from onenet.visualization.boxes import draw_marked, enlargement
+from onenet.visualization.report_page import COLORS
 
 Row = list[Any]
 FOUND = ["class", "score", "x1", "y1", "x2", "y2"]
@@ -41,17 +43,16 @@ def duplicates_of(found: ImageDetections) -> np.ndarray:
 
 
 def draw_duplicates(found: ImageDetections) -> Image.Image:
-    """The image with its detections; duplicates are over the others, named so, with their score."""
+    """The image with its detections, in the report's colours; duplicates lie over the others."""
     again = duplicates_of(found)
+    order = np.argsort(again, kind="stable")
+    texts = [
+        f"{'duplicate ' * bool(again[i])}{found.names[i]} {100 * found.scores[i]:.0f}%"
+        for i in order
+    ]
+    colors = [COLORS[Kind.DUPLICATE if again[i] else Kind.FOUND] for i in order]
     scale = enlargement(found.image)
-    first = found[~again]
-    picture = draw_boxes(
-        found.image, first.boxes, first.labels, found.class_names, first.scores, scale=scale
-    )
-    second = found[again]
-    names = [f"duplicate {name}" for name in found.class_names]
-    picture = draw_boxes(picture, second.boxes * scale, second.labels, names, second.scores)
-    return Image.fromarray(picture)
+    return Image.fromarray(draw_marked(found.image, found.boxes[order], texts, colors, scale=scale))
 
 
 def summary(found: ImageDetections) -> str:
