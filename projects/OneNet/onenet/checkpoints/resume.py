@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,38 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from onenet.errors import CheckpointError
 
-from .changes import refusal, without_resuming
+from .changes import compare, compare_data, flat, refusal, saved_config, without_resuming
 
 logger = logging.getLogger(__name__)
+
+
+def check_resumable(
+    content: Mapping[str, Any],
+    path: Path,
+    facts: Mapping[str, Any],
+    get_cfg: Callable[[], Any],
+    load_cfg: Callable[..., Any],
+    *,
+    detectron2: bool,
+) -> None:
+    """Refuse a checkpoint of a run that this one cannot go on with, and log what changes.
+
+    Args:
+        content: of the checkpoint.
+        path: of the checkpoint, for messages.
+        facts: what this run's checkpoints say about it: ``class_names``, ``images``, ``config``.
+        get_cfg, load_cfg: of this run's engine.
+        detectron2: whether that is Detectron2's, whose order of images starts again.
+
+    Raises:
+        CheckpointError: it is the other engine's, or of other data or settings; says which.
+    """
+    check_engine(content, path, detectron2=detectron2)
+    done = iterations_of(content, path)
+    compare_data(content, path, facts)
+    if (saved := saved_config(content, path, load_cfg)) is not None:
+        old = {**flat(get_cfg()), **saved}
+        compare(old, facts["config"], path=path, done=done, stream=not detectron2)
 
 
 def restore(parts: Mapping[str, Any], content: Mapping[str, Any], path: Path) -> int:

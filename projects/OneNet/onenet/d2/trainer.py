@@ -15,11 +15,10 @@ from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 from torch import nn
 from torch.optim import Optimizer
 
-from onenet.checkpoints.changes import compare, compare_data, flat, saved_config
+from onenet.checkpoints.changes import flat
 from onenet.checkpoints.files import read_checkpoint
 from onenet.checkpoints.resume import (
-    check_engine,
-    iterations_of,
+    check_resumable,
     own_rates,
     restore,
     start_momentum,
@@ -120,12 +119,7 @@ class Trainer(DefaultTrainer):
                 self.ema.restart(model)
             return
         last, content = found
-        check_engine(content, last, detectron2=True)
-        done = iterations_of(content, last)
-        compare_data(content, last, facts)
-        if (saved := saved_config(content, last, load_cfg)) is not None:
-            old = {**flat(get_cfg()), **saved}
-            compare(old, facts["config"], path=last, done=done, stream=False)
+        check_resumable(content, last, facts, get_cfg, load_cfg, detectron2=True)
         parts = {"model": model, "trainer": self}
         if self.ema is not None:
             parts["ema"] = self.ema

@@ -8,14 +8,10 @@ from typing import Any
 
 from lightning.fabric import Fabric
 
-from onenet.checkpoints.changes import compare, compare_data, flat, saved_config
 from onenet.checkpoints.files import read_checkpoint
-from onenet.checkpoints.resume import check_engine, iterations_of
 from onenet.checkpoints.series import add_checkpoint, find_checkpoints, save_final
 from onenet.errors import CheckpointError
 from onenet.training.run_folder import FINAL, RunFolder
-
-from .config import get_cfg, load_cfg
 
 
 class Checkpoints:
@@ -88,22 +84,3 @@ class Checkpoints:
             save_final(path, content, self.last)
         self.fabric.barrier()
         return path
-
-
-def check_resumable(checkpoint: Mapping[str, Any], path: Path, facts: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint of a run that this one cannot go on with, and log what changes.
-
-    Args:
-        checkpoint: its content.
-        path: its file.
-        facts: see :class:`~.trainer.Trainer`.
-
-    Raises:
-        CheckpointError: it is another engine's, or of other data or settings; says which.
-    """
-    check_engine(checkpoint, path, detectron2=False)
-    done = iterations_of(checkpoint, path)
-    compare_data(checkpoint, path, facts)
-    if (saved := saved_config(checkpoint, path, load_cfg)) is not None:
-        old = {**flat(get_cfg()), **saved}
-        compare(old, facts["config"], path=path, done=done, stream=True)

@@ -15,7 +15,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from onenet.checkpoints.changes import flat
-from onenet.checkpoints.resume import restore
+from onenet.checkpoints.resume import check_resumable, restore
 from onenet.checkpoints.weights import load_weights, result_of
 from onenet.data.dataset import CocoDetection
 from onenet.data.unreadable import SkippedImages
@@ -36,8 +36,8 @@ from onenet.training.signals import how_it_stopped
 from onenet.training.step import train_step
 
 from .build import build_detector
-from .checkpoints import Checkpoints, check_resumable
-from .config import dump
+from .checkpoints import Checkpoints
+from .config import dump, get_cfg, load_cfg
 from .hooks import Evaluate, Log, ReportSkipped, Save, Stop
 from .items import TrainItem
 from .loader import build_train_loader
@@ -99,7 +99,9 @@ class Trainer:
         }
         checkpoint = self.checkpoints.read_last() if resume else None
         if checkpoint is not None:
-            check_resumable(checkpoint, self.checkpoints.last, self.facts)
+            check_resumable(
+                checkpoint, self.checkpoints.last, self.facts, get_cfg, load_cfg, detectron2=False
+            )
         self.seed = self._choose_seed(checkpoint)
         torch.manual_seed(self.seed)
 
