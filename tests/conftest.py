@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import helpers.interpreter  # noqa: F401  (first)
 import pytest
 from helpers.project import ROOT, load_script
 from helpers.runs import train

@@ -55,6 +55,7 @@ MORE = {
     "assignment/matchers.py": {"scipy"},
     "assignment/registry.py": {"fvcore"},
     "heads/registry.py": {"fvcore"},
+    "ops/criterion_kernels.py": {"triton"},  # imported on CUDA alone
 }
 
 

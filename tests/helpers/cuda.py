@@ -15,6 +15,8 @@ from onenet import Predictions
 # ONENET_TEST_DEVICE=cpu rehearses these tests on a machine without a card.
 DEVICE = torch.device(os.environ.get("ONENET_TEST_DEVICE", "cuda"))
 ON_CARD = DEVICE.type == "cuda"
+# Where kernels run: on a card, or on the CPU by Triton's interpreter.
+HERE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 needs_card = pytest.mark.skipif(ON_CARD and not torch.cuda.is_available(), reason="needs CUDA")
 
 

@@ -19,8 +19,8 @@ class Predictions:
     """The predictions of a head for a batch; every head returns this.
 
     Attributes:
-        logits: (B, N, K) class scores before the sigmoid; float32 in training, in the network's
-            precision at inference.
+        logits: (B, N, K) class scores before the sigmoid, in the network's precision; float32
+            where training would have float16.
         boxes: (B, N, 4) float32 xyxy px, decoded.
         samples: (N, 4) float32 xyxy px: the anchor, or the grid point twice.
         levels: (N,) int64, the feature level of each sample; 0 is the finest.

@@ -13,11 +13,21 @@ from torch import Tensor, nn
 
 from onenet.errors import NonFiniteError
 from onenet.ops.boxes import giou
+from onenet.ops.fused_criterion import Location, Weights, fits, fused_losses
 from onenet.structures import Matches, Predictions, TargetBatch, Targets
 
 from .class_losses import ClassLoss, FocalLoss, Positives
-from .costs import ALPHA, CLASS_WEIGHT, GAMMA, GIOU_WEIGHT, L1_WEIGHT
-from .matchers import Matcher
+from .costs import (
+    ALPHA,
+    CLASS_WEIGHT,
+    GAMMA,
+    GIOU_WEIGHT,
+    L1_WEIGHT,
+    PredefinedAnchor,
+    PredefinedPoint,
+    PredictedLocation,
+)
+from .matchers import Matcher, MinCostMatcher
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +87,11 @@ class Criterion(nn.Module):
         """
         device = predictions.logits.device
         targets = TargetBatch.of(targets, device)
+        if self.can_be_fused() and fits(predictions.logits, predictions.boxes):
+            normaliser = mean_targets(len(targets), device)
+            location = fused_location(self.matcher.location, predictions)
+            losses = fused_losses(predictions, targets, location, fused_weights(self), normaliser)
+            return dict(zip(self.weights, losses.unbind(), strict=True))
         try:
             matches = self.matcher(predictions, targets)
             losses, count = self.losses(predictions, targets, matches), self.count(targets, matches)
@@ -89,6 +104,18 @@ class Criterion(nn.Module):
         return {
             name: self.weights.get(name, 1.0) * loss / normaliser for name, loss in losses.items()
         }
+
+    def can_be_fused(self) -> bool:
+        """Whether this is the paper's rule as it stands, which :mod:`onenet.ops.fused_criterion`
+        computes on CUDA; not where a subclass, or a hook that wants to see the matches, has a say.
+        """
+        matcher = self.matcher
+        kinds = (type(self), type(matcher), type(self.class_loss))
+        return (
+            kinds == (Criterion, MinCostMatcher, FocalLoss)
+            and type(matcher.location) in _LOCATIONS
+            and not (matcher._forward_hooks or matcher._forward_pre_hooks)
+        )
 
     def count(self, targets: TargetBatch, matches: Matches) -> int:
         """What the losses are divided by, once it is the mean over the processes."""
@@ -169,6 +196,33 @@ def last_of_each_sample(matches: Matches, shape: tuple[int, int]) -> Tensor:
     return last.scatter_reduce_(0, slot, number, "amax")[slot]
 
 
+_LOCATIONS = (PredictedLocation, PredefinedAnchor, PredefinedPoint)
+
+
+def fused_location(cost: nn.Module, predictions: Predictions) -> Location:
+    """A location cost of :mod:`onenet.assignment.costs` as the kernels take it."""
+    if isinstance(cost, PredefinedPoint):
+        kind = "points" if cost.level_sizes is None else "levels"
+        return Location(kind, predictions.samples, cost.l1_weight, sizes=cost.level_sizes)
+    boxes = predictions.samples if isinstance(cost, PredefinedAnchor) else predictions.boxes
+    return Location("boxes", boxes, cost.l1_weight, cost.giou_weight)
+
+
+def fused_weights(criterion: Criterion) -> Weights:
+    """The weights of a criterion and of its matcher as the kernels take them."""
+    matcher, loss = criterion.matcher, criterion.weights
+    return Weights(
+        class_cost=matcher.class_weight,
+        cost_alpha=matcher.alpha,
+        cost_gamma=matcher.gamma,
+        class_loss=loss["loss_ce"],
+        giou_loss=loss["loss_giou"],
+        l1_loss=loss["loss_bbox"],
+        alpha=criterion.class_loss.alpha,
+        gamma=criterion.class_loss.gamma,
+    )
+
+
 _apart = False
 
 
@@ -188,8 +242,8 @@ def mean_targets(count: int, device: torch.device) -> Tensor:
 
     Within :func:`alone`, the number of this process.
     """
+    if _apart or not (dist.is_available() and dist.is_initialized()):
+        return torch.full((), float(max(count, 1)), device=device)
     mean = torch.full((), float(count), device=device)
-    if not _apart and dist.is_available() and dist.is_initialized():
-        dist.all_reduce(mean)
-        mean /= dist.get_world_size()
-    return mean.clamp(min=1)
+    dist.all_reduce(mean)
+    return (mean / dist.get_world_size()).clamp(min=1)

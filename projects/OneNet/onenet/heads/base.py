@@ -70,11 +70,12 @@ class Head(nn.Module, ABC):
     def logits(self, maps: Tensor) -> Tensor:
         """(B, A · K, H, W) to (B, H · W · A, K).
 
-        float32 in training, for the loss. At inference they keep their dtype: only the few that
-        become detections are converted, to the same values.
+        They keep the network's dtype: losses and detections are computed in float32 from it,
+        without a copy of them all. In float16 gradients would vanish, so training has float32.
         """
         logits = per_sample(maps, self.num_classes)
-        return logits.float() if self.training else logits
+        vanish = self.training and logits.dtype == torch.float16
+        return logits.float() if vanish else logits
 
     def reset_parameters(self, class_layer: nn.Conv2d) -> None:
         """:func:`initialise` all layers; called once they are there."""

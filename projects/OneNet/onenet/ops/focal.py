@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .chunks import chunks
+from .fused_criterion import check_once, fits, negatives
 
 # AVX-512: log1p is 10× slower until the page with its constant is mapped; this call maps it.
 torch.full((64,), -0.0).log1p_()
@@ -76,17 +77,22 @@ class _SparseFocalLoss(torch.autograd.Function):
             place = place * logits.shape[dim] + positives[dim]
         # In float16 small gradients would vanish before the loss scale multiplies them.
         dtype = torch.float32 if logits.dtype == torch.float16 else logits.dtype
-        kept = torch.empty_like(flat, dtype=dtype) if keep else None
 
         # A positive is the negative of a mirrored logit.
         loss, gradient = _as_negatives(-flat[place], alpha, gamma, keep)
-        losses = [loss.mul_(counted).sum()]
         positive = gradient.neg_().to(dtype) if keep else None
-        for part in chunks(flat.numel(), 1, logits.device):
-            loss, gradient = _as_negatives(flat[part], 1 - alpha, gamma, keep)
-            losses.append(_leave_out(loss, place - (part.start or 0)).sum())
-            if keep:
-                kept[part] = gradient
+        if fits(flat):
+            parts, kept = negatives(flat, 1 - alpha, gamma, dtype if keep else None)
+            instead, _ = _as_negatives(flat[place], 1 - alpha, gamma)
+            losses = [parts.sum(), ((loss - instead) * counted).sum()]
+        else:
+            kept = torch.empty_like(flat, dtype=dtype) if keep else None
+            losses = [loss.mul_(counted).sum()]
+            for part in chunks(flat.numel(), 1, logits.device):
+                loss, gradient = _as_negatives(flat[part], 1 - alpha, gamma, keep)
+                losses.append(_leave_out(loss, place - (part.start or 0)).sum())
+                if keep:
+                    kept[part] = gradient
         if keep:
             kept[place] = positive
             kept = kept.view(ordered.shape).permute([order.index(d) for d in range(logits.ndim)])
@@ -100,12 +106,7 @@ class _SparseFocalLoss(torch.autograd.Function):
         if torch.compiler.is_compiling():
             (kept,) = ctx.saved_tensors
             return (kept * grad_output).to(ctx.dtype), *none
-        if ctx.spent or torch.is_grad_enabled():
-            raise RuntimeError(
-                "the focal loss scales its gradient in place: backward() can go through it once "
-                "only, without create_graph; add up the losses first, or compute it again"
-            )
-        ctx.spent = True
+        check_once(ctx)
         (kept,) = ctx.saved_tensors
         return kept.mul_(grad_output).to(ctx.dtype), *none
 
