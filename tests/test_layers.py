@@ -26,7 +26,7 @@ ARROWS = {
     "heads": "ops structures",
     "detector": "assignment data heads inference ops structures",
     # Around it.
-    "backbones": "errors",
+    "backbones": "errors ops",
     "data": "errors files structures",
     "evaluation": "data errors files structures",
     "checkpoints": "backbones data errors files",

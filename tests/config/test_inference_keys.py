@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers.configs import CONFIGS, R50, refused
 from helpers.runs import train, trained
+from helpers.small_detector import model
 from torch import nn
 
 from onenet.config.build import prepare_inference
@@ -21,6 +22,7 @@ from onenet.lightning.config import load_cfg
         ("IMS_PER_BATCH", "-1", "is -1; expected a whole number from 0 on"),
         ("FUSE", "1", "expected True or False"),
         ("COMPILE", "reduce-overhead", "expected True or False"),
+        ("CUDA_GRAPHS", "2", "expected True or False"),
     ],
 )
 def test_other_values_are_refused(key, value, expected):
@@ -44,13 +46,23 @@ def test_images_of_a_batch(monkeypatch, given, device, cuda, count):
     assert images_per_batch(cfg) == count
 
 
-@pytest.mark.parametrize("opts", [["TEST.PRECISION", "bfloat16"], ["TEST.COMPILE", "True"]])
+@pytest.mark.parametrize(
+    "opts",
+    [["TEST.PRECISION", "bfloat16"], ["TEST.COMPILE", "True"], ["TEST.CUDA_GRAPHS", "True"]],
+)
 def test_models_of_others_have_no_such_settings(opts):
     other = nn.Linear(1, 1)
     assert prepare_inference(load_cfg(R50), other) is other and not other.training
     baseline = CONFIGS.parents[2] / "configs" / "baselines" / "fcos.res50.yaml"
     with pytest.raises(ConfigError, match=r"OneNet's.*META_ARCHITECTURE torchvision\.FCOS"):
         prepare_inference(load_cfg(baseline, opts), other)
+
+
+def test_cuda_graphs_need_a_card():
+    cfg = load_cfg(R50, ["TEST.CUDA_GRAPHS", "True", "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""])
+    expected = r"TEST\.CUDA_GRAPHS: CUDA graphs need a model on CUDA, this one is on cpu"
+    with pytest.raises(ConfigError, match=expected):
+        prepare_inference(cfg, model())
 
 
 def test_evaluation_alone_prepares_the_model(shapes, tmp_path):

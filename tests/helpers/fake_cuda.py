@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -109,6 +110,16 @@ def _copy(self: Tensor, memo: dict[int, Any]) -> Tensor:
     return twin
 
 
+def patch_cudnn(patch: pytest.MonkeyPatch) -> None:
+    """Put torch's own operators in place of cuDNN's that do several things at once."""
+    patch.setattr(torch, "cudnn_convolution_relu", lambda *args: F.conv2d(*args).relu())
+    patch.setattr(
+        torch,
+        "cudnn_convolution_add_relu",
+        lambda x, weight, z, alpha, *args: (F.conv2d(x, weight, *args) + alpha * z).relu(),
+    )
+
+
 @contextmanager
 def fake_cuda() -> Iterator[None]:
     """Make "cuda" a device whose tensors cost nothing; nothing runs on them.
@@ -119,6 +130,7 @@ def fake_cuda() -> Iterator[None]:
         patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
         patch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
         patch.setattr(Tensor, "pin_memory", lambda self, *_: self)
+        patch_cudnn(patch)
         patch.setattr(nn.Module, "_apply", _apply)
         patch.setattr(FakeTensor, "__deepcopy__", _copy, raising=False)
         with FakeTensorMode(allow_non_fake_inputs=True):

@@ -12,8 +12,9 @@ from benchmarks.detectors import build_onenet, make_images
 
 from onenet.detector import OneNet
 from onenet.inference.optimize import prepare
+from onenet.ops.convolution import use_one_kernel
 
-from .check import Check, captured, read
+from .check import Check, read
 
 # Images per second that the original publishes, on a V100 at about this size.
 ORIGINAL = {
@@ -48,38 +49,42 @@ def detection(model: OneNet, check: Check, count: int) -> Callable[[], Any]:
     return lambda: model.find(model.batch(images))
 
 
+def graphs(config: Path, check: Check) -> OneNet:
+    """A model in bfloat16 that replays CUDA graphs; on the CPU without them."""
+    _, model = build_onenet(config, check.options())
+    return prepare(model, precision="bfloat16", cuda_graphs=check.device.type == "cuda")
+
+
 @torch.inference_mode()
 def run(check: Check) -> None:
     for config in check.configs:
         _, model = build_onenet(config, check.options())
-        single = prepare(copy.deepcopy(model))
-        half = prepare(model, precision="bfloat16")
+        replayed = graphs(config, check)
+        variants = {
+            "bf16 graph": replayed,
+            "float32": prepare(copy.deepcopy(model)),
+            "bf16": prepare(model, precision="bfloat16"),
+        }
         for count in batches(check):
-            for variant, given in (("float32", single), ("bf16", half), ("bf16 graph", half)):
-                if check.left < 5:
-                    return
-                what = {"config": config.stem, "variant": variant, "batch": count}
-                with check.going_on(**what):
-                    work = detection(given, check, count)
-                    if variant.endswith("graph"):
-                        work = captured(work, check.device)
-                    check.record(**row_of(config, variant, count, check.ms(work)))
-    _searched(check)
+            for variant, given in variants.items():
+                _measure(check, config, variant, count, given)
+    for variant in ("bf16 graph, more kernels", "bf16 graph, searched"):
+        for config in check.configs:
+            given = graphs(config, check)
+            if variant.endswith("searched"):
+                torch.backends.cudnn.benchmark = True
+            else:
+                use_one_kernel(given, allowed=False)
+            for count in sorted({1, best_batch(check, config)}):
+                _measure(check, config, variant, count, given)
 
 
-def _searched(check: Check) -> None:
-    """Graphs once more where cuDNN searches its fastest algorithms, at batch 1 and the best."""
-    torch.backends.cudnn.benchmark = True
-    for config in check.configs:
-        _, model = build_onenet(config, check.options())
-        half = prepare(model, precision="bfloat16")
-        for count in sorted({1, best_batch(check, config)}):
-            if check.left < 10:
-                return
-            variant = "bf16 graph, searched"
-            with check.going_on(config=config.stem, variant=variant, batch=count):
-                work = captured(detection(half, check, count), check.device)
-                check.record(**row_of(config, variant, count, check.ms(work)))
+def _measure(check: Check, config: Path, variant: str, count: int, given: OneNet) -> None:
+    if check.left < 5:
+        return
+    with check.going_on(config=config.stem, variant=variant, batch=count):
+        ms = check.ms(detection(given, check, count))
+        check.record(**row_of(config, variant, count, ms))
 
 
 def best_batch(check: Check, config: Path) -> int:

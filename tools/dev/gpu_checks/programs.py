@@ -16,6 +16,7 @@ from .check import CONFIGS, Check
 ROOT = Path(__file__).parents[3]
 # Those whose names say so, and single tests of other files.
 FILES = ("test_cuda.py", "test_cuda_inference.py", "test_cuda_training.py")
+FILES += ("ops/test_fused_criterion.py",)
 OTHERS = ("assignment/test_criterion_batches.py", "lightning/test_trainer_waits.py")
 WORKERS = 8
 # Errors for waits inside steps, but not while NCCL makes its group in the first.
@@ -45,7 +46,7 @@ def run_tests(check: Check) -> None:
     tests = [str(ROOT / "tests" / file) for file in FILES[: 1 if check.quick else None]]
     if check.device.type == "cuda":
         tests += [str(ROOT / "tests" / file) for file in OTHERS]
-        words += ["-k", "cuda or test_cuda"]
+        words += ["-k", "cuda or fused"]
     environment = {**os.environ, "ONENET_TEST_DEVICE": check.device.type, "OMP_NUM_THREADS": "1"}
     code, out = _run(check, ["-m", "pytest", *words, *tests], environment)
     (check.out / "pytest.log").write_text(out, encoding="utf-8")

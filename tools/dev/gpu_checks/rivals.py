@@ -7,12 +7,10 @@ from functools import partial
 import torch
 from _shared.timing import TOTAL
 from benchmarks.baseline_detectors import torchvision_detectors
-from benchmarks.detectors import build_onenet, make_images
+from benchmarks.detectors import make_images
 
-from onenet.inference.optimize import prepare
-
-from .check import CONFIGS, Check, captured
-from .inference import detection
+from .check import CONFIGS, Check
+from .inference import detection, graphs
 
 CANDIDATES = 1000  # boxes of each image that NMS has to process, about as many as after training
 NAMES = ("torchvision RetinaNet R50-FPN", "torchvision FCOS R50-FPN")
@@ -20,11 +18,10 @@ NAMES = ("torchvision RetinaNet R50-FPN", "torchvision FCOS R50-FPN")
 
 def run(check: Check) -> None:
     counts = (1,) if check.quick else (1, 8)
-    _, model = build_onenet(CONFIGS / "onenet.res50.nodcn.yaml", check.options())
-    half = prepare(model, precision="bfloat16")
+    half = graphs(CONFIGS / "onenet.res50.nodcn.yaml", check)
     for count in counts:
         with check.going_on(detector="OneNet", batch=count), torch.inference_mode():
-            ms = check.ms(captured(detection(half, check, count), check.device))
+            ms = check.ms(detection(half, check, count))
             _record(check, "OneNet R50", "bf16 graph", count, ms)
     found = torchvision_detectors(check.options())
     for name in NAMES:

@@ -15,6 +15,8 @@ import torchvision.models.resnet as tv
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from onenet.ops.convolution import conv_relu
+
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "BN": nn.BatchNorm2d,
     "FrozenBN": FrozenBatchNorm2d,
@@ -77,12 +79,10 @@ class ResidualBlock(nn.Module):
         self.bottleneck = bottleneck
 
     def forward(self, x: Tensor) -> Tensor:
-        # In place wherever nothing else reads it: large maps cost as much as their arithmetic.
-        out = self.conv2(F.relu_(self.conv1(x)))
+        out, last = conv_relu(self.conv1, x), self.conv2
         if self.bottleneck:
-            out = self.conv3(F.relu_(out))
-        out += x if self.shortcut is None else self.shortcut(x)
-        return F.relu_(out)
+            out, last = conv_relu(self.conv2, out), self.conv3
+        return conv_relu(last, out, plus=x if self.shortcut is None else self.shortcut(x))
 
 
 class Stem(nn.Module):
@@ -93,7 +93,7 @@ class Stem(nn.Module):
         self.conv1 = ConvNorm(conv, norm, conv.stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(F.relu_(self.conv1(x)), kernel_size=3, stride=2, padding=1)
+        return F.max_pool2d(conv_relu(self.conv1, x), kernel_size=3, stride=2, padding=1)
 
 
 class ResNet(nn.Module):

@@ -115,7 +115,12 @@ def prepare_inference(cfg: Any, model: nn.Module) -> nn.Module:
     """
     test = cfg.TEST
     if isinstance(model, DenseDetector):
-        prepare_model = partial(prepare, model)
+        prepare_model = partial(prepare, model, cuda_graphs=test.CUDA_GRAPHS)
+    elif test.CUDA_GRAPHS:
+        raise ConfigError(
+            "TEST.CUDA_GRAPHS is OneNet's and CenterNet's; leave it out for "
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}"
+        )
     elif hasattr(model, "prepare_inference"):
         prepare_model = model.prepare_inference
     else:
@@ -130,4 +135,5 @@ def prepare_inference(cfg: Any, model: nn.Module) -> nn.Module:
     try:
         return prepare_model(fuse=test.FUSE, precision=test.PRECISION, compile=test.COMPILE)
     except ValueError as error:
-        raise ConfigError(f"TEST.PRECISION: {error}") from error
+        keys = "TEST.CUDA_GRAPHS" if "CUDA graphs" in str(error) else "TEST.PRECISION"
+        raise ConfigError(f"{keys}: {error}") from error

@@ -199,6 +199,9 @@ def add_onenet_config(cfg: Any) -> None:
     # Compile every batch size when it first occurs (CUDA graphs on CUDA): for images of one size or
     # of a few.
     cfg.TEST.COMPILE = False
+    # On CUDA: replay every batch size as a CUDA graph, uncompiled; for small batches, whose kernels
+    # are shorter than their launches.
+    cfg.TEST.CUDA_GRAPHS = False
     # Most images that go through the network together on each process, all of one padded size; 0:
     # 8 on CUDA and 1 on the CPU, which is faster while its maps fit the cache.
     cfg.TEST.IMS_PER_BATCH = 0

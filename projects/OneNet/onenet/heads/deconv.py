@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onenet.ops.boxes import decode_ltrb, point_grid
+from onenet.ops.convolution import conv_relu
 from onenet.ops.deform import DeformConv
 from onenet.structures import Predictions
 
@@ -244,7 +245,8 @@ class DeconvHead(Head):
 
     def _maps(self, x: Tensor, stages: int) -> list[Tensor]:
         """The outputs of the first stages, from the neck's map; (B, C, H, W) each."""
-        maps = [self.activation(self.feat1(x))]
+        relu = self.activation is F.relu
+        maps = [conv_relu(self.feat1, x) if relu else self.activation(self.feat1(x))]
         for number in range(2, stages + 1):
             conv = getattr(self, f"feat{number}")
             maps.append(self.activation(conv(x, maps[-1])))

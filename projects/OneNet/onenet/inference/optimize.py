@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from onenet.heads.base import BoxConv
+from onenet.ops.convolution import use_one_kernel
 from onenet.ops.deform import DeformConv, allow_tf32
 from onenet.structures import Predictions
 
 from .fuse import fold_batch_norms
+from .graphs import GraphForEachSize
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +69,12 @@ class Prepared:
 
 
 def prepare(
-    model: nn.Module, *, fuse: bool = True, precision: str = "float32", compile: bool = False
+    model: nn.Module,
+    *,
+    fuse: bool = True,
+    precision: str = "float32",
+    compile: bool = False,
+    cuda_graphs: bool = False,
 ) -> nn.Module:
     """Make a detector on its device fast, in place and for inference only.
 
@@ -77,25 +84,33 @@ def prepare(
     Args:
         model: a :class:`~onenet.detector.DenseDetector`.
         fuse: fold batch norms into convolutions and lay maps out as ``channels_last``; the results
-            are the same but for rounding.
+            are the same but for rounding. In half precision on CUDA, cuDNN also adds and activates
+            in the kernel of a convolution.
         precision: of convolutions and matrix products: "float32", "bfloat16", or "float16" on
             CUDA only. Boxes and scores are float32 in any case. On CUDA, other than "float32" sets
             for this process what :func:`~onenet.ops.deform.allow_tf32` does.
         compile: with ``torch.compile``, as CUDA graphs on CUDA. Every size of a batch, its
             number of images included, is compiled when it is first met, which takes seconds
             to minutes: for images of one size or of a few.
+        cuda_graphs: replay a CUDA graph for every size of a batch, without compiling it; see
+            :class:`~onenet.inference.graphs.GraphForEachSize`.
 
     Returns:
         The model itself, in evaluation mode, without what only training needs.
 
     Raises:
-        ValueError: an unknown precision, or float16 on the CPU.
+        ValueError: an unknown precision, float16 or CUDA graphs on the CPU, or a model that is
+            compiled and so has CUDA graphs already.
     """
     device = model.pixel_mean.device
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     if precision == "float16" and device.type == "cpu":
         raise ValueError("float16 is slower than float32 on the CPU; take bfloat16 there")
+    if cuda_graphs and device.type != "cuda":
+        raise ValueError(f"CUDA graphs need a model on CUDA, this one is on {device}")
+    if cuda_graphs and compile:
+        raise ValueError("a compiled model runs as CUDA graphs already; choose one of the two")
     model.eval()
     model.drop_training_parts()
     if (fuse or precision != "float32") and not isinstance(model, Prepared):
@@ -108,14 +123,18 @@ def prepare(
         allow_tf32(device)
         model.precision = PRECISIONS[precision]
         _convert_weights(model, model.precision)
+    if fuse and device.type == "cuda" and not compile:  # which has fusions of its own
+        use_one_kernel(model)
     if compile:
         model.find = compile_for_each_size(model.find, device)
+    elif cuda_graphs:
+        model.find = GraphForEachSize(model.find)
     logger.info(
         "Inference on %s: %s, %s%s",
         device,
         "batch norms folded, channels_last" if fuse else "as in training",
         precision,
-        ", compiled for every size" if compile else "",
+        ", compiled for every size" if compile else ", CUDA graphs" if cuda_graphs else "",
     )
     return model
 
