@@ -11,10 +11,14 @@ from helpers.cuda import DEVICE, ON_CARD, exact, needs_card
 from helpers.small_detector import image, model
 
 from onenet import Detections
+from onenet.backbones.resnet import ResNet
 from onenet.detector import OneNet
 from onenet.heads.deconv import DeconvHead
+from onenet.inference.fuse import fold_batch_norms
+from onenet.inference.optimize import PRECISIONS as PRECISION_TYPES
 from onenet.inference.optimize import prepare
 from onenet.inference.postprocess import to_image
+from onenet.ops.convolution import use_one_kernel
 
 pytestmark = needs_card
 IMAGES = [image(64, 96, seed) for seed in range(3)]
@@ -62,13 +66,16 @@ def test_float32_finds_what_the_cpu_finds(dcn):
 PRECISIONS = ["float32", "bfloat16", *(["float16"] if ON_CARD else [])]
 
 
-@pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
+WAYS = {"eager": {}, "compiled": {"compile": True}, "graphs": {"cuda_graphs": True}}
+
+
+@pytest.mark.parametrize("way", WAYS if ON_CARD else ["eager", "compiled"])
 @pytest.mark.parametrize("dcn", [False, True], ids=["plain", "dcn"])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_results_stay_when_the_next_call_comes(precision, dcn, compile):
+def test_results_stay_when_the_next_call_comes(precision, dcn, way):
     """A CUDA graph writes each result over the last one."""
     torch._dynamo.reset()
-    given = prepare(detector(dcn).to(DEVICE), precision=precision, compile=compile)
+    given = prepare(detector(dcn).to(DEVICE), precision=precision, **WAYS[way])
     with torch.inference_mode():
         first = given([IMAGES[0].to(DEVICE)])[0]
         before = copy.deepcopy(first)
@@ -86,25 +93,39 @@ def test_results_stay_when_the_next_call_comes(precision, dcn, compile):
 @pytest.mark.skipif(not ON_CARD, reason="CPUs have no graphs")
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("dcn", [False, True], ids=["plain", "dcn"])
-def test_detection_can_be_captured_in_a_graph(precision, dcn):
-    given = prepare(detector(dcn).to(DEVICE), precision=precision)
+def test_graphs_find_what_the_model_finds(precision, dcn):
+    """In batches of several sizes, in turn, with and without inference mode."""
+    plain = prepare(detector(dcn).to(DEVICE), precision=precision)
+    replayed = prepare(detector(dcn).to(DEVICE), precision=precision, cuda_graphs=True)
+    batches = [IMAGES[:1], IMAGES, [image(32, 64, 7)], IMAGES[1:2], IMAGES]
+    for number, images in enumerate(batches):
+        with torch.inference_mode() if number % 2 else torch.no_grad():
+            given = [one.to(DEVICE) for one in images]
+            found, expected = replayed(given), plain(given)
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one.scores, other.scores, rtol=1e-2, atol=1e-2)
+            assert one.boxes.abs().sum() > 0
+    assert len(replayed.find._captured) == 3
+
+
+@pytest.mark.skipif(not ON_CARD, reason="cuDNN's kernels")
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("depth", [18, 50])
+def test_convolutions_with_additions_and_relus_in_one_kernel(depth, precision):
+    torch.manual_seed(0)
+    backbone = ResNet(depth=depth).eval()
+    fold_batch_norms(backbone.requires_grad_(False))
+    backbone = backbone.to(DEVICE, PRECISION_TYPES[precision], memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 96, 128, device=DEVICE, dtype=PRECISION_TYPES[precision])
+    x = x.to(memory_format=torch.channels_last)
     with torch.inference_mode():
-        batch = given.batch([i.to(DEVICE) for i in IMAGES])
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                expected = [tensor.clone() for tensor in given.find(batch)]
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            found = given.find(batch)
-        for tensor in found:
-            tensor.zero_()
-        graph.replay()
-        torch.cuda.synchronize()
-    torch.testing.assert_close(found[1], expected[1], rtol=1e-2, atol=1e-2)
-    assert found[0].shape == expected[0].shape and found[0].abs().sum() > 0
+        expected = backbone(x)
+        use_one_kernel(backbone)
+        found = backbone(x)
+    for name, maps in found.items():
+        assert maps.is_contiguous(memory_format=torch.channels_last)
+        error = (maps - expected[name]).float().norm() / expected[name].float().norm()
+        assert error < 0.02, name
 
 
 def test_detections_are_scaled_and_clipped_on_the_card():

@@ -38,7 +38,9 @@ def make_step(config: Path, amp: bool, options: Options) -> Run:
     criterion = model.criterion
 
     def step(watch: Stopwatch) -> None:
-        ends = {"matching": criterion.matcher, "losses": criterion}
+        ends = {"losses": criterion}
+        if options.device.type == "cpu":  # on CUDA the losses' kernel matches, unless it has hooks
+            ends = {"matching": criterion.matcher, **ends}
         if getattr(model, "aux_criterion", None) is not None:
             ends["one-to-many"] = model.aux_criterion
         with (
