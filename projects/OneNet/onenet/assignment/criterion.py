@@ -87,7 +87,8 @@ class Criterion(nn.Module):
         """
         device = predictions.logits.device
         targets = TargetBatch.of(targets, device)
-        if self.can_be_fused() and fits(predictions.logits, predictions.boxes):
+        given = (predictions.logits, predictions.boxes, predictions.samples)
+        if self.can_be_fused() and fits(*given):
             normaliser = mean_targets(len(targets), device)
             location = fused_location(self.matcher.location, predictions)
             losses = fused_losses(predictions, targets, location, fused_weights(self), normaliser)

@@ -58,11 +58,12 @@ class Weights:
     gamma: float
 
 
-def fits(*tensors: Tensor) -> bool:
-    """Whether the kernels take these tensors: on CUDA, in one piece, and Triton is there."""
+def fits(logits: Tensor, *others: Tensor) -> bool:
+    """Whether the kernels take logits and float32 tensors: on CUDA, in one piece, with Triton."""
     return (
-        all(type(t) is Tensor and t.is_cuda and t.is_contiguous() for t in tensors)
-        and tensors[0].dtype in DTYPES
+        all(type(t) is Tensor and t.is_cuda and t.is_contiguous() for t in (logits, *others))
+        and logits.dtype in DTYPES
+        and all(other.dtype == torch.float32 for other in others)
         and not torch.compiler.is_compiling()
         and kernels() is not None
     )
