@@ -40,16 +40,15 @@ Trainer.step = watched
 
 
 def run_tests(check: Check) -> None:
-    words = ["-q", "-p", "no:cacheprovider", "--tb=short", "-rfE"]
+    words = ["-v", "-p", "no:cacheprovider", "--tb=short", "-rfE", "--durations=12"]
     if importlib.util.find_spec("xdist"):
-        words += ["-n", str(2 if check.quick else WORKERS)]
+        words += ["-n", str(2 if check.quick else WORKERS), "--dist", "worksteal"]
     tests = [str(ROOT / "tests" / file) for file in FILES[: 1 if check.quick else None]]
     if check.device.type == "cuda":
         tests += [str(ROOT / "tests" / file) for file in OTHERS]
         words += ["-k", "cuda or fused"]
     environment = {**os.environ, "ONENET_TEST_DEVICE": check.device.type, "OMP_NUM_THREADS": "1"}
-    code, out = _run(check, ["-m", "pytest", *words, *tests], environment)
-    (check.out / "pytest.log").write_text(out, encoding="utf-8")
+    code, out = _run(check, ["-m", "pytest", *words, *tests], environment, "pytest.log")
     counts = {kind: int(n) for n, kind in re.findall(r"(\d+) (passed|failed|skipped|error)", out)}
     failed = re.findall(r"^(?:FAILED|ERROR) (.*)$", out, flags=re.MULTILINE)
     check.record(status=code, **counts, names=[line[:300] for line in failed])
@@ -71,26 +70,31 @@ def run_torchrun(check: Check) -> None:
     words += ["DATALOADER.NUM_WORKERS", 0, "OUTPUT_DIR", folder]
     if check.quick:
         words += ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.CROP.ENABLED", False]
-    code, out = _run(check, [str(word) for word in words], dict(os.environ))
-    (check.out / "torchrun-output.log").write_text(out, encoding="utf-8")
+    words = [str(word) for word in words]
+    code, out = _run(check, words, dict(os.environ), "torchrun-output.log")
     found = (folder / "model_final.pth").exists()
     error = {} if code == 0 and found else {"error": (out.strip().splitlines() or [""])[-1][:300]}
     check.record(status=code, finished=found, **error)
 
 
-def _run(check: Check, words: list[str], environment: dict[str, str]) -> tuple[int, str]:
-    """Status and output of a Python program; 124 if it takes longer than the step may."""
-    process = subprocess.Popen(
-        [sys.executable, *words],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=ROOT,
-    )
-    try:
-        out, _ = process.communicate(timeout=max(check.left - 2, 1))
-        return process.returncode, out
-    except subprocess.TimeoutExpired:
-        process.terminate()
-        return 124, process.communicate()[0]
+def _run(check: Check, words: list[str], environment: dict[str, str], log: str) -> tuple[int, str]:
+    """Status and output of a Python program; 124 if it takes longer than the step may.
+
+    Args:
+        log: name of the file that takes the output as it comes.
+    """
+    path = check.out / log
+    with path.open("w", encoding="utf-8") as file:
+        process = subprocess.Popen(
+            [sys.executable, *words],
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+        )
+        try:
+            status = process.wait(timeout=max(check.left - 2, 1))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            status = 124
+    return status, path.read_text(encoding="utf-8", errors="replace")

@@ -19,6 +19,46 @@ _NO_SAMPLE = tl.constexpr(NO_SAMPLE)
 _MIN_AREA = tl.constexpr(1e-7)
 _EPS = tl.constexpr(1e-8)
 _WRONG_LEVEL = tl.constexpr(9999.0)
+_LOG2_E = tl.constexpr(1.4426950408889634)
+_LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def _exp(x, FAST: tl.constexpr):
+    if FAST:
+        y = tl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1;",
+            "=f,f",
+            [x * _LOG2_E],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=1,
+        )
+    else:
+        y = tl.exp(x)
+    return y
+
+
+@triton.jit
+def _log(x, FAST: tl.constexpr):
+    if FAST:
+        y = _LN2 * tl.inline_asm_elementwise(
+            "lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    else:
+        y = tl.log(x)
+    return y
+
+
+@triton.jit
+def _one_over(x, FAST: tl.constexpr):
+    if FAST:
+        y = tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    else:
+        y = 1.0 / x
+    return y
 
 
 @triton.jit
@@ -35,11 +75,11 @@ def _power(p, GAMMA: tl.constexpr):
 
 
 @triton.jit
-def _as_negative(x, weight, GAMMA: tl.constexpr):
+def _as_negative(x, weight, GAMMA: tl.constexpr, FAST: tl.constexpr):
     """Focal loss of logits taken as negatives, and its derivative; see focal.py."""
-    e = tl.exp(-tl.abs(x))
+    e = _exp(-tl.abs(x), FAST)
     # One division for 1 / (1 + e) and e / (2 + e).
-    share = 1.0 / ((1.0 + e) * (2.0 + e))
+    share = _one_over((1.0 + e) * (2.0 + e), FAST)
     r = share * (2.0 + e)
     t = share * (1.0 + e) * e
     p = tl.where(x >= 0, r, e * r)
@@ -73,16 +113,16 @@ def _giou(px1, py1, px2, py2, tx1, ty1, tx2, ty2):
     hull_w = tl.maximum(px2, tx2) - tl.minimum(px1, tx1)
     hull_h = tl.maximum(py2, ty2) - tl.minimum(py1, ty1)
     hull = hull_w * hull_h
-    value = overlap / tl.maximum(union, _MIN_AREA) - (hull - union) / tl.maximum(hull, _MIN_AREA)
-    return value, overlap, union, hull, width, height, hull_w, hull_h
+    return overlap, union, hull, width, height, hull_w, hull_h
 
 
 @triton.jit
-def _giou_value(px1, py1, px2, py2, tx1, ty1, tx2, ty2):
-    value, overlap, union, hull, width, height, hull_w, hull_h = _giou(
+def _giou_value(px1, py1, px2, py2, tx1, ty1, tx2, ty2, FAST: tl.constexpr):
+    overlap, union, hull, width, height, hull_w, hull_h = _giou(
         px1, py1, px2, py2, tx1, ty1, tx2, ty2
     )
-    return value
+    share = overlap * _one_over(tl.maximum(union, _MIN_AREA), FAST)
+    return share - (hull - union) * _one_over(tl.maximum(hull, _MIN_AREA), FAST)
 
 
 @triton.jit
@@ -133,12 +173,14 @@ def negatives_and_matches(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     IMAGES: tl.constexpr,
+    TOGETHER: tl.constexpr,
     GAMMA: tl.constexpr,
     COST_GAMMA: tl.constexpr,
     KEEP: tl.constexpr,
     CLEAR: tl.constexpr,
     NORMALISE: tl.constexpr,
     LOCATION: tl.constexpr,
+    FAST: tl.constexpr,
 ):
     """All logits as negatives: losses of (tiles, images) and gradients; every target's best sample.
 
@@ -148,54 +190,11 @@ def negatives_and_matches(
         KEEP, CLEAR, NORMALISE: write the logits' gradient; zero the boxes'; divide by the number.
         LOCATION: "boxes" or "points" to match by, "levels" for points that answer for sizes, or
             "none".
+        FAST: by the card's own instructions, with errors of 2**-22.
     """
     tile, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
     first = tile * ROWS
-    row = first + tl.arange(0, ROWS)
-    there = row < samples
     image_row = image * samples
-
-    if LOCATION != "none":
-        begin, end = _first_target(counts, counts_stride, image, images, IMAGES)
-        if LOCATION == "boxes":
-            px1, py1, px2, py2 = _corners(locations + image * location_stride, row, there)
-        else:
-            px1 = tl.load(locations + row * 4, mask=there, other=0.0)
-            py1 = tl.load(locations + row * 4 + 1, mask=there, other=0.0)
-            if LOCATION == "levels":
-                level = tl.load(levels + row, mask=there, other=0)
-                smallest = tl.load(sizes + 2 * level)
-                largest = tl.load(sizes + 2 * level + 1)
-        for target in range(begin, end):
-            tx1, ty1, tx2, ty2 = _corners(target_boxes, target, True)
-            width = tl.load(target_scales + target * 4)
-            height = tl.load(target_scales + target * 4 + 1)
-            if LOCATION == "boxes":
-                x_apart = tl.abs(px1 - tx1) + tl.abs(px2 - tx2)
-                y_apart = tl.abs(py1 - ty1) + tl.abs(py2 - ty2)
-                value = _giou_value(px1, py1, px2, py2, tx1, ty1, tx2, ty2)
-                cost = l1_cost * (x_apart / width + y_apart / height) - giou_cost * value
-            else:
-                x_apart = tl.abs(2.0 * px1 - (tx1 + tx2))
-                y_apart = tl.abs(2.0 * py1 - (ty1 + ty2))
-                cost = l1_cost * (x_apart / width + y_apart / height)
-                if LOCATION == "levels":
-                    size = tl.maximum(
-                        tl.maximum(px1 - tx1, tx2 - px1), tl.maximum(py1 - ty1, ty2 - py1)
-                    )
-                    cost += tl.where((size < smallest) | (size > largest), _WRONG_LEVEL, 0.0)
-            if class_cost != 0:
-                label = tl.load(labels + target)
-                place = (image_row + row) * CLASSES + label
-                x = tl.load(logits + place, mask=there, other=0.0).to(tl.float32)
-                p = 1.0 / (1.0 + tl.exp(-x))
-                q = 1.0 - p
-                positive = alpha * _power(q, COST_GAMMA) * -tl.log(p + _EPS)
-                negative = (1.0 - alpha) * _power(p, COST_GAMMA) * -tl.log(q + _EPS)
-                cost += class_cost * (positive - negative)
-            packed = (_ordered(cost) << _SAMPLE_BITS) | row.to(tl.int64)
-            packed = tl.where(there, packed, _NO_SAMPLE)
-            tl.atomic_min(best + target, tl.min(packed, axis=0), sem="relaxed")
 
     if CLEAR:
         corner = tl.arange(0, 4 * ROWS)
@@ -213,11 +212,60 @@ def negatives_and_matches(
         inside = place < size
         # exp(-100) is 0: what lies outside adds nothing.
         x = tl.load(logits + start + place, mask=inside, other=-100.0).to(tl.float32)
-        loss, slope = _as_negative(x, negative_weight, GAMMA)
+        loss, slope = _as_negative(x, negative_weight, GAMMA, FAST)
         total += loss
         if KEEP:
             tl.store(gradient + start + place, slope * scale, mask=inside)
     tl.store(losses + image * tl.num_programs(0) + tile, tl.sum(total, axis=0))
+
+    # Now the logits that costs need are in the cache.
+    if LOCATION != "none":
+        row = first + tl.arange(0, ROWS)[:, None]
+        there = row < samples
+        begin, end = _first_target(counts, counts_stride, image, images, IMAGES)
+        if LOCATION == "boxes":
+            px1, py1, px2, py2 = _corners(locations + image * location_stride, row, there)
+        else:
+            px1 = tl.load(locations + row * 4, mask=there, other=0.0)
+            py1 = tl.load(locations + row * 4 + 1, mask=there, other=0.0)
+            if LOCATION == "levels":
+                level = tl.load(levels + row, mask=there, other=0)
+                smallest = tl.load(sizes + 2 * level)
+                largest = tl.load(sizes + 2 * level + 1)
+        for some in range(begin, end, TOGETHER):
+            target = some + tl.arange(0, TOGETHER)[None, :]
+            listed = target < end
+            tx1, ty1, tx2, ty2 = _corners(target_boxes, target, listed)
+            width = tl.load(target_scales + target * 4, mask=listed, other=1.0)
+            height = tl.load(target_scales + target * 4 + 1, mask=listed, other=1.0)
+            across, down = l1_cost * _one_over(width, FAST), l1_cost * _one_over(height, FAST)
+            if LOCATION == "boxes":
+                x_apart = tl.abs(px1 - tx1) + tl.abs(px2 - tx2)
+                y_apart = tl.abs(py1 - ty1) + tl.abs(py2 - ty2)
+                value = _giou_value(px1, py1, px2, py2, tx1, ty1, tx2, ty2, FAST)
+                cost = across * x_apart + down * y_apart - giou_cost * value
+            else:
+                x_apart = tl.abs(2.0 * px1 - (tx1 + tx2))
+                y_apart = tl.abs(2.0 * py1 - (ty1 + ty2))
+                cost = across * x_apart + down * y_apart
+                if LOCATION == "levels":
+                    reach = tl.maximum(
+                        tl.maximum(px1 - tx1, tx2 - px1), tl.maximum(py1 - ty1, ty2 - py1)
+                    )
+                    cost += tl.where((reach < smallest) | (reach > largest), _WRONG_LEVEL, 0.0)
+            if class_cost != 0:
+                label = tl.load(labels + target, mask=listed, other=0)
+                entry = (image_row + row) * CLASSES + label
+                x = tl.load(logits + entry, mask=there & listed, other=0.0).to(tl.float32)
+                p = _one_over(1.0 + _exp(-x, FAST), FAST)
+                q = 1.0 - p
+                positive = alpha * _power(q, COST_GAMMA) * -_log(p + _EPS, FAST)
+                negative = (1.0 - alpha) * _power(p, COST_GAMMA) * -_log(q + _EPS, FAST)
+                cost += class_cost * (positive - negative)
+            packed = (_ordered(cost) << _SAMPLE_BITS) | row.to(tl.int64)
+            packed = tl.where(there, packed, _NO_SAMPLE)
+            number = some + tl.arange(0, TOGETHER)
+            tl.atomic_min(best + number, tl.min(packed, axis=0), mask=number < end, sem="relaxed")
 
 
 @triton.jit
@@ -267,8 +315,8 @@ def positives(
         place = row * CLASSES + tl.load(labels + target)
         x = tl.load(logits + place).to(tl.float32)
         # A positive is the negative of a mirrored logit.
-        loss, slope = _as_negative(-x, alpha, GAMMA)
-        as_negative, its_slope = _as_negative(x, 1.0 - alpha, GAMMA)
+        loss, slope = _as_negative(-x, alpha, GAMMA, False)
+        as_negative, its_slope = _as_negative(x, 1.0 - alpha, GAMMA, False)
         change = loss - as_negative
         if KEEP:
             tl.store(gradient + place, -slope * class_weight / tl.load(normaliser))
@@ -278,7 +326,7 @@ def positives(
     tx1, ty1, tx2, ty2 = _corners(target_boxes, target, True)
     width = tl.load(target_scales + target * 4)
     height = tl.load(target_scales + target * 4 + 1)
-    value = _giou_value(px1, py1, px2, py2, tx1, ty1, tx2, ty2)
+    value = _giou_value(px1, py1, px2, py2, tx1, ty1, tx2, ty2, False)
     tl.store(losses + target * 3 + 1, 1.0 - value)
     x_apart = tl.abs(px1 - tx1) + tl.abs(px2 - tx2)
     y_apart = tl.abs(py1 - ty1) + tl.abs(py2 - ty2)
@@ -370,7 +418,7 @@ def box_slopes(
         tx1, ty1, tx2, ty2 = _corners(target_boxes, other, same)
         across = of_l1 / tl.load(target_scales + other * 4, mask=same, other=1.0)
         down = of_l1 / tl.load(target_scales + other * 4 + 1, mask=same, other=1.0)
-        value, overlap, union, hull, width, height, hull_w, hull_h = _giou(
+        overlap, union, hull, width, height, hull_w, hull_h = _giou(
             px1, py1, px2, py2, tx1, ty1, tx2, ty2
         )
         # giou = overlap / union - (hull - union) / hull, with floors under what divides.

@@ -21,8 +21,8 @@ from onenet.structures import Predictions, TargetBatch
 logger = logging.getLogger(__name__)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Logits and samples of a program, found on an H100.
-_ROWS, _BLOCK, _WARPS = 64, 1024, 4
+# Of a program, found on an H100: samples, logits and targets that it looks at together, and warps.
+_ROWS, _BLOCK, _COSTED_TOGETHER, _WARPS = 128, 1024, 4, 4
 _TOGETHER = 128
 
 
@@ -143,12 +143,14 @@ def negatives(
             ROWS=rows,
             BLOCK=_BLOCK,
             IMAGES=1,
+            TOGETHER=1,
             GAMMA=gamma,
             COST_GAMMA=gamma,
             KEEP=gradient is not None,
             CLEAR=False,
             NORMALISE=False,
             LOCATION="none",
+            FAST=_fast(logits),
             num_warps=_WARPS,
         )
     return losses, gradient
@@ -202,12 +204,14 @@ class _FusedLosses(torch.autograd.Function):
                 ROWS=_ROWS,
                 BLOCK=_BLOCK,
                 IMAGES=padded,
+                TOGETHER=_COSTED_TOGETHER,
                 GAMMA=w.gamma,
                 COST_GAMMA=w.cost_gamma,
                 KEEP=keep,
                 CLEAR=keep,
                 NORMALISE=True,
                 LOCATION=location.kind if number else "none",
+                FAST=_fast(logits),
                 num_warps=_WARPS,
             )
             if number:
@@ -270,6 +274,11 @@ def check_once(ctx: Any) -> None:
             "only, without create_graph; add up the losses first, or compute it again"
         )
     ctx.spent = True
+
+
+def _fast(tensor: Tensor) -> bool:
+    """Whether NVIDIA's instructions are there: not in Triton's interpreter, nor on AMD's cards."""
+    return tensor.is_cuda and torch.version.hip is None
 
 
 def _device_of(tensor: Tensor) -> Any:
