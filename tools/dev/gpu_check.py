@@ -42,15 +42,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 PROGRAM = "gpu_check.py"
 # The seconds that a step may take when the budget is the sum of all.
 LIMITS = {
-    "machine": 15,
-    "tests": 75,
-    "torchrun": 25,
-    "inference": 75,
-    "compiled": 95,
-    "training": 50,
-    "criterion": 20,
-    "rivals": 45,
-    "micro": 20,
+    "machine": 10,
+    "tests": 100,
+    "torchrun": 20,
+    "inference": 60,
+    "compiled": 80,
+    "training": 70,
+    "criterion": 15,
+    "rivals": 50,
+    "micro": 15,
 }
 BUDGET = sum(LIMITS.values())
 

@@ -68,15 +68,11 @@ def run(check: Check) -> None:
         for count in batches(check):
             for variant, given in variants.items():
                 _measure(check, config, variant, count, given)
-    for variant in ("bf16 graph, more kernels", "bf16 graph, searched"):
-        for config in check.configs:
-            given = graphs(config, check)
-            if variant.endswith("searched"):
-                torch.backends.cudnn.benchmark = True
-            else:
-                use_one_kernel(given, allowed=False)
-            for count in sorted({1, best_batch(check, config)}):
-                _measure(check, config, variant, count, given)
+    for config in check.configs:
+        given = graphs(config, check)
+        use_one_kernel(given, allowed=False)
+        for count in sorted({1, best_batch(check, config)}):
+            _measure(check, config, "bf16 graph, more kernels", count, given)
 
 
 def _measure(check: Check, config: Path, variant: str, count: int, given: OneNet) -> None:

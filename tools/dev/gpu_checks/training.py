@@ -67,6 +67,8 @@ def make_batch(check: Check, count: int, classes: int) -> list[TrainItem]:
 
 
 def run(check: Check) -> None:
+    if check.data:
+        _train(check)
     for config in [CONFIGS / f"onenet.{n}.yaml" for n in ("res50.dcn", "res50.nodcn", "res18.dcn")]:
         for count in (2,) if check.quick else (16, 32):
             if check.left < 5:
@@ -75,8 +77,6 @@ def run(check: Check) -> None:
                 _measure(check, config, count)
         if check.quick:
             break
-    if check.data:
-        _train(check)
 
 
 def _measure(check: Check, config: Path, count: int) -> None:
