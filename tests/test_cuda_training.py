@@ -193,7 +193,7 @@ def test_a_group_of_one_waits_nowhere(shapes, tmp_path, tools):
     from gpu_checks.programs import WATCHED
 
     (tmp_path / "watched.py").write_text(WATCHED)
-    path = small(tmp_path, shapes, SOLVER__MAX_ITER=3, SOLVER__AMP__ENABLED=True)
+    path = small(tmp_path, shapes, SOLVER__MAX_ITER=5, SOLVER__AMP__ENABLED=True)
     process = start(path, "--import", tmp_path / "watched.py", program=TORCHRUN, new=True)
     code, out, err = finish(process)
     assert code == 0, err

@@ -43,8 +43,8 @@ PROGRAM = "gpu_check.py"
 # The seconds that a step may take when the budget is the sum of all.
 LIMITS = {
     "machine": 10,
-    "tests": 100,
-    "torchrun": 20,
+    "tests": 90,
+    "torchrun": 30,
     "inference": 60,
     "compiled": 80,
     "training": 70,

@@ -19,7 +19,8 @@ FILES = ("test_cuda.py", "test_cuda_inference.py", "test_cuda_training.py")
 FILES += ("ops/test_fused_criterion.py",)
 OTHERS = ("assignment/test_criterion_batches.py", "lightning/test_trainer_waits.py")
 WORKERS = 8
-# Errors for waits inside steps, but not while NCCL makes its group in the first.
+# Errors for waits inside steps, but not in the first, while NCCL makes its group, nor in the second,
+# before which DistributedDataParallel puts the gradients in order.
 WATCHED = """
 import torch
 from onenet.lightning.trainer import Trainer
@@ -27,7 +28,7 @@ from onenet.lightning.trainer import Trainer
 step = Trainer.step
 
 def watched(self, batch):
-    if self.iteration == 0 or not torch.cuda.is_available():
+    if self.iteration < 2 or not torch.cuda.is_available():
         return step(self, batch)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -55,7 +56,7 @@ def run_tests(check: Check) -> None:
 
 
 def run_torchrun(check: Check) -> None:
-    """Three steps in mixed precision, with an error for every wait after the first."""
+    """Five steps in mixed precision, with an error for every wait after the second."""
     data, folder = check.out / "shapes", check.out / "torchrun"
     make_dataset(data, train=8, val=1, size=64, seed=0)
     (check.out / "watched.py").write_text(WATCHED, encoding="utf-8")
@@ -66,7 +67,7 @@ def run_torchrun(check: Check) -> None:
     words += ["MODEL.DEVICE", check.device.type]
     words += ["DATASETS.TRAIN", f"('{data}/annotations/instances_train.json:{data}/train',)"]
     words += ["DATASETS.TEST", "()", "MODEL.WEIGHTS", "''", "MODEL.OneNet.NUM_CLASSES", 6]
-    words += ["SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 3, "SOLVER.AMP.ENABLED", True]
+    words += ["SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 5, "SOLVER.AMP.ENABLED", True]
     words += ["DATALOADER.NUM_WORKERS", 0, "OUTPUT_DIR", folder]
     if check.quick:
         words += ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.CROP.ENABLED", False]

@@ -207,15 +207,19 @@ def negatives_and_matches(
     start = (image_row + first) * CLASSES
     size = tl.minimum(ROWS, samples - first) * CLASSES
     total = tl.zeros((BLOCK,), dtype=tl.float32)
+    entry = tl.arange(0, BLOCK)
+    # exp(-100) is 0: what lies outside adds nothing. The next logits are on their way while these
+    # are worked on, and gradients go out of the cache's way.
+    ahead = tl.load(logits + start + entry, mask=entry < size, other=-100.0)
     for begin_place in range(0, ROWS * CLASSES, BLOCK):
-        place = begin_place + tl.arange(0, BLOCK)
-        inside = place < size
-        # exp(-100) is 0: what lies outside adds nothing.
-        x = tl.load(logits + start + place, mask=inside, other=-100.0).to(tl.float32)
+        place = begin_place + entry
+        x = ahead.to(tl.float32)
+        ahead = tl.load(logits + start + place + BLOCK, mask=place + BLOCK < size, other=-100.0)
         loss, slope = _as_negative(x, negative_weight, GAMMA, FAST)
         total += loss
         if KEEP:
-            tl.store(gradient + start + place, slope * scale, mask=inside)
+            slope = slope * scale
+            tl.store(gradient + start + place, slope, mask=place < size, cache_modifier=".cs")
     tl.store(losses + image * tl.num_programs(0) + tile, tl.sum(total, axis=0))
 
     # Now the logits that costs need are in the cache.
@@ -255,8 +259,8 @@ def negatives_and_matches(
                     cost += tl.where((reach < smallest) | (reach > largest), _WRONG_LEVEL, 0.0)
             if class_cost != 0:
                 label = tl.load(labels + target, mask=listed, other=0)
-                entry = (image_row + row) * CLASSES + label
-                x = tl.load(logits + entry, mask=there & listed, other=0.0).to(tl.float32)
+                column = (image_row + row) * CLASSES + label
+                x = tl.load(logits + column, mask=there & listed, other=0.0).to(tl.float32)
                 p = _one_over(1.0 + _exp(-x, FAST), FAST)
                 q = 1.0 - p
                 positive = alpha * _power(q, COST_GAMMA) * -_log(p + _EPS, FAST)

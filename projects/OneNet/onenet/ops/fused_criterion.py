@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Of a program, found on an H100: samples, logits and targets that it looks at together, and warps.
-_ROWS, _BLOCK, _COSTED_TOGETHER, _WARPS = 128, 1024, 4, 4
+_ROWS, _BLOCK, _COSTED_TOGETHER, _WARPS = 64, 1024, 4, 4
+# Targets among which it looks for those of one sample.
 _TOGETHER = 128
 
 
