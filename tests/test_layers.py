@@ -55,7 +55,10 @@ MORE = {
     "assignment/matchers.py": {"scipy"},
     "assignment/registry.py": {"fvcore"},
     "heads/registry.py": {"fvcore"},
-    "ops/criterion_kernels.py": {"triton"},  # imported on CUDA alone
+    # Imported on CUDA alone.
+    "ops/kernels/criterion.py": {"triton"},
+    "ops/kernels/formulas.py": {"triton"},
+    "ops/kernels/gradients.py": {"triton"},
 }
 
 

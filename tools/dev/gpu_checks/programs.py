@@ -19,7 +19,7 @@ FILES = ("test_cuda.py", "test_cuda_inference.py", "test_cuda_training.py")
 FILES += ("ops/test_fused_criterion.py",)
 OTHERS = ("assignment/test_criterion_batches.py", "lightning/test_trainer_waits.py")
 WORKERS = 8
-# Errors for waits inside steps, but not in the first, while NCCL makes its group, nor in the second,
+# Errors for waits inside steps: not in the first, while NCCL makes its group, nor in the second,
 # before which DistributedDataParallel puts the gradients in order.
 WATCHED = """
 import torch

@@ -6,6 +6,7 @@ runs on the CPU, where Triton is missing, and with any other matcher, class loss
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 from dataclasses import dataclass
@@ -71,17 +72,15 @@ def fits(logits: Tensor, *others: Tensor) -> bool:
 
 
 @cache
-def kernels() -> ModuleType | None:
-    """The module of the kernels; ``None`` and a line in the log where Triton is missing."""
+def kernels(part: str = "criterion") -> ModuleType | None:
+    """A module of :mod:`onenet.ops.kernels`; ``None`` and a line in the log without Triton."""
     if importlib.util.find_spec("triton") is None:
         logger.warning(
             "Triton is not installed: matching and losses run as torch's operators, several times "
             "slower. torch for CUDA brings it on Linux; elsewhere pip install triton-windows."
         )
         return None
-    from . import criterion_kernels
-
-    return criterion_kernels
+    return importlib.import_module(f"onenet.ops.kernels.{part}")
 
 
 def fused_losses(
@@ -162,7 +161,9 @@ def scale_(gradient: Tensor, slope: Tensor) -> Tensor:
     block = 4096
     programs = min(-(-gradient.numel() // block), 2048)
     with _device_of(gradient):
-        kernels().scale[(programs,)](gradient, slope, gradient.numel(), BLOCK=block, num_warps=8)
+        kernels("gradients").scale[(programs,)](
+            gradient, slope, gradient.numel(), BLOCK=block, num_warps=8
+        )
     return gradient
 
 
@@ -186,7 +187,9 @@ class _FusedLosses(torch.autograd.Function):
         gradient = torch.empty_like(logits, dtype=dtype) if keep else logits
         box_gradient = torch.empty_like(boxes) if keep else boxes
         number = len(targets)
-        best = torch.full((number,), kernels().NO_SAMPLE, dtype=torch.int64, device=device)
+        best = torch.full(
+            (number,), kernels("formulas").NO_SAMPLE, dtype=torch.int64, device=device
+        )
         tiles = -(-samples // _ROWS)
         of_tiles = torch.empty(images * tiles, device=device)
         of_targets, result = torch.empty(number, 3, device=device), torch.empty(3, device=device)
@@ -250,7 +253,7 @@ class _FusedLosses(torch.autograd.Function):
         if ctx.needs_input_grad[1] and len(targets):
             images, samples = boxes.shape[:2]
             with _device_of(boxes):
-                kernels().box_slopes[(len(targets),)](
+                kernels("gradients").box_slopes[(len(targets),)](
                     *(slopes, boxes, box_gradient, normaliser, samples, images),
                     *(w.giou_loss, w.l1_loss),
                     *(targets.boxes, targets.scales, targets.image),
