@@ -1,6 +1,6 @@
 """The Triton kernels of matching and losses give what the plain form gives.
 
-On a machine without a card Triton's interpreter runs them on the CPU (see conftest.py).
+On a machine without a card Triton's interpreter runs them on the CPU (helpers/interpreter.py).
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 from dataclasses import fields, replace
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -22,10 +23,13 @@ from onenet.ops import fused_criterion
 from onenet.ops.focal import focal_loss
 from onenet.structures import TargetBatch
 
+# Older interpreters cannot loop to a number that a kernel has read.
+_version = version("triton") if importlib.util.find_spec("triton") else "0"
+_new = tuple(map(int, _version.split(".")[:2])) >= (3, 8)
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="needs Triton, which torch for CUDA brings"
+    _version == "0" or not (_new or HERE.type == "cuda"),
+    reason="needs Triton, which torch for CUDA brings, and without a card version 3.8",
 )
-
 
 LEVELS = [(-1.0, 40.0), (40.0, 90.0), (90.0, 1e5)]
 LOCATIONS = {
