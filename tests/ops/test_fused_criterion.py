@@ -224,3 +224,24 @@ def test_logits_from_far_below_to_far_above():
     (gradient,) = torch.autograd.grad(expected, exact)
     torch.testing.assert_close(losses.sum().double(), expected.detach(), rtol=1e-5, atol=0)
     torch.testing.assert_close(slope.double(), gradient, rtol=1e-5, atol=1e-30)
+
+
+def test_without_triton_the_log_says_what_it_costs(monkeypatch, caplog):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    find = fused_criterion.kernels.__wrapped__
+    with caplog.at_level("WARNING"):
+        assert find() is None
+    assert "Triton is not installed" in caplog.text and "pip install" in caplog.text
+
+
+def test_on_the_cpu_and_for_rules_of_your_own_the_plain_form_runs():
+    class Other(MinCostMatcher):
+        pass
+
+    logits = torch.zeros(1, 3, 2)
+    assert not fused_criterion.fits(logits)
+    assert paper().can_be_fused()
+    assert not Criterion(matcher=Other(location=PredictedLocation())).can_be_fused()
+    watched = paper()
+    watched.matcher.register_forward_hook(lambda *_: None)
+    assert not watched.can_be_fused()
