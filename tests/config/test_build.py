@@ -235,6 +235,10 @@ def test_the_registries_are_clean_again():
         "topk",
         "alignment",
         "points",
+        "centre",
+        "iou_threshold",
+        "atss",
+        "simota",
     ]
     assert [name for name, _ in LOCATION_COST_REGISTRY] == ["predicted", "predefined"]
     assert [name for name, _ in CRITERION_REGISTRY] == ["OneNet"]

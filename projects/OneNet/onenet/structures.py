@@ -131,16 +131,19 @@ class Matches:
     """Positive samples of a batch: entry i pairs a sample with a target of the same image.
 
     Minimum cost gives every target a sample: P = T. Hungarian matching gives min(M, N) pairs in
-    each image, fewer than its targets where M > N.
+    each image, fewer than its targets where M > N. Other rules may give a target several, or none.
 
     Attributes:
         image, sample, target: (P,) int64 indices, ordered by image, then target; ``target``
             counts within the image.
+        ignored: (B, N) bool, samples that are neither positive nor negative; ``None``: there are
+            none.
     """
 
     image: Tensor
     sample: Tensor
     target: Tensor
+    ignored: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.sample)
