@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.heads import centernet, maps_for, retinanet
+from helpers.heads import fcos as fcos_head
 from helpers.rows import batch, on_row, targets, triples
 from torchvision.models.detection import _utils, fcos
 from torchvision.models.detection.retinanet import RetinaNetClassificationHead
@@ -280,6 +282,21 @@ def test_predictions_that_are_not_numbers_choose_nothing(name):
     given = on_row([[0, 0, 8, 4]] * 2)
     given.logits[:] = math.nan
     assert len(RULES[name](given, [targets([0, 0, 8, 4])])) == 0
+
+
+@pytest.mark.parametrize("head", [centernet, fcos_head, retinanet], ids=lambda head: head.__name__)
+@pytest.mark.parametrize("name", RULES)
+def test_every_head_learns_by_every_rule(name, head):
+    """Points and anchors, one level and two; a target of the image's size and a small one."""
+    torch.manual_seed(0)
+    layers = head().train()
+    goals = [targets([0, 0, 64, 32], [10, 8, 22, 20], labels=[0, 2], size=(32, 64)), targets()]
+    given = layers(maps_for(layers))
+    assert len(RULES[name](given, goals)) > 0
+    losses = Criterion(matcher=RULES[name], per_positive=True)(given, goals)
+    sum(losses.values()).backward()
+    assert all(p.grad.isfinite().all() for p in layers.parameters())
+    assert layers.cls_score.weight.grad.any()
 
 
 # Beside torchvision.

@@ -41,6 +41,8 @@ WRONG = [
     ({"seeds": [1, 1]}, "seeds is [1, 1]; expected different whole numbers"),
     ({"plot": ["mAP"]}, "plot is ['mAP']; expected a list of some of AP, AP50"),
     ({"plot": ["images/s"]}, "plot is ['images/s']"),  # is not measured
+    ({"plot": ["positives an object"]}, "plot is ['positives an object']"),  # nor this
+    ({"positives": "yes"}, "positives is 'yes'; expected true or false"),
     ({"opts": {"scale": {"SOLVER.MAX_ITER": 2}}}, "opts.scale"),
 ]
 

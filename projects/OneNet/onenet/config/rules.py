@@ -219,7 +219,7 @@ COMMON: list[Rule] = [
     *each("MODEL.OneNet", "TARGET_RAMP AUX.MAIN_GRADIENT", *SHARE),
     (
         "MODEL.OneNet.RULES.IOU_THRESHOLDS",
-        lambda value: len(value) == 2 and 0 < value[0] <= value[1] <= 1,
+        lambda value: numbers(2, low=0)(value) and value[0] <= value[1] <= 1,
         "two numbers above 0, 1 at most, the second not below the first",
     ),
     *each("MODEL.OneNet", "RULES.ATSS_TOPK RULES.SIMOTA_TOPK AUX.TOPK", *SIZE),

@@ -67,10 +67,12 @@ def _draw_rule(axis: Axes, image: np.ndarray, assignment: Assignment, name: str)
             here = mine[assignment.levels[mine] == level]
             size = _SIZES[min(level, len(_SIZES) - 1)]
             style = {"marker": "o", "color": color, "markersize": size, **_POSITIVE}
-            axis.plot(*points[here].T, **style, clip_on=False)
-    axis.plot(*points[assignment.ignored].T, **_IGNORED, markersize=4, clip_on=False)
+            axis.plot(*points[here].T, **style)
+    axis.plot(*points[assignment.ignored].T, **_IGNORED, markersize=4)
     height, width = assignment.targets.image_size
-    axis.set(xlim=(0, width), ylim=(height, 0))  # samples in the padding do not widen it
+    axis.set(xlim=(0, width), ylim=(height, 0))
+    for line in axis.lines:  # samples in the padding widen nothing, but are seen
+        line.set(clip_on=False, in_layout=False)
     empty = objects - len(target.unique())
     text = f"{plain_text(name)}: {len(sample) / objects:.1f} positives an object"
     more = [f"{empty} without any"] if empty else []
