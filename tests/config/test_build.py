@@ -139,6 +139,10 @@ def test_predefined_cost_of_fcos_needs_a_range_for_every_level():
     cfg = changed(FCOS, "LOCATION_COST", "predefined", "OBJECT_SIZES_OF_INTEREST", ranges)
     with pytest.raises(ValueError, match="OBJECT_SIZES_OF_INTEREST.* 5 .*got 2"):
         build_matcher(cfg)
+    for name in ("points", "centre"):
+        cfg = changed(FCOS, "MATCHER", name, "OBJECT_SIZES_OF_INTEREST", ranges)
+        with pytest.raises(ValueError, match="OBJECT_SIZES_OF_INTEREST.* 5 .*got 2"):
+            build_matcher(cfg)
     build_matcher(changed(FCOS, "OBJECT_SIZES_OF_INTEREST", ranges))
 
 

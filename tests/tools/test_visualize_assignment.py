@@ -94,9 +94,8 @@ def test_rules_are_drawn_side_by_side(model, tmp_path, capsys):
     assert [row[0] for row in table] == rules
     assert table[0][1:] == ["1.00", "0", "0"] and float(table[2][1]) > 1
     assert lines[-1].startswith("1 images, ")
-    # Five in a row of 4 inches each, and the sixth below.
     picture = cv2.imread(str(tmp_path / "a.png"))
-    assert picture.shape[1] == 2000 and picture.std() > 10
+    assert picture.shape[1] == 1200 and picture.std() > 10  # twice three of 4 inches
 
 
 def test_a_moment_is_named_by_the_iterations_done():

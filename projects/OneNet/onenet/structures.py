@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -30,6 +32,14 @@ class Predictions:
     boxes: Tensor
     samples: Tensor
     levels: Tensor
+
+    @cached_property
+    def entropy(self) -> Tensor:
+        """(B, N) float32, the cross entropy of each sample if it had no class, over all classes.
+
+        Computed once, however many parts of the targets are matched.
+        """
+        return F.softplus(self.logits.float()).sum(dim=2)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onenet.ops.boxes import iou
@@ -195,9 +194,9 @@ class DynamicTopK(nn.Module):
         within = inside(points, boxes)
         middle = away < self.radius * spacing(predictions)[:, None]
         overlap = iou(predictions.boxes[targets.image], boxes[:, None]).mT
-        # BCE with logits x and one class c: the sum of softplus(x), less x_c.
-        entropy = F.softplus(logits.float()).sum(dim=2)[targets.image]
-        cost = (entropy - logits.mT[targets.image, targets.labels].float()).mT
+        # Of class c, with logits x: the sum of softplus(x), less x_c.
+        own = logits.mT[targets.image, targets.labels].float()
+        cost = (predictions.entropy[targets.image] - own).mT
         cost = cost - self.iou_weight * (overlap + _EPS).log() + _BEYOND * ~(within & middle)
 
         beyond = ~(within | middle)

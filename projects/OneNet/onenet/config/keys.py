@@ -50,7 +50,8 @@ def add_onenet_config(cfg: Any) -> None:
     c.CONV_CHANNELS = 256
     # Normalisation of FCOS's towers: "GN" or "BN".
     c.CONV_NORM = "GN"
-    # FCOS with predefined location cost: object sizes in px that each level answers for.
+    # FCOS with predefined location cost, and the matchers "points" and "centre": object sizes in px
+    # that each level answers for.
     c.OBJECT_SIZES_OF_INTEREST = [
         [-1, 64],
         [64, 128],
@@ -61,7 +62,7 @@ def add_onenet_config(cfg: Any) -> None:
 
     # Assignment.
     # "minimum": the cheapest sample of every target (the paper); "hungarian": one-to-one; "poto":
-    # one-to-one by p^0.2 * IoU^0.8 within the box (DeFCN). Rules of detectors that need NMS:
+    # one-to-one by p^0.2 * IoU^0.8 within the box (DeFCN). Rules of other detectors:
     # "iou_threshold" (RetinaNet), "points" (FCOS), "centre" (CenterNet), "atss", "simota" (YOLOX),
     # "alignment" (TOOD), see RULES and AUX. Or another name in onenet.MATCHER_REGISTRY.
     c.MATCHER = "minimum"

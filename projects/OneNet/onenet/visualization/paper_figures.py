@@ -58,7 +58,8 @@ def draw_assignments(
     for row, image, assignment, number in zip(rows, images, assignments, chosen, strict=True):
         left, right = row.subfigures(1, 2, width_ratios=(1.15, 1))
         _draw_objects(left.subplots(), image, assignment, class_names)
-        terms = {"total": assignment.cost, **assignment.terms}
+        several = len(assignment.terms) > 1
+        terms = {"total": assignment.cost, **(assignment.terms if several else {})}
         axes = right.subplots(2, max(2, (len(terms) + 1) // 2)).flatten()
         for axis in axes[len(terms) :]:
             axis.remove()

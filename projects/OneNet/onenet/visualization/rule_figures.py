@@ -5,6 +5,7 @@ Images and figures are (H, W, 3) uint8 RGB arrays. Needs matplotlib.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -37,8 +38,8 @@ def draw_rules(
     Returns:
         (H', W', 3) uint8 RGB; each image has a row, or several if the rules do not fit into one.
     """
-    columns = min(len(assignments), _MOST_COLUMNS)
-    lines = -(-len(assignments) // columns)
+    lines = math.ceil(len(assignments) / _MOST_COLUMNS)
+    columns = math.ceil(len(assignments) / lines)
     ratio = max(image.shape[0] / image.shape[1] for image in images)
     height = lines * (4 * min(2.0, ratio) + 0.5)
     figure, rows = figure_of_rows(len(images), width=4 * columns, height=height)
