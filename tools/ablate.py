@@ -43,7 +43,7 @@ from onenet.cli import (
 )
 from onenet.config.device import choose_device
 from onenet.data.sources import find_dataset
-from onenet.errors import OneNetError
+from onenet.errors import ConfigError, OneNetError
 from onenet.files import check_outputs
 from onenet.lightning.config import load_cfg
 
@@ -134,11 +134,21 @@ def measure(plan: Plan, grid: Mapping[tuple[str, ...], Mapping[int, Training]]) 
     return {int(number): 1 / median(times[TOTAL]) for number, times in timings.items()}
 
 
+def check_countable(plan: Plan, grid: Mapping[tuple[str, ...], Mapping[int, Training]]) -> None:
+    """Raise ``ConfigError`` for a row whose model has no assignment to count positives of."""
+    for labels, by_seed in grid.items():
+        try:
+            build_onenet(load_cfg(plan.config, next(iter(by_seed.values())).opts))
+        except ConfigError as error:
+            raise ConfigError(
+                f"{plan.spec.path}: positives is true, but {', '.join(labels)}: {error}"
+            ) from error
+
+
 def count_positives(plan: Plan, trainings: Sequence[Training]) -> dict[str, float]:
     """Positives an object on the test set, of each trained model, by name of the training.
 
     Raises:
-        ConfigError: a model assigns no samples by cost.
         DatasetError: an image cannot be read.
     """
     found = {}
@@ -164,8 +174,11 @@ def run(args: argparse.Namespace) -> None:
     plan = make_plan(args, spec)
     seeds = list(dict.fromkeys(args.seeds or spec.seeds))
     grid = plan.trainings(seeds)
-    if spec.speed or spec.positives:
-        load_cfg(plan.config, plan.opts)  # the embedded engine measures, whichever engine trains
+    # The embedded engine measures, whichever engine trains.
+    if spec.speed:
+        load_cfg(plan.config, plan.opts)
+    if spec.positives:
+        check_countable(plan, grid)
     # Seed by seed, so that every row has a result early.
     trainings = [by_seed[seed] for seed in seeds for by_seed in grid.values()]
     left = [training for training in trainings if not training.done]

@@ -15,6 +15,7 @@ from torchvision.models.detection.retinanet import RetinaNetClassificationHead
 from torchvision.ops import box_iou
 
 from onenet import Criterion, ExclusiveMatcher, MinCostMatcher, Predictions, Targets
+from onenet.assignment.class_losses import MatchabilityLoss, QualityFocalLoss
 from onenet.assignment.one_to_many import CentreRegion
 from onenet.assignment.zoo import (
     AdaptiveThreshold,
@@ -113,16 +114,18 @@ def test_a_target_without_overlap_forces_nothing():
     assert triples(found) == [(0, 0, 0)]
 
 
-def test_ignored_samples_have_neither_loss_nor_gradient():
+@pytest.mark.parametrize("loss", [None, MatchabilityLoss(1.5, 0.0), QualityFocalLoss()])
+def test_ignored_samples_have_neither_loss_nor_gradient(loss):
     given = on([[0, 0, 10, 6], [0, 0, 10, 4.5], [0, 0, 10, 3]], classes=2)
     given.logits.copy_(torch.tensor([[1.0, -1.0], [2.0, 0.5], [-0.5, 0.0]])).requires_grad_()
     goals = [targets([0, 0, 10, 10])]
-    loss = Criterion(matcher=threshold(), per_positive=True)(given, goals)["loss_ce"]
-    loss.backward()
+    criterion = Criterion(matcher=threshold(), class_loss=loss, per_positive=True)
+    found = criterion(given, goals)["loss_ce"]
+    found.backward()
     assert (given.logits.grad[0] != 0).tolist() == [[True] * 2, [False] * 2, [True] * 2]
     without = on([[0, 0, 10, 6], [0, 0, 10, 3]], classes=2)
     without.logits.copy_(given.logits[:, [0, 2]].detach())
-    close(loss.detach(), Criterion(matcher=threshold())(without, goals)["loss_ce"])
+    close(found.detach(), criterion(without, goals)["loss_ce"])
 
 
 def test_only_images_with_objects_have_ignored_samples():

@@ -163,6 +163,13 @@ def test_a_dry_run_lists_the_trainings(shapes, tmp_path, capsys):
     assert len(lines) == 5 and not (tmp_path / "out").exists()
 
 
+def test_positives_of_a_model_that_assigns_nothing(shapes, tmp_path, capsys):
+    axes = {"model": {"rival": {"MODEL.META_ARCHITECTURE": "CenterNet"}}}
+    found = error(capsys, command(shapes, tmp_path, axes=axes, positives=True))
+    assert "study.yaml: positives is true, but rival: " in found and "expected 'OneNet'" in found
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
 def test_the_shipped_specs(shapes, tmp_path, path):
     """The shipped specs work on another data set with a small budget and a small config."""
