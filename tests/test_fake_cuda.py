@@ -165,9 +165,10 @@ def test_a_backbone_waits_nowhere(head):
     assert waits.found == []
 
 
+@pytest.mark.parametrize(("key", "value"), [("LOCATION_COST", "predefined"), ("MATCHER", "centre")])
 @pytest.mark.parametrize("head", ["deconv", "fcos", "retinanet"])
-def test_a_predefined_location_cost_waits_nowhere(head):
-    waits, _ = step(*build(head, "MODEL.OneNet.LOCATION_COST", "predefined"), "float32", (3, 1))
+def test_an_assignment_by_place_waits_nowhere(head, key, value):
+    waits, _ = step(*build(head, f"MODEL.OneNet.{key}", value), "float32", (3, 1))
     assert waits.found == []
 
 

@@ -145,7 +145,7 @@ FORMULAS = [r"$\frac", "$a$", "100$", "_hidden", "<b>&amp;</b>", "a|b", "%s{}"]
 def test_class_names_are_drawn_as_they_are(monkeypatch):
     from matplotlib.figure import Figure
 
-    from onenet.visualization.paper_figures import plain_text
+    from onenet.visualization.canvas import plain_text
 
     figure = Figure()
     axis = figure.subplots()

@@ -26,10 +26,13 @@ from _shared.ablations.runs import run_all, say
 from _shared.ablations.spec import Spec, read_spec
 from _shared.ablations.table import files, write
 from _shared.detector_costs import load, time_all
+from _shared.examples import open_dataset
 from _shared.machine import describe_machine
 from _shared.timing import TOTAL
 from _shared.training_runs import RunError, add_training_flags, dataset_opts, engine_name
 
+from onenet.api.assignments import build_onenet, positives_per_object, to_input
+from onenet.checkpoints.weights import load_weights
 from onenet.cli import (
     add_engine_flag,
     add_opts_flag,
@@ -40,7 +43,7 @@ from onenet.cli import (
 )
 from onenet.config.device import choose_device
 from onenet.data.sources import find_dataset
-from onenet.errors import OneNetError
+from onenet.errors import ConfigError, OneNetError
 from onenet.files import check_outputs
 from onenet.lightning.config import load_cfg
 
@@ -63,6 +66,8 @@ Keys of SPEC (configs/ablations has examples):
   title: TEXT                 title of the tables
   seeds: [SEED]               seeds of each training (default: [1])
   speed: true                 also measure images/s
+  positives: true             also count the positive samples that the rule of assignment gives an
+                              object of the test set, with the trained model
   plot: [COLUMN]              columns of the table for the chart (default: AP)
 """
 
@@ -129,14 +134,51 @@ def measure(plan: Plan, grid: Mapping[tuple[str, ...], Mapping[int, Training]]) 
     return {int(number): 1 / median(times[TOTAL]) for number, times in timings.items()}
 
 
+def check_countable(plan: Plan, grid: Mapping[tuple[str, ...], Mapping[int, Training]]) -> None:
+    """Raise ``ConfigError`` for a row whose model has no assignment to count positives of."""
+    for labels, by_seed in grid.items():
+        try:
+            build_onenet(load_cfg(plan.config, next(iter(by_seed.values())).opts))
+        except ConfigError as error:
+            raise ConfigError(
+                f"{plan.spec.path}: positives is true, but {', '.join(labels)}: {error}"
+            ) from error
+
+
+def count_positives(plan: Plan, trainings: Sequence[Training]) -> dict[str, float]:
+    """Positives an object on the test set, of each trained model, by name of the training.
+
+    Raises:
+        DatasetError: an image cannot be read.
+    """
+    found = {}
+    for training in trainings:
+        if training.done:
+            cfg = load_cfg(plan.config, training.opts)
+            model = build_onenet(cfg)
+            load_weights(model, str(training.folder / WEIGHTS), detector=True)
+            dataset = open_dataset(None, cfg.DATASETS.TEST)
+            records = (dataset.record(index) for index in range(len(dataset)))
+            inputs = (
+                to_input(cfg, dataset.read_image(record), record.targets())
+                for record in records
+                if len(record.labels)
+            )
+            found[training.name] = positives_per_object(model, inputs)
+    return found
+
+
 def run(args: argparse.Namespace) -> None:
     spec = read_spec(Path(args.spec))
     check_opts(spec, args.opts)
     plan = make_plan(args, spec)
     seeds = list(dict.fromkeys(args.seeds or spec.seeds))
     grid = plan.trainings(seeds)
+    # The embedded engine measures, whichever engine trains.
     if spec.speed:
-        load_cfg(plan.config, plan.opts)  # the embedded engine measures, whichever engine trains
+        load_cfg(plan.config, plan.opts)
+    if spec.positives:
+        check_countable(plan, grid)
     # Seed by seed, so that every row has a result early.
     trainings = [by_seed[seed] for seed in seeds for by_seed in grid.values()]
     left = [training for training in trainings if not training.done]
@@ -158,8 +200,8 @@ def run(args: argparse.Namespace) -> None:
     machine = describe_machine(device, shlex.join(["python", *sys.argv]))
     failed: dict[str, str] = {}
 
-    def tables(speeds: Mapping[int, float]) -> str:
-        rows = plan.rows(grid, failed, speeds)
+    def tables(speeds: Mapping[int, float], positives: Mapping[str, float]) -> str:
+        rows = plan.rows(grid, failed, speeds, positives)
         return write(plan.output, spec.path.stem, spec.title, rows, machine, spec.plot)
 
     def finished(training: Training, error: OneNetError | OSError | None, seconds: float) -> None:
@@ -168,12 +210,13 @@ def run(args: argparse.Namespace) -> None:
             print(f"{training.name} failed: {error}", file=sys.stderr, flush=True)
         else:
             say(f"{training.name}: {timedelta(seconds=round(seconds))}{_ap(training)}")
-        tables({})
+        tables({}, {})
 
-    tables({})
+    tables({}, {})
     run_all(left, args.jobs, plan.run, finished, gpus=args.num_gpus, cuda=device.type == "cuda")
     speeds = measure(plan, grid) if spec.speed and len(failed) < len(trainings) else {}
-    print(f"\n{tables(speeds)}\n")
+    positives = count_positives(plan, trainings) if spec.positives else {}
+    print(f"\n{tables(speeds, positives)}\n")
     print(f"{plan.output}/{spec.path.stem}.md, .csv, .json, .png")
     if failed:
         raise FailedRuns(f"failed: {'; '.join(failed)}. The same command tries them again")

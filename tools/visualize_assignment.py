@@ -1,4 +1,4 @@
-"""Draw the positive sample of each object, and the costs of samples.
+"""Draw the positive samples of each object, and the costs of samples; or several rules' positives.
 
     python tools/visualize_assignment.py \
         --config-file projects/OneNet/configs/onenet.res50.dcn.yaml \
@@ -7,7 +7,8 @@
 Left: the objects with their positive samples of minimum cost, and with those that the location cost
 alone would choose. Right: the cost of all samples for one object, and the terms that it is the sum
 of. With the checkpoints of a training (``--checkpoints model_*.pth --output training.gif``), an
-animation shows how the positives move.
+animation shows how the positives move. With ``--matchers minimum atss simota``, the positives that
+these rules would choose from the same predictions stand side by side.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ from _shared.examples import (
     save,
 )
 from PIL import Image
+from tabulate import tabulate
 from torchvision.ops import box_area
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from onenet.api.assignments import assign_all, build_onenet, to_input
+from onenet.api.assignments import assign_all, build_onenet, compare_rules, to_input
+from onenet.assignment.explain import Assignment
 from onenet.checkpoints.files import read_checkpoint
 from onenet.checkpoints.weights import load_weights, locate_weights
 from onenet.cli import add_import_flag, add_opts_flag, files_of_model, run_program
@@ -43,13 +46,15 @@ from onenet.files import check_outputs
 from onenet.lightning.config import load_cfg
 from onenet.structures import Targets
 from onenet.visualization.paper_figures import draw_assignments, draw_training
+from onenet.visualization.rule_figures import draw_rules
 
+HEADERS = ("rule", "positives an object", "objects without any", "samples ignored")
 FRAME, LAST_FRAME = 700, 2500  # ms that a frame is shown
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Draw the positive sample of each object, and the costs of samples."
+        description="Draw the positive samples of each object, and the costs of samples."
     )
     parser.add_argument("--config-file", required=True, metavar="FILE", help="the model's YAML")
     add_image_flags(parser, count=2)
@@ -73,6 +78,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="checkpoints of one training, to use instead of MODEL.WEIGHTS for an animation in "
         "this order",
+    )
+    parser.add_argument(
+        "--matchers",
+        nargs="+",
+        metavar="NAME",
+        help="draw the positives of these rules side by side, instead of costs: values of "
+        "MODEL.OneNet.MATCHER, such as minimum iou_threshold atss (docs/assignment_rules.md)",
     )
     parser.add_argument(
         "--output",
@@ -139,6 +151,16 @@ def choose_objects(inputs: list[tuple[torch.Tensor, Targets]], number: int | Non
     return [number - 1] * len(inputs)
 
 
+def row_of(rule: tuple[str, list[Assignment]]) -> tuple[str, float, int, int]:
+    """A line of the table for a rule's name and its assignments; see ``HEADERS``."""
+    name, found = rule
+    objects = sum(len(one.targets) for one in found)
+    with_any = sum(len(one.pairs[:, 1].unique()) for one in found)
+    positives = sum(len(one.pairs) for one in found)
+    ignored = sum(int(one.ignored.sum()) for one in found)
+    return name, positives / objects, objects - with_any, ignored
+
+
 def moment(checkpoint: str, extras: dict[str, Any]) -> str:
     """The title of a frame."""
     iteration = extras.get("iteration")
@@ -146,6 +168,10 @@ def moment(checkpoint: str, extras: dict[str, Any]) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.matchers and (args.checkpoints or args.object):
+        raise DatasetError(
+            "--matchers draws no costs and no training: leave out --checkpoints and --object"
+        )
     suffixes = (".gif",) if args.checkpoints else PICTURES
     if args.output.suffix.lower() not in suffixes:
         raise DatasetError(
@@ -181,10 +207,18 @@ def run(args: argparse.Namespace) -> None:
             if not args.box:
                 trained = extras.get("class_names", [])
                 compare_classes(checkpoint, trained, dataset.source.json_file, class_names)
+            if args.matchers:
+                break
             history.append(assign_all(cfg, model, inputs))
             if args.checkpoints:
                 title = moment(checkpoint, extras)
                 frames.append(draw_training(images, history, class_names, chosen, title))
+    if args.matchers:
+        found = compare_rules(cfg, model, inputs, args.matchers)
+        save(args.output, draw_rules(images, found))
+        print(tabulate(map(row_of, found.items()), HEADERS, "pipe", floatfmt=".2f"))
+        print(f"{len(images)} images, {sum(len(t) for _, t in inputs)} objects: {args.output}")
+        return
     if args.checkpoints:
         save_animation(args.output, frames)
     else:

@@ -9,6 +9,7 @@ from onenet.assignment.costs import PredefinedAnchor, PredefinedPoint, Predicted
 from onenet.assignment.explain import assign
 from onenet.assignment.matchers import HungarianMatcher, MinCostMatcher
 from onenet.assignment.one_to_many import Alignment, TopKMatcher
+from onenet.assignment.zoo import AnchorOverlap, ThresholdMatcher
 from onenet.ops.boxes import point_grid
 from onenet.structures import Predictions, Targets
 
@@ -56,6 +57,24 @@ def test_samples_that_a_matcher_rules_out_cost_infinity_and_no_term_is_nan():
     assert found.positives.tolist() == [0]
     assert torch.equal(found.cost, match.cost(predictions(), 0, truth))
     assert found.cost.isinf().flatten().tolist() == [False, True, True, True]
+
+
+def test_of_several_positives_the_cheapest_stands_for_all():
+    """Both objects get two of four samples, whose boxes are further away one by one."""
+    boxes = torch.tensor([[0.0, 0, 5, 8], [0, 0, 7, 8], [0, 0, 6, 8], [0, 0, 8, 8]])
+    truth = objects([0, 0, 16, 8], [0, 8, 16, 16])
+    match = TopKMatcher(location=PredictedLocation(), topk=2, class_weight=0)
+    found = assign(predictions(boxes=boxes), truth, match, PredefinedPoint())
+    assert found.pairs.tolist() == [[1, 0], [0, 0], [3, 1], [2, 1]]
+    assert found.positives.tolist() == [1, 3] and not found.ignored.any()
+
+
+def test_ignored_samples_are_kept():
+    match = ThresholdMatcher(location=AnchorOverlap(), class_weight=0)
+    anchors = predictions(samples=torch.tensor([[0.0, 0, 8, 8], [0, 0, 8, 4], [0, 0, 8, 3.6]]))
+    found = assign(anchors, objects([0, 0, 8, 8]), match, PredefinedAnchor())
+    assert found.pairs.tolist() == [[0, 0], [1, 0]]
+    assert found.ignored.tolist() == [False, False, True]
 
 
 def test_a_matcher_without_the_papers_terms_has_others():

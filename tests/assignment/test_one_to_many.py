@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
+from helpers.rows import batch, on_row, targets, triples
 
-from onenet import HungarianMatcher, MinCostMatcher, Predictions, TargetBatch, Targets
+from onenet import HungarianMatcher, MinCostMatcher, Predictions
 from onenet.assignment.costs import PredictedLocation
 from onenet.assignment.one_to_many import (
     Alignment,
@@ -21,33 +22,6 @@ from onenet.assignment.one_to_many import (
 from onenet.ops.boxes import anchor_grid, cell_anchors, iou, point_grid
 
 close = torch.testing.assert_close
-CPU = torch.device("cpu")
-
-
-def on_row(boxes, scores=None, classes=1, images=1):
-    """Samples at x = 2, 6, 10 … in a row at y = 2, one a box, with scores of class 0."""
-    boxes = torch.tensor(boxes, dtype=torch.float32).expand(images, -1, 4)
-    count = boxes.shape[1]
-    points = point_grid(1, count, 4)
-    logits = torch.zeros(images, count, classes)
-    if scores is not None:
-        logits[..., 0] = torch.tensor(scores).logit()
-    return Predictions(logits, boxes, points.repeat(1, 2), torch.zeros(count, dtype=torch.int64))
-
-
-def targets(*boxes, labels=None, size=(40, 40)):
-    boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-    labels = [0] * len(boxes) if labels is None else labels
-    return Targets(boxes, torch.tensor(labels, dtype=torch.int64), size)
-
-
-def batch(*images):
-    return TargetBatch.of(list(images), CPU)
-
-
-def triples(matches):
-    columns = (matches.image, matches.sample, matches.target)
-    return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
 def alignment(topk=8, **changes):

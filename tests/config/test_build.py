@@ -80,6 +80,38 @@ def test_matchers_get_their_weights(name, kind):
     assert (matcher.location.l1_weight, matcher.location.giou_weight) == (7.0, 0.5)
 
 
+def test_the_rules_of_other_detectors_have_their_keys():
+    keys = {"ANCHOR_SCALE": 4.0, "IOU_THRESHOLDS": [0.3, 0.6], "LOW_QUALITY": False}
+    keys |= {"ATSS_TOPK": 5, "SIMOTA_RADIUS": 1.5, "SIMOTA_TOPK": 7, "SIMOTA_IOU_COST": 2.0}
+    cfg = changed(RETINANET)
+    cfg.MODEL.OneNet.RULES.update(keys)
+    matchers = {}
+    for name in ("iou_threshold", "atss", "simota", "centre", "points"):
+        cfg.MODEL.OneNet.MATCHER = name
+        matchers[name] = build_matcher(cfg)
+    found = matchers["iou_threshold"]
+    assert (found.low, found.high, found.low_quality, found.location.scale) == (0.3, 0.6, False, 4)
+    assert (matchers["atss"].location.topk, matchers["atss"].location.scale) == (5, 4)
+    claims = matchers["simota"].location
+    assert (claims.radius, claims.topk, claims.iou_weight) == (1.5, 7, 2)
+    for name in ("centre", "points"):
+        assert matchers[name].location.level_sizes.shape == (5, 2)
+        assert build_matcher(changed(R18, "MATCHER", name)).location.level_sizes is None
+    assert all(matcher.class_weight == 0 for matcher in matchers.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "many"),
+    [
+        *((name, False) for name in ("minimum", "hungarian", "poto", "centre")),
+        *((name, True) for name in ("topk", "alignment", "points", "iou_threshold", "atss")),
+        ("simota", True),
+    ],
+)
+def test_losses_of_rules_that_give_an_object_many_samples_are_over_the_positives(name, many):
+    assert build_criterion(changed(R18, "MATCHER", name)).per_positive == many
+
+
 def test_loss_weights_are_not_the_cost_weights():
     cfg = changed(R18, "CLASS_WEIGHT", 1.0, "L1_WEIGHT", 0.25, "GIOU_WEIGHT", 4.0, "GAMMA", 3.0)
     criterion = build_criterion(cfg)
@@ -107,6 +139,10 @@ def test_predefined_cost_of_fcos_needs_a_range_for_every_level():
     cfg = changed(FCOS, "LOCATION_COST", "predefined", "OBJECT_SIZES_OF_INTEREST", ranges)
     with pytest.raises(ValueError, match="OBJECT_SIZES_OF_INTEREST.* 5 .*got 2"):
         build_matcher(cfg)
+    for name in ("points", "centre"):
+        cfg = changed(FCOS, "MATCHER", name, "OBJECT_SIZES_OF_INTEREST", ranges)
+        with pytest.raises(ValueError, match="OBJECT_SIZES_OF_INTEREST.* 5 .*got 2"):
+            build_matcher(cfg)
     build_matcher(changed(FCOS, "OBJECT_SIZES_OF_INTEREST", ranges))
 
 
@@ -235,6 +271,10 @@ def test_the_registries_are_clean_again():
         "topk",
         "alignment",
         "points",
+        "centre",
+        "iou_threshold",
+        "atss",
+        "simota",
     ]
     assert [name for name, _ in LOCATION_COST_REGISTRY] == ["predicted", "predefined"]
     assert [name for name, _ in CRITERION_REGISTRY] == ["OneNet"]

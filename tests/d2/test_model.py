@@ -29,7 +29,7 @@ from helpers.detectron2_runs import (
 from helpers.golden import FOLDER
 
 from onenet.assignment.matchers import MinCostMatcher
-from onenet.assignment.registry import matcher_options
+from onenet.assignment.registry import build_criterion, matcher_options
 from onenet.checkpoints.files import save_checkpoint
 from onenet.checkpoints.weights import load_weights
 from onenet.d2 import HEAD_REGISTRY, MATCHER_REGISTRY, OneNet, OneNetDatasetMapper
@@ -318,6 +318,16 @@ def test_a_head_and_a_matcher_of_the_users_own(shapes):
     finally:
         for registry, name in ((HEAD_REGISTRY, "Mine"), (MATCHER_REGISTRY, "first")):
             del registry._obj_map[name]
+
+
+def test_the_rules_of_other_detectors_give_losses(shapes):
+    model = build_model(small_cfg("plain")).train()
+    batch = [as_input(image, truth(image, 3)) for image in pictures(shapes, 2)]
+    for name in ("iou_threshold", "points", "centre", "atss", "simota", "alignment"):
+        cfg = small_cfg("plain", "MODEL.OneNet.MATCHER", name)
+        model.criterion = build_criterion(cfg).to(model.pixel_mean.device)
+        losses = model(batch)
+        assert all(loss.isfinite() and loss > 0 for loss in losses.values()), name
 
 
 def test_detectron2s_config_knows_the_mapper_and_the_model():

@@ -41,6 +41,8 @@ WRONG = [
     ({"seeds": [1, 1]}, "seeds is [1, 1]; expected different whole numbers"),
     ({"plot": ["mAP"]}, "plot is ['mAP']; expected a list of some of AP, AP50"),
     ({"plot": ["images/s"]}, "plot is ['images/s']"),  # is not measured
+    ({"plot": ["positives an object"]}, "plot is ['positives an object']"),  # nor this
+    ({"positives": "yes"}, "positives is 'yes'; expected true or false"),
     ({"opts": {"scale": {"SOLVER.MAX_ITER": 2}}}, "opts.scale"),
 ]
 
@@ -159,6 +161,13 @@ def test_a_dry_run_lists_the_trainings(shapes, tmp_path, capsys):
     assert "4 trainings, 0 of them done" in lines[0]
     assert lines[1] == f"  off, seed 2: 1 iterations, {tmp_path}/out/study/off/seed2"
     assert len(lines) == 5 and not (tmp_path / "out").exists()
+
+
+def test_positives_of_a_model_that_assigns_nothing(shapes, tmp_path, capsys):
+    axes = {"model": {"rival": {"MODEL.META_ARCHITECTURE": "CenterNet"}}}
+    found = error(capsys, command(shapes, tmp_path, axes=axes, positives=True))
+    assert "study.yaml: positives is true, but rival: " in found and "expected 'OneNet'" in found
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)

@@ -34,7 +34,7 @@ def lines(tmp_path):
 def test_a_grid_is_trained_evaluated_and_tabled_once(shapes, tmp_path, monkeypatch, capsys):
     played = play(monkeypatch, unchanged_process)
     monkeypatch.setattr(script, "REPEATS", 2)
-    words = command(shapes, tmp_path, speed=True)
+    words = command(shapes, tmp_path, speed=True, positives=True)
     script.main(words)
     study = tmp_path / "out" / "study"
     expected = [study / row / "seed1" / e for row in ("off", "on") for e in ("", "eval_nms")]
@@ -44,7 +44,7 @@ def test_a_grid_is_trained_evaluated_and_tabled_once(shapes, tmp_path, monkeypat
         ("on", "done"),
     ]
     for row in json.loads((tmp_path / "out" / "study.json").read_text())["rows"]:
-        assert row["images/s"] > 0
+        assert row["images/s"] > 0 and row["mean"]["positives an object"] == 1
         stored = study / row["labels"]["class cost"] / "seed1" / "result.json"
         found = json.loads(stored.read_text())["metrics"]["bbox/AP"]
         assert row["seeds"]["1"]["AP"] == row["mean"]["AP"] == found

@@ -61,6 +61,17 @@ def test_rows_that_are_done_on_the_way_and_failed():
     assert cells(lines[4]) == ["on", "1e-3", "0 of 3", *[""] * 7]
 
 
+def test_positives_are_a_column_where_they_were_counted():
+    counted = {
+        seed: Result(metrics(20.0), metrics(21.0), positives=many)
+        for seed, many in ((1, 3.0), (2, 4.0))
+    }
+    (row, _, other) = rows()
+    found = table([Row(row.labels, counted), other]).splitlines()
+    assert cells(found[0])[-2:] == ["duplicates", "positives an object"]
+    assert cells(found[2])[-1] == "3.50 ± 0.71" and cells(found[3])[-1] == ""
+
+
 def test_files_hold_every_seed(tmp_path):
     machine = {"command": "python a.py", "cpu": "c", "cores": 2, "cpu_capability": "x"}
     machine |= {"threads": 1, "cpu_flags": [], "versions": {"torch": "2"}}

@@ -86,6 +86,18 @@ def test_checkpoints_become_an_animation(model, tmp_path):
     assert animation.n_frames == 2 and animation.size[0] == 1200
 
 
+def test_rules_are_drawn_side_by_side(model, tmp_path, capsys):
+    rules = ["minimum", "iou_threshold", "points", "atss", "simota", "centre"]
+    run(model, "--matchers", *rules, "--count", 1, "--output", tmp_path / "a.png")
+    lines = capsys.readouterr().out.splitlines()
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:-1]]
+    assert [row[0] for row in table] == rules
+    assert table[0][1:] == ["1.00", "0", "0"] and float(table[2][1]) > 1
+    assert lines[-1].startswith("1 images, ")
+    picture = cv2.imread(str(tmp_path / "a.png"))
+    assert picture.shape[1] == 1200 and picture.std() > 10  # twice three of 4 inches
+
+
 def test_a_moment_is_named_by_the_iterations_done():
     assert script.moment("run/model_0000099.pth", {"iteration": 99}) == "iteration 100"
     assert script.moment("run/model_final.pth", {}) == "model_final"
@@ -113,6 +125,8 @@ def test_the_model_gets_what_it_gets_in_testing(model):
     [
         (["--output", "a.gif"], "expected a name that ends with .jpg"),
         (["--output", "a.png", "--checkpoints", "a.pth"], "expected a name that ends with .gif"),
+        (["--output", "a.png", "--matchers", "minimum", "best"], "minimum, hungarian"),
+        (["--output", "a.png", "--matchers", "atss", "--object", "1"], "leave out --checkpoints"),
         (["--output", "a.png", "--object", "99"], "--object 99: expected 1 to"),
         (["--output", "a.png", "--object", "0"], "--object 0"),
         (["--output", "a.png", "--input", "none.jpg"], "--input none.jpg is not in"),

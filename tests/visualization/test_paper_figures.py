@@ -37,6 +37,8 @@ def assignment():
         positives=torch.tensor([10, 14]),
         by_location=torch.tensor([18, 14]),
         terms={"class": torch.randn(48, 2), "L1": torch.rand(48, 2)},
+        pairs=torch.tensor([[10, 0], [14, 1]]),
+        ignored=torch.zeros(48, dtype=torch.bool),
     )
 
 
@@ -45,10 +47,19 @@ def test_both_kinds_of_positives_are_drawn(assignment):
     assert picture.dtype == np.uint8 and picture.shape[2] == 3
     assert count(picture, paper_figures._POSITIVE["color"]) > 100
     assert count(picture, paper_figures._BY_LOCATION["color"]) > 100
-    without = replace(assignment, positives=torch.tensor([-1, -1]))
+    nothing = torch.empty(0, 2, dtype=torch.int64)
+    without = replace(assignment, positives=torch.tensor([-1, -1]), pairs=nothing)
     fewer = draw_assignments([IMAGE], [without], NAMES, [0])
     stars = [count(p, paper_figures._POSITIVE["color"]) for p in (picture, fewer)]
     assert 0 < stars[1] < stars[0] / 3  # only that in the legend
+
+
+def test_further_positives_of_an_object_are_drawn_smaller(assignment):
+    pairs = torch.tensor([[10, 0], [11, 0], [18, 0], [19, 0], [14, 1]])
+    several = replace(assignment, pairs=pairs)
+    one, many = (draw_assignments([IMAGE], [a], NAMES, [0]) for a in (assignment, several))
+    color = paper_figures._POSITIVE["color"]
+    assert count(one, color) + 100 < count(many, color) < 3 * count(one, color)
 
 
 def test_every_image_has_a_row_whatever_its_resolution(assignment):
@@ -67,7 +78,8 @@ def test_the_object_and_the_level_are_named(assignment):
 
 
 def test_moments_of_a_training_show_the_way_and_have_one_size(assignment):
-    moved = replace(assignment, positives=torch.tensor([35, 14]))
+    pairs = torch.tensor([[35, 0], [14, 1]])
+    moved = replace(assignment, positives=pairs[:, 0], pairs=pairs)
     first = draw_training([IMAGE], [[assignment]], NAMES, [0], "iteration 100")
     second = draw_training([IMAGE], [[assignment], [moved]], NAMES, [0], "iteration 200")
     jump = draw_training([IMAGE], [[moved]], NAMES, [0], "iteration 200")

@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from _shared.machine import summary
 from onenet.files import strict_json
-from onenet.visualization.paper_figures import plain_text
+from onenet.visualization.canvas import plain_text
 
 
 @dataclass(frozen=True)

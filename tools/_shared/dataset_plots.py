@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from onenet.visualization.paper_figures import plain_text
+from onenet.visualization.canvas import plain_text
 
 MOST_CLASSES = 25  # that have a bar of their own
 COCO_SIDES = {"small": (0, 32), "medium": (32, 96), "large": (96, np.inf)}  # px

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -30,6 +32,14 @@ class Predictions:
     boxes: Tensor
     samples: Tensor
     levels: Tensor
+
+    @cached_property
+    def entropy(self) -> Tensor:
+        """(B, N) float32, the cross entropy of each sample if it had no class, over all classes.
+
+        Computed once, however many parts of the targets are matched.
+        """
+        return F.softplus(self.logits.float()).sum(dim=2)
 
 
 @dataclass(frozen=True)
@@ -131,16 +141,19 @@ class Matches:
     """Positive samples of a batch: entry i pairs a sample with a target of the same image.
 
     Minimum cost gives every target a sample: P = T. Hungarian matching gives min(M, N) pairs in
-    each image, fewer than its targets where M > N.
+    each image, fewer than its targets where M > N. Other rules may give a target several, or none.
 
     Attributes:
         image, sample, target: (P,) int64 indices, ordered by image, then target; ``target``
             counts within the image.
+        ignored: (B, N) bool, samples that are neither positive nor negative; ``None``: there are
+            none.
     """
 
     image: Tensor
     sample: Tensor
     target: Tensor
+    ignored: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.sample)

@@ -62,10 +62,12 @@ class Training:
         pairs = self.evaluations.values()
         return all(finished_metrics(one.folder) is not None for pair in pairs for one in pair)
 
-    def result(self, labels: tuple[str, ...], failed: bool) -> Result:
-        """The results on the disk for the evaluation with these ``labels``."""
+    def result(
+        self, labels: tuple[str, ...], failed: bool, positives: float | None = None
+    ) -> Result:
+        """The results on the disk for the evaluation with these ``labels``, and the positives."""
         without, nms = (finished_metrics(one.folder) for one in self.evaluations[labels])
-        return Result(without, nms, failed)
+        return Result(without, nms, failed, positives)
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,7 @@ class Plan:
         trainings: Mapping[tuple[str, ...], Mapping[int, Training]],
         failed: Mapping[str, str],
         speeds: Mapping[int, float],
+        positives: Mapping[str, float],
     ) -> list[Row]:
         """The rows of the table so far.
 
@@ -198,12 +201,15 @@ class Plan:
             trainings: see :meth:`trainings`.
             failed: error messages by name of the training.
             speeds: images/s by number of the row.
+            positives: positives an object by name of the training.
         """
         rows = []
         for number, row in enumerate(self.spec.rows):
             labels, evaluation = self.split(row)
             results = {
-                seed: training.result(evaluation, training.name in failed)
+                seed: training.result(
+                    evaluation, training.name in failed, positives.get(training.name)
+                )
                 for seed, training in trainings[labels].items()
             }
             rows.append(Row(row, results, speeds.get(number)))

@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from _shared.ablations.table import COLUMNS, SPEED
+from _shared.ablations.table import COLUMNS, POSITIVES, SPEED
 from onenet.config.yaml import read_with_bases
 from onenet.errors import ConfigError
 
@@ -23,7 +23,18 @@ RESERVED = {
     "SEED": "--seeds",
     "TEST.EVALUATOR": "always coco",
 }
-_KEYS = ("title", "config", "opts", "axes", "evaluate", "rows", "seeds", "plot", "speed")
+_KEYS = (
+    "title",
+    "config",
+    "opts",
+    "axes",
+    "evaluate",
+    "rows",
+    "seeds",
+    "plot",
+    "speed",
+    "positives",
+)
 _SCALE = "scale"
 
 
@@ -62,6 +73,7 @@ class Spec:
         seeds: seeds that each row is trained with.
         plot: columns of the table to draw.
         speed: whether to measure images/s.
+        positives: whether to count the positive samples of an object.
     """
 
     path: Path
@@ -74,6 +86,7 @@ class Spec:
     seeds: tuple[int, ...]
     plot: tuple[str, ...]
     speed: bool
+    positives: bool
 
 
 def read_spec(path: Path) -> Spec:
@@ -109,8 +122,9 @@ def read_spec(path: Path) -> Spec:
         "a path relative to the folder of this file",
     )
     _require(isinstance(title, str), path, "title", title, "text")
-    speed = values.get("speed", False)
+    speed, positives = (values.get(key, False) for key in ("speed", "positives"))
     _require(isinstance(speed, bool), path, "speed", speed, "true or false")
+    _require(isinstance(positives, bool), path, "positives", positives, "true or false")
     seeds = values.get("seeds", [1])
     whole = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
     distinct = whole and 0 < len(seeds) == len(set(seeds))
@@ -118,7 +132,7 @@ def read_spec(path: Path) -> Spec:
         distinct, path, "seeds", seeds, "different whole numbers of at least 0, such as [1, 2, 3]"
     )
     plot = values.get("plot", ["AP"])
-    known = [*COLUMNS, *([SPEED] if speed else [])]
+    known = [*COLUMNS, *([SPEED] if speed else []), *([POSITIVES] if positives else [])]
     right = isinstance(plot, list) and plot and all(name in known for name in plot)
     _require(bool(right), path, "plot", plot, f"a list of some of {', '.join(known)}")
     return Spec(
@@ -132,6 +146,7 @@ def read_spec(path: Path) -> Spec:
         seeds=tuple(seeds),
         plot=tuple(plot),
         speed=speed,
+        positives=positives,
     )
 
 

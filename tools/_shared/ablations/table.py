@@ -14,7 +14,7 @@ from tabulate import tabulate
 
 from _shared.machine import summary
 from onenet.files import strict_json
-from onenet.visualization.paper_figures import plain_text
+from onenet.visualization.canvas import plain_text
 
 # Columns and their number of decimals.
 COLUMNS = {
@@ -25,10 +25,15 @@ COLUMNS = {
     "gain of NMS": 1,
     "duplicates": 2,
 }
-SPEED = "images/s"
+SPEED, POSITIVES = "images/s", "positives an object"
+MEASURED = {POSITIVES: 2, SPEED: 1}  # only where the spec asks for them
 NOTES = (
     "Mean ± standard deviation over the seeds. Duplicates: mean number of detections per detected "
     "object, without NMS; 1 means no duplicates."
+)
+POSITIVES_NOTE = (
+    "Positives an object: how many samples the rule gives an object of the test images, from the "
+    "predictions of the trained model."
 )
 
 
@@ -40,11 +45,13 @@ class Result:
         without: metrics without NMS; None: not there yet.
         nms: metrics with NMS; None: not there yet.
         failed: whether one of its runs failed.
+        positives: see ``POSITIVES_NOTE``; None: not measured.
     """
 
     without: Mapping[str, float] | None = None
     nms: Mapping[str, float] | None = None
     failed: bool = False
+    positives: float | None = None
 
     @property
     def values(self) -> dict[str, float]:
@@ -56,6 +63,8 @@ class Result:
             found |= {f"{name} with NMS": self.nms[f"bbox/{name}"] for name in ("AP", "AP50")}
         if self.without is not None and self.nms is not None:
             found["gain of NMS"] = found["AP with NMS"] - found["AP"]
+        if self.positives is not None:
+            found[POSITIVES] = self.positives
         return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
@@ -107,7 +116,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, int]:
-    return {**COLUMNS, **({SPEED: 1} if any(row.speed is not None for row in rows) else {})}
+    return COLUMNS | {c: d for c, d in MEASURED.items() if any(row.column(c) for row in rows)}
 
 
 def _cell(values: Sequence[float], decimals: int) -> str:
@@ -133,7 +142,8 @@ def write(
 ) -> str:
     """Write ``NAME.md``, ``.csv``, ``.json`` and ``.png`` into ``output``; returns the table."""
     text = table(rows)
-    parts = [f"# {title}", text, NOTES, summary(dict(machine)), f"`{machine['command']}`"]
+    notes = [NOTES, *([POSITIVES_NOTE] if POSITIVES in _columns(rows) else [])]
+    parts = [f"# {title}", text, *notes, summary(dict(machine)), f"`{machine['command']}`"]
     markdown, csv_file, json_file, chart = files(output, name)
     markdown.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     _write_csv(csv_file, rows)
@@ -158,7 +168,7 @@ def _write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 
 def _to_json(row: Row) -> dict[str, Any]:
-    over_seeds = {column: spread(row.column(column)) for column in COLUMNS}
+    over_seeds = {column: spread(row.column(column)) for column in (*COLUMNS, POSITIVES)}
     return {
         "labels": dict(row.labels),
         "mean": {column: both[0] for column, both in over_seeds.items()},
@@ -188,7 +198,7 @@ def draw(rows: Sequence[Row], plot: Sequence[str], title: str, path: Path) -> No
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(plot), squeeze=False, sharey=True)[0]
     for panel, column in zip(panels, plot, strict=True):
-        names = [name for name in (column, f"{column} with NMS") if name in (*COLUMNS, SPEED)]
+        names = [n for n in (column, f"{column} with NMS") if n in (*COLUMNS, *MEASURED)]
         height = 0.8 / len(names)
         for number, name in enumerate(names):
             for place, row in enumerate(rows):

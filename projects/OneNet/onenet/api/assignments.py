@@ -1,8 +1,8 @@
-"""Which sample each object of an image gets from a trained model; runs in the embedded engine."""
+"""Which samples each object of an image gets from a trained model; runs in the embedded engine."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,8 @@ import torch
 
 from onenet.assignment.criterion import Criterion
 from onenet.assignment.explain import Assignment, assign
-from onenet.assignment.registry import PREDEFINED_COSTS
+from onenet.assignment.matchers import Matcher
+from onenet.assignment.registry import PREDEFINED_COSTS, build_matcher
 from onenet.config.device import choose_device
 from onenet.data.transforms import TrainTransform
 from onenet.detector import OneNet
@@ -70,10 +71,53 @@ def assign_all(
     cfg: Any, model: OneNet, inputs: Sequence[tuple[torch.Tensor, Targets]]
 ) -> list[Assignment]:
     """The assignment of each input of :func:`to_input`."""
+    (found,) = _assign_by(cfg, model, inputs, [model.criterion.matcher])
+    return found
+
+
+def compare_rules(
+    cfg: Any, model: OneNet, inputs: Sequence[tuple[torch.Tensor, Targets]], names: Iterable[str]
+) -> dict[str, list[Assignment]]:
+    """What several rules do with the predictions of one model: by name, the assignment of each
+    input of :func:`to_input`.
+
+    Args:
+        names: values of ``MODEL.OneNet.MATCHER``.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    matchers = {}
+    for name in names:
+        named = cfg.clone()
+        named.defrost()
+        named.MODEL.OneNet.MATCHER = name
+        matchers[name] = build_matcher(named).to(model.pixel_mean.device)
+    return dict(zip(matchers, _assign_by(cfg, model, inputs, matchers.values()), strict=True))
+
+
+@torch.inference_mode()
+def _assign_by(
+    cfg: Any,
+    model: OneNet,
+    inputs: Sequence[tuple[torch.Tensor, Targets]],
+    matchers: Iterable[Matcher],
+) -> list[list[Assignment]]:
     predefined = PREDEFINED_COSTS[cfg.MODEL.OneNet.HEAD](cfg).to(model.pixel_mean.device)
-    matcher = model.criterion.matcher
-    with torch.inference_mode():
-        return [
-            assign(model.predict([image]), targets, matcher, predefined)
-            for image, targets in inputs
-        ]
+    given = [(model.predict([image]), targets) for image, targets in inputs]
+    return [[assign(*one, matcher, predefined) for one in given] for matcher in matchers]
+
+
+@torch.inference_mode()
+def positives_per_object(model: OneNet, inputs: Iterable[tuple[torch.Tensor, Targets]]) -> float:
+    """How many positive samples the model's rule gives an object, in the mean over all objects.
+
+    Args:
+        inputs: of :func:`to_input`.
+    """
+    positives = objects = 0
+    for image, targets in inputs:
+        targets = targets.to(model.pixel_mean.device)
+        positives += len(model.criterion.matcher(model.predict([image]), [targets]))
+        objects += len(targets)
+    return positives / objects

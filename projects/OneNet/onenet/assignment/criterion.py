@@ -31,17 +31,21 @@ from .matchers import Matcher, MinCostMatcher
 
 logger = logging.getLogger(__name__)
 
+# The logit of an ignored sample: no class loss has a value or a gradient there. Fits float16.
+_SURE_NEGATIVE = -1e4
+
 
 class Criterion(nn.Module):
     """Match predictions with targets and compute the weighted losses.
 
-    loss = 2 · focal + 5 · L1 + 2 · GIoU, over the mean number of targets.
+    loss = 2 · focal + 5 · L1 + 2 · GIoU, over the mean number of targets, or of positives.
 
     Args:
         matcher: see :mod:`onenet.assignment.matchers`.
         class_weight, l1_weight, giou_weight: weights of the three losses.
         alpha, gamma: of the focal loss.
         class_loss: see :mod:`onenet.assignment.class_losses`; ``None``: the focal loss.
+        per_positive: divide the losses by the positives, for a matcher that gives a target many.
 
     Attributes:
         progress: how much of the training is done, from 0 to 1, for losses that change during it;
@@ -60,6 +64,7 @@ class Criterion(nn.Module):
         alpha: float = ALPHA,
         gamma: float = GAMMA,
         class_loss: ClassLoss | None = None,
+        per_positive: bool = False,
     ) -> None:
         super().__init__()
         self.matcher = matcher
@@ -70,6 +75,7 @@ class Criterion(nn.Module):
         }
         self.alpha, self.gamma = alpha, gamma
         self.class_loss = class_loss or FocalLoss(alpha, gamma)
+        self.per_positive = per_positive
 
     def forward(
         self, predictions: Predictions, targets: Sequence[Targets] | TargetBatch
@@ -120,7 +126,7 @@ class Criterion(nn.Module):
 
     def count(self, targets: TargetBatch, matches: Matches) -> int:
         """What the losses are divided by, once it is the mean over the processes."""
-        return len(targets)
+        return len(matches) if self.per_positive else len(targets)
 
     def losses(
         self, predictions: Predictions, targets: Sequence[Targets] | TargetBatch, matches: Matches
@@ -140,8 +146,11 @@ class Criterion(nn.Module):
             predicted=predicted.detach(),
             boxes=boxes,
         )
+        logits = predictions.logits
+        if matches.ignored is not None:
+            logits = logits.masked_fill(matches.ignored[..., None], _SURE_NEGATIVE)
         return {
-            "loss_ce": self.class_loss(predictions.logits, positives, self.progress),
+            "loss_ce": self.class_loss(logits, positives, self.progress),
             "loss_giou": (1 - giou(predicted, boxes)).sum(),
             "loss_bbox": ((predicted - boxes) / scales).abs().sum(),
         }
@@ -158,7 +167,7 @@ class OneToManyCriterion(Criterion):
     """
 
     def __init__(self, *, weight: float = 1.0, fall: Sequence[float] = (), **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(**options, per_positive=True)
         self.weight, self.fall = weight, tuple(fall)
 
     @property
@@ -176,9 +185,6 @@ class OneToManyCriterion(Criterion):
         weight = self.current_weight
         losses = super().forward(predictions, targets)
         return {name: weight * loss for name, loss in losses.items()}
-
-    def count(self, targets: TargetBatch, matches: Matches) -> int:
-        return len(matches)
 
 
 def last_of_each_sample(matches: Matches, shape: tuple[int, int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which sample each object of an image gets, and why: the data behind the paper's figure 5."""
+"""Which samples each object of an image gets, and why: the data behind the paper's figure 5."""
 
 from __future__ import annotations
 
@@ -24,9 +24,12 @@ class Assignment:
         targets: the objects.
         samples: (N, 4) xyxy px, the anchors, or the grid points twice.
         levels: (N,) int64.
-        positives: (M,) int64, the sample that the matcher gives each object; -1 for none.
+        positives: (M,) int64, the sample that the matcher gives each object, the cheapest of
+            several; -1 for none.
         by_location: (M,) int64, the same under predefined location cost alone.
         terms: the weighted terms of the matcher's cost, by name, (N, M) each.
+        pairs: (P, 2) int64, each positive sample and its object.
+        ignored: (N,) bool, the samples that are neither positive nor negative.
     """
 
     targets: Targets
@@ -35,6 +38,8 @@ class Assignment:
     positives: Tensor
     by_location: Tensor
     terms: dict[str, Tensor]
+    pairs: Tensor
+    ignored: Tensor
 
     @property
     def cost(self) -> Tensor:
@@ -90,22 +95,29 @@ def assign(
             looks at the location alone.
     """
     targets = targets.to(predictions.logits.device)
+    terms = {name: term.cpu() for name, term in cost_terms(predictions, targets, matcher).items()}
+    matches = matcher(predictions, [targets])
+    pairs = torch.stack((matches.sample, matches.target), dim=1).cpu()
     alone = MinCostMatcher(location=predefined, class_weight=0)
-    terms = cost_terms(predictions, targets, matcher)
+    nothing = torch.zeros(len(predictions.samples), dtype=torch.bool)
     return Assignment(
         targets=targets.to("cpu"),
         samples=predictions.samples.cpu(),
         levels=predictions.levels.cpu(),
-        positives=_positives(matcher, predictions, targets),
-        by_location=_positives(alone, predictions, targets),
-        terms={name: term.cpu() for name, term in terms.items()},
+        positives=_cheapest(pairs, torch.stack(list(terms.values())).sum(dim=0)),
+        by_location=alone(predictions, [targets]).sample.cpu(),
+        terms=terms,
+        pairs=pairs,
+        ignored=nothing if matches.ignored is None else matches.ignored[0].cpu(),
     )
 
 
-def _positives(matcher: Matcher, predictions: Predictions, targets: Targets) -> Tensor:
-    matches = matcher(predictions, [targets])
-    positives = torch.full((len(targets),), -1)
-    positives[matches.target.cpu()] = matches.sample.cpu()
+def _cheapest(pairs: Tensor, cost: Tensor) -> Tensor:
+    """(M,) the cheapest sample of each object among (P, 2) pairs; -1 for none."""
+    positives = torch.full(cost.shape[1:], -1)
+    dearest_first = cost[pairs[:, 0], pairs[:, 1]].argsort(descending=True)
+    for sample, target in pairs[dearest_first].tolist():
+        positives[target] = sample
     return positives
 
 

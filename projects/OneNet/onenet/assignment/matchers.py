@@ -35,9 +35,12 @@ class Matcher(nn.Module, ABC):
         columnwise: whether :meth:`choose` decides on every column by itself. It then gets the
             columns of several images at once, otherwise those of one image. False for a class
             that defines ``choose`` and does not set this.
+        one_to_many: whether a target may get several samples; the losses are then over the mean
+            number of positives instead of targets.
     """
 
     columnwise = False
+    one_to_many = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -84,6 +87,16 @@ class Matcher(nn.Module, ABC):
     def choose(self, cost: Tensor) -> tuple[Tensor, Tensor]:
         """Indices of samples and of their targets, ordered by target, from (N, M) costs, M > 0."""
 
+    def ignored(self, cost: Tensor) -> Tensor | None:
+        """(N,) bool, the samples of an image that are neither positive nor negative.
+
+        ``None``: there are none, as in a batch without targets. Columnwise matchers are not asked.
+
+        Args:
+            cost: (N, M) as :meth:`choose` gets it.
+        """
+        return None
+
     @torch.no_grad()
     def forward(
         self, predictions: Predictions, targets: Sequence[Targets] | TargetBatch
@@ -108,10 +121,19 @@ class Matcher(nn.Module, ABC):
             by_coordinate(predictions.samples),
             predictions.levels,
         )
-        choose = self._choose_by_column if self.columnwise else self._choose_by_image
-        sample, number = map(torch.cat, zip(*choose(predictions, targets), strict=True))
+        masks: dict[int, Tensor] = {}
+        if self.columnwise:
+            chosen = self._choose_by_column(predictions, targets)
+        else:
+            chosen = self._choose_by_image(predictions, targets, masks)
+        sample, number = map(torch.cat, zip(*chosen, strict=True))
         image = targets.image[number]
-        return Matches(image, sample, number - targets.starts[image])
+        ignored = None
+        if masks:
+            ignored = torch.zeros_like(predictions.logits[..., 0], dtype=torch.bool)
+            for row, mask in masks.items():
+                ignored[row] = mask
+        return Matches(image, sample, number - targets.starts[image], ignored)
 
     def _choose_by_column(
         self, predictions: Predictions, targets: TargetBatch
@@ -124,9 +146,9 @@ class Matcher(nn.Module, ABC):
             start += cost.shape[1]
 
     def _choose_by_image(
-        self, predictions: Predictions, targets: TargetBatch
+        self, predictions: Predictions, targets: TargetBatch, masks: dict[int, Tensor]
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The same, one image at a time."""
+        """The same, one image at a time; ``masks`` gets what :meth:`ignored` gives, by image."""
         start = 0
         for image, count in enumerate(targets.counts.tolist()):
             if count == 0:
@@ -137,6 +159,8 @@ class Matcher(nn.Module, ABC):
                 sample, column = self.choose(cost)
             except NonFiniteError as error:
                 raise NonFiniteError(f"{error}, for image {image} of the batch") from None
+            if (mask := self.ignored(cost)) is not None:
+                masks[image] = mask
             yield sample, start + column
             start += count
 

@@ -1,4 +1,4 @@
-"""Several samples for every target: matchers of the one-to-many branch, which only training has.
+"""Several samples for every target: for the one-to-many branch, or in place of minimum cost.
 
 What a matcher looks at is a location cost, (N, T) like those of :mod:`onenet.assignment.costs`;
 samples that a target cannot have cost infinity. :class:`Alignment` also serves POTO, which gives
@@ -120,6 +120,7 @@ class TopKMatcher(Matcher):
     """
 
     columnwise = True
+    one_to_many = True
 
     def __init__(self, *, topk: int, **options: Any) -> None:
         super().__init__(**options)
@@ -147,6 +148,8 @@ class ExclusiveMatcher(Matcher):
         topk: how many each target claims, the cheapest; ``None``: all that it can have.
         options: of :class:`~onenet.assignment.matchers.Matcher`.
     """
+
+    one_to_many = True
 
     def __init__(self, *, topk: int | None = None, **options: Any) -> None:
         super().__init__(**options)

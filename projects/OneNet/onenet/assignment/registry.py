@@ -22,6 +22,7 @@ from .costs import PredefinedAnchor, PredefinedPoint, PredictedLocation
 from .criterion import Criterion, OneToManyCriterion
 from .matchers import HungarianMatcher, Matcher, MinCostMatcher
 from .one_to_many import Alignment, CentreRegion, ExclusiveMatcher, TopKMatcher
+from .zoo import AdaptiveThreshold, AnchorOverlap, DynamicTopK, NearestCentre, ThresholdMatcher
 
 # ``cfg -> Criterion``, or another module ``(predictions, targets) -> losses by name``.
 CRITERION_REGISTRY = Registry("ONENET_CRITERION")
@@ -100,10 +101,12 @@ def OneNet(cfg: Any) -> Criterion:
     """The losses of the paper: focal, L1 and GIoU of the samples that a matcher chooses."""
     c = cfg.MODEL.OneNet
     graded = c.CLASS_TARGET == "iou"
+    matcher = build_matcher(cfg)
     return Criterion(
         **_loss_options(cfg),
-        matcher=build_matcher(cfg),
+        matcher=matcher,
         class_loss=MatchabilityLoss(c.TARGET_GAMMA, c.TARGET_RAMP) if graded else None,
+        per_positive=matcher.one_to_many,
     )
 
 
@@ -154,11 +157,47 @@ def alignment(cfg: Any) -> Matcher:
 @MATCHER_REGISTRY.register()
 def points(cfg: Any) -> Matcher:
     """One-to-many: the samples in the middle of every target's box (FCOS)."""
-    c = cfg.MODEL.OneNet
-    # The deconvolution head has one level, which answers for all sizes.
-    sizes = object_sizes(cfg) if c.HEAD in ("FCOS", "RetinaNet") else None
-    region = CentreRegion(radius=c.AUX.RADIUS, level_sizes=sizes)
+    region = CentreRegion(radius=cfg.MODEL.OneNet.AUX.RADIUS, level_sizes=_level_sizes(cfg))
     return ExclusiveMatcher(location=region, class_weight=0.0)
+
+
+@MATCHER_REGISTRY.register()
+def centre(cfg: Any) -> Matcher:
+    """One sample, the nearest to the centre of every target's box (CenterNet)."""
+    nearest = NearestCentre(level_sizes=_level_sizes(cfg))
+    return MinCostMatcher(location=nearest, class_weight=0.0)
+
+
+@MATCHER_REGISTRY.register()
+def iou_threshold(cfg: Any) -> Matcher:
+    """One-to-many: the anchors of IoU above a threshold; some others are ignored (RetinaNet)."""
+    rules = cfg.MODEL.OneNet.RULES
+    low, high = rules.IOU_THRESHOLDS
+    return ThresholdMatcher(
+        location=AnchorOverlap(scale=rules.ANCHOR_SCALE),
+        class_weight=0.0,
+        low=low,
+        high=high,
+        low_quality=rules.LOW_QUALITY,
+    )
+
+
+@MATCHER_REGISTRY.register()
+def atss(cfg: Any) -> Matcher:
+    """One-to-many: the nearest anchors, from a threshold on that adapts to every target (ATSS)."""
+    rules = cfg.MODEL.OneNet.RULES
+    overlap = AdaptiveThreshold(topk=rules.ATSS_TOPK, scale=rules.ANCHOR_SCALE)
+    return ExclusiveMatcher(location=overlap, class_weight=0.0)
+
+
+@MATCHER_REGISTRY.register()
+def simota(cfg: Any) -> Matcher:
+    """One-to-many: the cheapest samples, as many as good boxes are predicted (YOLOX)."""
+    rules = cfg.MODEL.OneNet.RULES
+    claims = DynamicTopK(
+        radius=rules.SIMOTA_RADIUS, topk=rules.SIMOTA_TOPK, iou_weight=rules.SIMOTA_IOU_COST
+    )
+    return ExclusiveMatcher(location=claims, class_weight=0.0)
 
 
 @LOCATION_COST_REGISTRY.register()
@@ -187,6 +226,11 @@ def _centre_distance(cfg: Any) -> nn.Module:
 
 def _centre_distance_by_level(cfg: Any) -> nn.Module:
     return PredefinedPoint(l1_weight=cfg.MODEL.OneNet.L1_COST, level_sizes=object_sizes(cfg))
+
+
+def _level_sizes(cfg: Any) -> Sequence[tuple[float, float]] | None:
+    """:func:`object_sizes`; ``None`` for the deconvolution head, whose level has all sizes."""
+    return object_sizes(cfg) if cfg.MODEL.OneNet.HEAD in ("FCOS", "RetinaNet") else None
 
 
 def object_sizes(cfg: Any) -> Sequence[tuple[float, float]]:

@@ -40,6 +40,7 @@ MAY_CHANGE: dict[str, tuple[str, ...]] = {
     "MODEL.OneNet.LOCATION_COST": (),
     "MODEL.OneNet.MATCHER": (),
     "MODEL.OneNet.NMS": (),
+    "MODEL.OneNet.RULES": (),
     "MODEL.TORCHVISION": (),
     "MODEL.WEIGHTS": (),
     "MODEL_EMA.DECAY": (),

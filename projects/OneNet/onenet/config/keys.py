@@ -50,7 +50,8 @@ def add_onenet_config(cfg: Any) -> None:
     c.CONV_CHANNELS = 256
     # Normalisation of FCOS's towers: "GN" or "BN".
     c.CONV_NORM = "GN"
-    # FCOS with predefined location cost: object sizes in px that each level answers for.
+    # FCOS with predefined location cost, and the matchers "points" and "centre": object sizes in px
+    # that each level answers for.
     c.OBJECT_SIZES_OF_INTEREST = [
         [-1, 64],
         [64, 128],
@@ -61,7 +62,9 @@ def add_onenet_config(cfg: Any) -> None:
 
     # Assignment.
     # "minimum": the cheapest sample of every target (the paper); "hungarian": one-to-one; "poto":
-    # one-to-one by p^0.2 * IoU^0.8 within the box (DeFCN); or a name in onenet.MATCHER_REGISTRY.
+    # one-to-one by p^0.2 * IoU^0.8 within the box (DeFCN). Rules of other detectors:
+    # "iou_threshold" (RetinaNet), "points" (FCOS), "centre" (CenterNet), "atss", "simota" (YOLOX),
+    # "alignment" (TOOD), see RULES and AUX. Or another name in onenet.MATCHER_REGISTRY.
     c.MATCHER = "minimum"
     # "predicted": cost of the predicted boxes; "predefined": of the grid points or anchors; or a
     # name in onenet.LOCATION_COST_REGISTRY.
@@ -69,6 +72,24 @@ def add_onenet_config(cfg: Any) -> None:
     c.CLASS_COST = 2.0
     c.GIOU_COST = 2.0
     c.L1_COST = 5.0
+
+    # Of the rules of other detectors; of "points", "alignment" and "topk" in AUX.
+    rules = c.RULES = node()
+    # "iou_threshold": below the first IoU an anchor is negative, from the second on positive, and
+    # ignored between.
+    rules.IOU_THRESHOLDS = [0.4, 0.5]
+    # "iou_threshold": an object's best anchors are positive, too, however low their IoU.
+    rules.LOW_QUALITY = True
+    # "iou_threshold" and "atss": for a head without anchors, the side in strides of the square
+    # around a grid point that stands for one.
+    rules.ANCHOR_SCALE = 8.0
+    # "atss": candidates of an object on each level.
+    rules.ATSS_TOPK = 9
+    # "simota": strides around the centre that count as the object's middle; how many of the best
+    # IoUs are added up; the weight of -log IoU in the cost.
+    rules.SIMOTA_RADIUS = 2.5
+    rules.SIMOTA_TOPK = 10
+    rules.SIMOTA_IOU_COST = 3.0
 
     # "OneNet": the losses below; or a name in onenet.CRITERION_REGISTRY.
     c.CRITERION = "OneNet"
@@ -97,7 +118,8 @@ def add_onenet_config(cfg: Any) -> None:
     aux.ENABLED = False
     # "alignment": the TOPK samples of greatest p^ALPHA * IoU^BETA within the box (TOOD); "topk":
     # the TOPK cheapest within it, by the costs above; "points": those in the middle of the box,
-    # RADIUS strides around its centre (FCOS); or another name in onenet.MATCHER_REGISTRY.
+    # RADIUS strides around its centre (FCOS); or another name in onenet.MATCHER_REGISTRY. The four
+    # keys also hold for MODEL.OneNet.MATCHER with these names.
     aux.MATCHER = "alignment"
     aux.TOPK = 8
     aux.ALPHA = 0.5
@@ -167,8 +189,8 @@ def add_onenet_config(cfg: Any) -> None:
     # The backbone's learning rate as a multiple of BASE_LR.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
     # Parts in which each process computes its share of a batch: the gradient is the same, but for
-    # batch norms, which see one part at a time, and the one-to-many branch, whose losses are over
-    # the positives of a part; and it takes less memory.
+    # batch norms, which see one part at a time, and matchers that give an object many samples,
+    # whose losses are over the positives of a part; and it takes less memory.
     cfg.SOLVER.ACCUMULATE = 1
     # How many of the newest checkpoints of a run to keep; 0 keeps all.
     cfg.SOLVER.CHECKPOINT_KEEP = 0

@@ -10,9 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib import patheffects
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -22,15 +20,15 @@ from onenet.assignment.explain import Assignment
 from onenet.evaluation.duplicates import find_duplicates, objects_of
 from onenet.structures import Detections, Targets
 
-from .boxes import class_palette
+from .canvas import add_box, add_label, class_colors, figure_of_rows, plain_text, render, show
 from .cost_map import cost_grid
 
-_DPI = 100
 _HEAT = "inferno_r"  # low costs are bright
 _MARGIN = 0.6  # shown around an object, as a fraction of its sides
 _RULED_OUT = 1000.0  # costs that exceed the lowest by more than this are not drawn
 _SAMPLE = {"linestyle": "none", "markeredgecolor": "black", "markeredgewidth": 0.8}
 _POSITIVE = {**_SAMPLE, "marker": "*", "color": "#ffe600", "markersize": 14}
+_FURTHER = {**_SAMPLE, "marker": "o", "color": _POSITIVE["color"], "markersize": 5}
 _PATH = {"color": _POSITIVE["color"], "linewidth": 1.5}
 _BY_LOCATION = {**_SAMPLE, "marker": "X", "color": "#00e5ff", "markersize": 8}
 # How each kind of detection is drawn.
@@ -56,11 +54,12 @@ def draw_assignments(
     Returns:
         (H', W', 3) uint8 RGB, one row per image.
     """
-    figure, rows = _figure(len(images), width=16, height=6)
+    figure, rows = figure_of_rows(len(images), width=16, height=6)
     for row, image, assignment, number in zip(rows, images, assignments, chosen, strict=True):
         left, right = row.subfigures(1, 2, width_ratios=(1.15, 1))
         _draw_objects(left.subplots(), image, assignment, class_names)
-        terms = {"total": assignment.cost, **assignment.terms}
+        several = len(assignment.terms) > 1
+        terms = {"total": assignment.cost, **(assignment.terms if several else {})}
         axes = right.subplots(2, max(2, (len(terms) + 1) // 2)).flatten()
         for axis in axes[len(terms) :]:
             axis.remove()
@@ -70,7 +69,7 @@ def draw_assignments(
             axis.set_title(name)
         right.suptitle(_cost_title(assignment, number, class_names))
     _add_legend(figure, assignments, class_names)
-    return _render(figure)
+    return render(figure)
 
 
 def draw_training(
@@ -93,7 +92,7 @@ def draw_training(
     Returns:
         (H', W', 3) uint8 RGB, one row per image; the size is the same at every moment.
     """
-    figure, rows = _figure(len(images), width=12, height=4.6)
+    figure, rows = figure_of_rows(len(images), width=12, height=4.6)
     for i, (row, image, number) in enumerate(zip(rows, images, chosen, strict=True)):
         left, right = row.subplots(1, 2, width_ratios=(1.3, 1))
         past = [assignments[i] for assignments in history]
@@ -103,7 +102,7 @@ def draw_training(
     figure.suptitle(plain_text(title), fontweight="bold")
     path = Line2D([], [], label="its path until now", **_PATH)
     _add_legend(figure, history[-1], class_names, path)
-    return _render(figure)
+    return render(figure)
 
 
 def draw_duplicates(
@@ -125,7 +124,7 @@ def draw_duplicates(
     Returns:
         (H', W', 3) uint8 RGB, one row per image and one column per model.
     """
-    figure, rows = _figure(len(images), width=7.5 * len(names), height=5.8)
+    figure, rows = figure_of_rows(len(images), width=7.5 * len(names), height=5.8)
     for i, (row, image, truth) in enumerate(zip(rows, images, targets, strict=True)):
         axes = row.subplots(1, len(names), squeeze=False)[0]
         for axis, name, found in zip(axes, names, detections, strict=True):
@@ -137,59 +136,7 @@ def draw_duplicates(
     }
     handles = [Rectangle((0, 0), 1, 1, fill=False, lw=2, label=k, **v) for k, v in kinds.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
-    return _render(figure)
-
-
-def plain_text(text: str) -> str:
-    """Escape ``text`` so that matplotlib shows it as it is, not as a formula, in legends too."""
-    text = text.replace("$", r"\$")
-    return f" {text}" if text.startswith("_") else text
-
-
-def _figure(count: int, width: float, height: float) -> tuple[Figure, Sequence[Any]]:
-    """A figure and its ``count`` rows; width of the figure and height of a row in inches."""
-    figure = Figure(figsize=(width, height * count + 0.4), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subfigures(count, 1, squeeze=False)[:, 0]
-
-
-def _render(figure: Figure) -> np.ndarray:
-    figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
-
-
-def _show(axis: Axes, image: np.ndarray, size: tuple[int, int]) -> None:
-    """Show an image of any resolution so that coordinates are px of ``size`` (H, W)."""
-    height, width = size
-    axis.imshow(image, extent=(0, width, height, 0), interpolation="lanczos")
-    axis.set(xticks=[], yticks=[])
-
-
-def _add_box(axis: Axes, box: Tensor, **style: Any) -> None:
-    x1, y1, x2, y2 = box.tolist()
-    outline = patheffects.withStroke(linewidth=3.2, foreground="black", alpha=0.5)
-    style = {"linewidth": 1.8, "path_effects": [outline], **style}
-    axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, **style))
-
-
-def _add_label(axis: Axes, box: Tensor, text: str, color: str, background: str) -> None:
-    """Write text in the upper left corner of a box."""
-    axis.annotate(
-        plain_text(text),
-        box[:2].tolist(),
-        xytext=(2, -2),
-        textcoords="offset points",
-        va="top",
-        fontsize=8,
-        color=color,
-        bbox={"boxstyle": "square,pad=0.15", "color": background},
-    )
-
-
-def _class_colors(count: int) -> list[tuple[str, str]]:
-    """The colour of each class and of text on it, as hex codes."""
-    colors, inks = class_palette(count)
-    return [(c.as_hex(), i.as_hex()) for c, i in zip(colors.colors, inks.colors, strict=True)]
+    return render(figure)
 
 
 def _draw_objects(
@@ -201,17 +148,18 @@ def _draw_objects(
 ) -> None:
     """Draw numbered objects, both kinds of positives, and the positives' paths through ``past``."""
     targets, points = assignment.targets, assignment.points
-    _show(axis, image, targets.image_size)
-    colors = _class_colors(len(class_names))
+    show(axis, image, targets.image_size)
+    colors = class_colors(len(class_names))
     for i, (box, label) in enumerate(zip(targets.boxes, targets.labels.tolist(), strict=True)):
         color, ink = colors[label]
-        _add_box(axis, box, edgecolor=color)
-        _add_label(axis, box, str(i + 1), ink, color)
+        add_box(axis, box, edgecolor=color)
+        add_label(axis, box, str(i + 1), ink, color)
         both = [int(s) for s in (assignment.positives[i], assignment.by_location[i]) if s >= 0]
         axis.plot(*points[both].T, color="white", linewidth=1)
         path = [a.points[a.positives[i]] for a in past if a.positives[i] >= 0]
         if len(path) > 1:
             axis.plot(*torch.stack(path).T, **_PATH)
+    axis.plot(*points[_further(assignment)[:, 0]].T, **_FURTHER)
     for chosen, style in _kinds(assignment):
         axis.plot(*points[chosen[chosen >= 0]].T, **style)
 
@@ -221,13 +169,19 @@ def _kinds(assignment: Assignment) -> list[tuple[Tensor, dict[str, Any]]]:
     return [(assignment.positives, _POSITIVE), (assignment.by_location, _BY_LOCATION)]
 
 
+def _further(assignment: Assignment) -> Tensor:
+    """(p, 2) the positives beyond the cheapest of each object, and their objects."""
+    sample, target = assignment.pairs.T
+    return assignment.pairs[sample != assignment.positives[target]]
+
+
 def _draw_cost(
     axis: Axes, image: np.ndarray, assignment: Assignment, number: int, term: Tensor
 ) -> Any:
     """Draw one term of an object's cost around it, with box and positives; returns the heat map."""
     targets, points = assignment.targets, assignment.points
     grey = image.mean(axis=2).astype(np.uint8)
-    _show(axis, np.repeat(grey[..., None], 3, axis=2), targets.image_size)
+    show(axis, np.repeat(grey[..., None], 3, axis=2), targets.image_size)
     level = (assignment.levels == assignment.level_of(number)).nonzero()[:, 0]
     x1, y1, x2, y2 = window = assignment.around(number, _MARGIN)
     costs = assignment.cost[level, number].numpy()
@@ -242,7 +196,9 @@ def _draw_cost(
         extent=(left, right, bottom, top),
         interpolation="nearest",
     )
-    _add_box(axis, targets.boxes[number], edgecolor="white")
+    add_box(axis, targets.boxes[number], edgecolor="white")
+    further = _further(assignment)
+    axis.plot(*points[further[further[:, 1] == number, 0]].T, **_FURTHER)
     for chosen, style in _kinds(assignment):
         if chosen[number] >= 0:
             axis.plot(*points[chosen[number]], **style)
@@ -264,9 +220,12 @@ def _add_legend(
     figure: Figure, assignments: Sequence[Assignment], class_names: Sequence[str], *more: Any
 ) -> None:
     labels = torch.cat([a.targets.labels for a in assignments]).unique().tolist()
-    colors = _class_colors(len(class_names))
+    colors = class_colors(len(class_names))
+    several = any(len(_further(a)) for a in assignments)
+    others = Line2D([], [], label="further positives of an object", **_FURTHER)
     handles = [
-        Line2D([], [], label="positive by minimum cost", **_POSITIVE),
+        Line2D([], [], label="positive: the cheapest" if several else "positive", **_POSITIVE),
+        *([others] if several else []),
         *more,
         Line2D([], [], label="positive by predefined location cost alone", **_BY_LOCATION),
     ]
@@ -285,15 +244,15 @@ def _draw_detections(
     class_names: Sequence[str],
     name: str,
 ) -> None:
-    _show(axis, image, image.shape[:2])
+    show(axis, image, image.shape[:2])
     objects = objects_of(found.boxes, found.labels, truth.boxes, truth.labels)
     repeated = find_duplicates(objects)
     for i in reversed(range(len(found))):  # the best on top
         kind = _NOTHING if objects[i] < 0 else _DUPLICATE if repeated[i] else _BEST
-        _add_box(axis, found.boxes[i], **kind)
+        add_box(axis, found.boxes[i], **kind)
         if kind is _BEST:
             label = f"{class_names[found.labels[i]]} {100 * found.scores[i]:.0f}%"
-            _add_label(axis, found.boxes[i], label, "black", _BEST["edgecolor"])
+            add_label(axis, found.boxes[i], label, "black", _BEST["edgecolor"])
     matched, duplicates = len(objects[objects >= 0].unique()), int(repeated.sum())
     axis.set_title(
         f"{plain_text(name)}\nobjects found {matched} of {len(truth)}, duplicates {duplicates}, "

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from onenet.evaluation.analysis import IOUS, USUAL_THRESHOLD, Analysis
 from onenet.evaluation.curves import BINS
 
-from .paper_figures import plain_text
+from .canvas import plain_text
 
 # Colours that are seen on white and on black.
 BLUE, GREEN, RED, ORANGE, PURPLE = "#3b82c4", "#2e9e5b", "#d1495b", "#e07b39", "#8e63c7"

@@ -1,0 +1,47 @@
+"""Samples in a row, and matches as triples: assignments small enough to work out by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from onenet import Matches, Predictions, TargetBatch, Targets
+from onenet.ops.boxes import point_grid
+
+
+def on_row(
+    boxes: Sequence[Sequence[float]],
+    scores: Sequence[float] | None = None,
+    classes: int = 1,
+    images: int = 1,
+) -> Predictions:
+    """Samples at x = 2, 6, 10 … in a row at y = 2, one a box, with scores of class 0."""
+    boxes = torch.tensor(boxes, dtype=torch.float32).expand(images, -1, 4)
+    count = boxes.shape[1]
+    points = point_grid(1, count, 4)
+    logits = torch.zeros(images, count, classes)
+    if scores is not None:
+        logits[..., 0] = torch.tensor(scores).logit()
+    return Predictions(logits, boxes, points.repeat(1, 2), torch.zeros(count, dtype=torch.int64))
+
+
+def targets(
+    *boxes: Sequence[float],
+    labels: Sequence[int] | None = None,
+    size: tuple[int, int] = (40, 40),
+) -> Targets:
+    """Objects of class 0, unless ``labels`` say otherwise."""
+    corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    labels = [0] * len(corners) if labels is None else labels
+    return Targets(corners, torch.tensor(labels, dtype=torch.int64), size)
+
+
+def batch(*images: Targets) -> TargetBatch:
+    return TargetBatch.of(list(images), torch.device("cpu"))
+
+
+def triples(matches: Matches) -> list[tuple[int, int, int]]:
+    """(image, sample, target) of each match."""
+    columns = (matches.image, matches.sample, matches.target)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
