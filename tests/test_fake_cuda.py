@@ -19,7 +19,8 @@ from helpers.fake_cuda import UNKNOWN, Waits, fake_cuda
 from helpers.project import ROOT
 from torch import Tensor, nn
 
-from onenet import Detections, Targets
+from onenet import Detections, Predictions, Targets
+from onenet.assignment.registry import MATCHER_REGISTRY
 from onenet.detector import DenseDetector
 from onenet.inference.optimize import prepare
 from onenet.inference.postprocess import per_image, to_image
@@ -179,6 +180,17 @@ def test_hungarian_matching_waits_for_its_costs_alone(head):
     with torch.no_grad(), Waits() as waits, pytest.raises(UNKNOWN):
         model(images(*MIXED), targets(3, 1))
     assert waits.found == ["_local_scalar_dense in _choose_by_image of assignment/matchers.py"]
+
+
+def test_the_one_to_many_branch_waits_once_for_how_many_samples_it_trains():
+    """Not once an image."""
+    c = build("deconv")[0]
+    matcher = MATCHER_REGISTRY.get("alignment")(c)
+    boxes, labels = torch.zeros(2, 60, 4, device=CUDA), torch.zeros(60, device=CUDA).long()
+    predictions = Predictions(torch.zeros(2, 60, 3, device=CUDA), boxes, boxes[0], labels)
+    with torch.no_grad(), Waits() as waits, pytest.raises(UNKNOWN):
+        matcher(predictions, targets(3, 1))
+    assert waits.found == ["nonzero in _choose_by_image of assignment/one_to_many.py"]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.rows import batch, on_row, targets, triples
 
-from onenet import HungarianMatcher, MinCostMatcher, Predictions
+from onenet import HungarianMatcher, MinCostMatcher, Predictions, Targets
 from onenet.assignment.costs import PredictedLocation
 from onenet.assignment.one_to_many import (
     Alignment,
@@ -234,3 +234,29 @@ def test_scores_that_are_not_numbers_choose_nothing():
     given = on_row([[0, 0, 8, 4]] * 2)
     given.logits[:] = math.nan
     assert len(alignment()(given, [targets([0, 0, 8, 4])])) == 0
+
+
+@pytest.mark.parametrize("topk", [1, 3, 50])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_batch_is_matched_as_its_images_are(topk, seed):
+    """With contested samples, an image without targets, and claims beyond the samples."""
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(3, 40, 2, generator=generator) * 60
+    boxes = torch.cat((corner, corner + 30), dim=2)
+    points = point_grid(5, 8, 12).repeat(1, 2)
+    logits = torch.randn(3, 40, 4, generator=generator)
+    predictions = Predictions(logits, boxes, points, torch.zeros(40, dtype=torch.int64))
+    given = [
+        Targets(boxes[i, :m] + 4, torch.randint(4, (m,), generator=generator), (60, 96))
+        for i, m in enumerate((6, 0, 9))
+    ]
+    matcher = alignment(topk)
+    found = matcher(predictions, given)
+    expected = set()
+    for image, one in enumerate(given):
+        if len(one):
+            row, column = matcher.choose(matcher.cost(predictions, image, one))
+            expected |= {(image, *pair) for pair in zip(row.tolist(), column.tolist(), strict=True)}
+    got = list(zip(*(t.tolist() for t in (found.image, found.sample, found.target)), strict=True))
+    assert len(got) == len(expected) and set(got) == expected
+    assert [(image, target) for image, _, target in got] == sorted((i, t) for i, _, t in got)

@@ -121,6 +121,7 @@ class Criterion(nn.Module):
         return (
             kinds == (Criterion, MinCostMatcher, FocalLoss)
             and type(matcher.location) in _LOCATIONS
+            and not self.per_positive
             and not (matcher._forward_hooks or matcher._forward_pre_hooks)
         )
 

@@ -7,7 +7,7 @@ one sample a target.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -164,6 +164,27 @@ class ExclusiveMatcher(Matcher):
         mine = torch.zeros_like(cost, dtype=torch.bool).scatter_(1, winner[:, None], True)
         column, row = (mine & least.isfinite()[:, None]).mT.nonzero(as_tuple=True)
         return row, column
+
+    def _choose_by_image(
+        self, predictions: Predictions, targets: TargetBatch, masks: dict[int, Tensor]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """All images at once where the claims are few, so that a GPU's host waits once."""
+        if self.topk is None or type(self).choose is not ExclusiveMatcher.choose:
+            yield from super()._choose_by_image(predictions, targets, masks)
+            return
+        claims = [cheapest(cost, self.topk) for cost in self._costs_in_parts(predictions, targets)]
+        cost = torch.cat([claim.values.mT for claim in claims])
+        row = torch.cat([claim.indices.mT for claim in claims])
+        images, samples = predictions.boxes.shape[:2]
+        slot, cost = (targets.image[:, None] * samples + row).flatten(), cost.flatten()
+        least = cost.new_full((images * samples,), torch.inf).scatter_reduce_(0, slot, cost, "amin")
+        # Of equal claims, that of the first target.
+        number = torch.arange(len(slot), device=slot.device)
+        mine = number.masked_fill((cost > least[slot]) | ~cost.isfinite(), len(slot))
+        first = torch.full_like(least, len(slot), dtype=mine.dtype)
+        first.scatter_reduce_(0, slot, mine, "amin")
+        kept = (first[slot] == number).nonzero().flatten()
+        yield row.flatten()[kept], torch.div(kept, row.shape[1], rounding_mode="floor")
 
 
 def cheapest(cost: Tensor, count: int) -> torch.return_types.topk:
