@@ -22,8 +22,8 @@ class Assignment:
 
     Attributes:
         targets: the objects.
-        samples: (N, 4) xyxy px, the anchors, or the grid points twice; of queries their initial
-            boxes, which form no grid.
+        samples: (N, 4) xyxy px, the anchors, or the grid points twice; for queries, their
+            predicted boxes.
         levels: (N,) int64.
         positives: (M,) int64, the sample that the matcher gives each object; -1 for none.
         by_location: (M,) int64, the same under predefined location cost alone; ``None`` for
@@ -104,7 +104,7 @@ def assign(
     terms = cost_terms(predictions, targets, matcher)
     return Assignment(
         targets=targets.to("cpu"),
-        samples=predictions.samples.cpu(),
+        samples=(predictions.boxes[0] if predefined is None else predictions.samples).cpu(),
         levels=predictions.levels.cpu(),
         positives=_positives(matcher, predictions, targets),
         by_location=by_location,

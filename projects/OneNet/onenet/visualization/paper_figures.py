@@ -227,16 +227,18 @@ def _draw_cost(
     """Draw one term of an object's cost around it, with box and positives.
 
     Returns:
-        The heat map, or the coloured points of queries, which lie on no grid.
+        The heat map; for queries, which form no grid, a coloured point each.
     """
     targets, points = assignment.targets, assignment.points
     grey = image.mean(axis=2).astype(np.uint8)
     _show(axis, np.repeat(grey[..., None], 3, axis=2), targets.image_size)
     x1, y1, x2, y2 = window = assignment.around(number, _MARGIN)
     if assignment.by_location is None:
-        values = term[:, number].numpy()
-        order = np.argsort(-values)  # the cheapest on top
-        heat = axis.scatter(*points[order].T, c=values[order], cmap=_HEAT, edgecolors="white")
+        near = (points >= points.new_tensor((x1, y1))) & (points <= points.new_tensor((x2, y2)))
+        here = near.all(dim=1).nonzero()[:, 0]
+        here = here[term[here, number].argsort(descending=True)]  # the cheapest on top
+        values = term[here, number].numpy()
+        heat = axis.scatter(*points[here].T, c=values, cmap=_HEAT, edgecolors="white")
     else:
         level = (assignment.levels == assignment.level_of(number)).nonzero()[:, 0]
         costs = assignment.cost[level, number].numpy()
@@ -275,7 +277,7 @@ def _add_legend(
     labels = torch.cat([a.targets.labels for a in assignments]).unique().tolist()
     colors = _class_colors(len(class_names))
     queries = all(assignment.by_location is None for assignment in assignments)
-    label = "initial place of the positive query" if queries else "positive by minimum cost"
+    label = "middle of the positive query's box" if queries else "positive by minimum cost"
     handles = [Line2D([], [], label=label, **_POSITIVE), *more]
     if not queries:
         label = "positive by predefined location cost alone"
