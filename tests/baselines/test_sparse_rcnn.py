@@ -267,6 +267,16 @@ def test_images_of_mixed_sizes_detect_as_each_alone():
         close(a.scores, b.scores)
 
 
+def test_mixed_precision_trains_boxes_and_losses_in_float32():
+    made = model().train()
+    with torch.autocast("cpu", torch.bfloat16):
+        stages = made.stages(*made.inputs([image(32, 40)]))
+        losses = made([image(32, 40)], [targets([3, 4, 20, 30])])
+    assert {x.dtype for s in stages for x in (s.logits, s.boxes, s.samples)} == {torch.float32}
+    sum(losses.values()).backward()
+    assert all(p.grad.isfinite().all() for p in made.parameters() if p.grad is not None)
+
+
 def test_half_precision_keeps_the_boxes_close():
     made, images = model().eval(), [image(40, 64)]
     with torch.inference_mode():

@@ -120,7 +120,7 @@ def query_options(cfg: Any, backbone: nn.Module | None) -> dict[str, Any]:
             f"MODEL.OneNet.MATCHER is {c.MATCHER!r}; expected one of "
             f"{', '.join(sorted(QUERY_MATCHERS))}, as {name} has queries, which have no place in "
             "the image that the others choose samples by. Add a matcher of yours that reads the "
-            "predictions alone to onenet.baselines.queries.QUERY_MATCHERS"
+            "predictions alone to onenet.QUERY_MATCHERS"
         )
     options = frame_options(cfg, backbone)
     if backbone is None:

@@ -61,7 +61,7 @@ def pool(maps: Sequence[Tensor], strides: Sequence[int], boxes: Tensor) -> Tenso
     for level, (features, stride) in enumerate(zip(maps, strides, strict=True)):
         here = (octave == finest + level).nonzero().flatten()
         found = roi_align(features, rows[here], RESOLUTION, 1 / stride, POINTS, aligned=True)
-        pooled = pooled.index_copy(0, here, found.to(pooled.dtype))
+        pooled.index_copy_(0, here, found)
     return pooled
 
 
