@@ -54,8 +54,8 @@ class QueryDetector(DenseDetector):
         """The predictions of each stage of the decoder, in its order.
 
         Their samples are the queries' initial boxes in px of the first image (:func:`initial_boxes`
-        of centre, width and height), or its points twice, for the record: no loss reads them, and
-        pictures of assignments show the predicted boxes. All levels are 0.
+        of centre, width and height), or its points twice. No loss reads them, and pictures of
+        assignments show the predicted boxes. All levels are 0; see :func:`stage_predictions`.
 
         Args:
             batch, sizes: of :meth:`inputs`; what lies beyond an image's size is padding.

@@ -28,7 +28,7 @@ from .queries import QueryDetector, initial_boxes, stage_predictions
 RESOLUTION, POINTS = 7, 2
 # A box of this size in px is pooled from the map of this stride.
 CANONICAL_SIZE, CANONICAL_STRIDE = 224, 16
-# A delta of 1 is this part of the box's size, or for its log-size 1.
+# What the layer's output is divided by: shifts in parts of the box's size, and log-factors of it.
 DELTA_WEIGHTS = (2.0, 2.0, 1.0, 1.0)
 # A stage makes a box larger by this factor at most.
 MAX_GROWTH = 100000.0 / 16
