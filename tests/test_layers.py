@@ -33,7 +33,7 @@ ARROWS = {
     "inference": "checkpoints data errors heads ops structures",
     "visualization": "assignment data errors evaluation files structures",
     "config": "assignment backbones checkpoints detector errors evaluation heads inference",
-    "baselines": "assignment backbones config detector heads inference ops structures",
+    "baselines": "assignment backbones config detector errors heads inference ops structures",
     "deploy": "data detector errors evaluation inference",
     "training": "assignment checkpoints data errors files inference ops structures",
     # The engines, thin, and the command lines that choose one.
@@ -43,8 +43,8 @@ ARROWS = {
     "inference ops structures training visualization",
     "cli": "config d2 errors lightning",
     # What users call.
-    "api": "assignment checkpoints cli config data deploy detector errors evaluation files "
-    "inference lightning structures training visualization",
+    "api": "assignment baselines checkpoints cli config data deploy detector errors evaluation "
+    "files inference lightning structures training visualization",
 }
 # Packages that only one folder may import.
 ENGINES = {"detectron2": "d2", "lightning": "lightning", "pytorch_lightning": "lightning"}

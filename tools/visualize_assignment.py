@@ -6,9 +6,10 @@
 
 Left: the objects with their positive samples of minimum cost, and with those that the location cost
 alone would choose. Right: the cost of all samples for one object, and the terms that it is the sum
-of. With the checkpoints of a training (``--checkpoints model_*.pth --output training.gif``), an
-animation shows how the positives move. With ``--matchers minimum atss simota``, the positives that
-these rules would choose from the same predictions stand side by side.
+of. Queries are points in the middle of their boxes. With the checkpoints of a training
+(``--checkpoints model_*.pth --output training.gif``), an animation shows how the positives move.
+With ``--matchers minimum atss simota``, the positives that these rules would choose from the same
+predictions stand side by side.
 """
 
 from __future__ import annotations

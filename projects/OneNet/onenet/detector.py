@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ class DenseDetector(nn.Module):
     """Backbone and head, from images to detections without NMS; subclasses say what is trained.
 
     Args:
-        backbone: ``(B, 3, H, W) -> {name: (B, C, h, w)}``.
+        backbone: ``(B, 3, H, W) -> {name: (B, C, h, w)}``; ``None``: the head holds it.
         head: from the maps in ``in_features`` to what :meth:`network` and :meth:`losses` read.
         criterion: used in training only.
         in_features: names of the maps that the head reads, finest first.
@@ -36,7 +36,7 @@ class DenseDetector(nn.Module):
     def __init__(
         self,
         *,
-        backbone: nn.Module,
+        backbone: nn.Module | None,
         head: nn.Module,
         criterion: nn.Module,
         in_features: Sequence[str],
@@ -61,6 +61,13 @@ class DenseDetector(nn.Module):
 
     def drop_training_parts(self) -> None:
         """Remove what only training needs, in place."""
+
+    def inputs(self, images: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """What :meth:`network`, :meth:`find` and :meth:`losses` read of images: the batch alone.
+
+        Networks that depend on where an image ends and its padding begins add to it.
+        """
+        return (self.batch(images),)
 
     @abstractmethod
     def network(self, batch: Tensor) -> Predictions:
@@ -104,17 +111,17 @@ class DenseDetector(nn.Module):
         """How the images of a batch lie in memory."""
         return memory_format(self.pixel_mean.device)
 
-    def find(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes, scores and labels of the best detections in normalised images, before any NMS.
+    def find(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes, scores and labels of the best detections for :meth:`inputs`, before any NMS.
 
         Tensors only, so that it can be compiled and exported; see
         :func:`~onenet.inference.postprocess.best_detections`.
         """
-        return best_detections(self.network(batch), self.max_detections)
+        return best_detections(self.network(*inputs), self.max_detections)
 
     def predict(self, images: Sequence[Tensor]) -> Predictions:
         """Predictions for a batch of images; see :meth:`batch` for their format."""
-        return self.network(self.batch(images))
+        return self.network(*self.inputs(images))
 
     def forward(
         self, images: Sequence[Tensor], targets: Sequence[Targets] | None = None
@@ -140,13 +147,13 @@ class DenseDetector(nn.Module):
             given = "none" if targets is None else len(targets)
             raise ValueError(f"training needs targets for all {len(images)} images, got {given}")
         ready = TargetBatch.of(targets, self.pixel_mean.device)
-        return self.losses(self.batch(images), ready)
+        return self.losses(*self.inputs(images), ready)
 
     def _detect(self, images: Sequence[Tensor]) -> list[Detections]:
         sizes = (tuple(image.shape[-2:]) for image in images)
         found: dict[int, Detections] = {}
         for group in group_by_shape(sizes, divisor=self.size_divisibility):
-            best = self.find(self.batch([images[i] for i in group]))
+            best = self.find(*self.inputs([images[i] for i in group]))
             found |= zip(group, per_image(*best, self.nms_iou), strict=True)
         return [found[i] for i in range(len(images))]
 
@@ -192,7 +199,11 @@ class OneNet(DenseDetector):
         losses: dict[str, Tensor] = {}
         for name, predictions in self.head.outputs(features, *branch).items():
             criterion = self.aux_criterion if name == "aux" else self.criterion
-            ending = "" if name == "main" else f"_{name.removeprefix('stage_')}"
-            found = criterion(predictions, targets)
-            losses |= {term + ending: loss for term, loss in found.items()}
+            losses |= named(criterion(predictions, targets), name)
         return losses
+
+
+def named(losses: Mapping[str, Tensor], output: str) -> dict[str, Tensor]:
+    """Losses with the name of an output at the end of theirs: none for "main", 2 for "stage_2"."""
+    ending = "" if output == "main" else f"_{output.removeprefix('stage_')}"
+    return {term + ending: loss for term, loss in losses.items()}

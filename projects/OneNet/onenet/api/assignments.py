@@ -12,28 +12,29 @@ from onenet.assignment.criterion import Criterion
 from onenet.assignment.explain import Assignment, assign
 from onenet.assignment.matchers import Matcher
 from onenet.assignment.registry import PREDEFINED_COSTS, build_matcher
+from onenet.baselines.queries import QueryDetector
 from onenet.config.device import choose_device
 from onenet.data.transforms import TrainTransform
-from onenet.detector import OneNet
+from onenet.detector import DenseDetector
 from onenet.errors import ConfigError, DatasetError
 from onenet.lightning.build import build_detector
 from onenet.structures import Targets
 
 
-def build_onenet(cfg: Any) -> OneNet:
+def build_onenet(cfg: Any) -> DenseDetector:
     """Build the config's model in evaluation mode, on its device.
 
     Raises:
-        ConfigError: the model has no minimum-cost criterion, or its head has no predefined
-            location cost.
+        ConfigError: the model has no criterion that assigns by cost, or it has neither queries nor
+            a predefined location cost of its head.
     """
     model = build_detector(cfg)
     if not isinstance(getattr(model, "criterion", None), Criterion):
         raise ConfigError(
             f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r} assigns no samples by "
-            "cost; expected 'OneNet'"
+            "cost; expected 'OneNet', or a network of queries such as 'SparseRCNN'"
         )
-    if cfg.MODEL.OneNet.HEAD not in PREDEFINED_COSTS:
+    if not isinstance(model, QueryDetector) and cfg.MODEL.OneNet.HEAD not in PREDEFINED_COSTS:
         raise ConfigError(
             f"MODEL.OneNet.HEAD {cfg.MODEL.OneNet.HEAD!r} has no predefined location cost; add one "
             f"to onenet.PREDEFINED_COSTS, which has {', '.join(PREDEFINED_COSTS)}"
@@ -68,7 +69,7 @@ def to_input(cfg: Any, image: np.ndarray, targets: Targets) -> tuple[torch.Tenso
 
 
 def assign_all(
-    cfg: Any, model: OneNet, inputs: Sequence[tuple[torch.Tensor, Targets]]
+    cfg: Any, model: DenseDetector, inputs: Sequence[tuple[torch.Tensor, Targets]]
 ) -> list[Assignment]:
     """The assignment of each input of :func:`to_input`."""
     (found,) = _assign_by(cfg, model, inputs, [model.criterion.matcher])
@@ -76,7 +77,10 @@ def assign_all(
 
 
 def compare_rules(
-    cfg: Any, model: OneNet, inputs: Sequence[tuple[torch.Tensor, Targets]], names: Iterable[str]
+    cfg: Any,
+    model: DenseDetector,
+    inputs: Sequence[tuple[torch.Tensor, Targets]],
+    names: Iterable[str],
 ) -> dict[str, list[Assignment]]:
     """What several rules do with the predictions of one model: by name, the assignment of each
     input of :func:`to_input`.
@@ -99,17 +103,21 @@ def compare_rules(
 @torch.inference_mode()
 def _assign_by(
     cfg: Any,
-    model: OneNet,
+    model: DenseDetector,
     inputs: Sequence[tuple[torch.Tensor, Targets]],
     matchers: Iterable[Matcher],
 ) -> list[list[Assignment]]:
-    predefined = PREDEFINED_COSTS[cfg.MODEL.OneNet.HEAD](cfg).to(model.pixel_mean.device)
+    predefined = None
+    if not isinstance(model, QueryDetector):
+        predefined = PREDEFINED_COSTS[cfg.MODEL.OneNet.HEAD](cfg).to(model.pixel_mean.device)
     given = [(model.predict([image]), targets) for image, targets in inputs]
     return [[assign(*one, matcher, predefined) for one in given] for matcher in matchers]
 
 
 @torch.inference_mode()
-def positives_per_object(model: OneNet, inputs: Iterable[tuple[torch.Tensor, Targets]]) -> float:
+def positives_per_object(
+    model: DenseDetector, inputs: Iterable[tuple[torch.Tensor, Targets]]
+) -> float:
     """How many positive samples the model's rule gives an object, in the mean over all objects.
 
     Args:

@@ -61,7 +61,7 @@ def build_branch(cfg: Any, head: Head) -> Branch:
         ) from error
 
 
-def frame_options(cfg: Any, backbone: nn.Module) -> dict[str, Any]:
+def frame_options(cfg: Any, backbone: nn.Module | None) -> dict[str, Any]:
     """The arguments that depend on neither the head nor the criterion."""
     return {
         "backbone": backbone,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onenet.heads.base import BoxConv
+from onenet.heads.base import BoxConv, BoxLinear
 from onenet.ops.convolution import use_one_kernel
 from onenet.ops.deform import DeformConv, allow_tf32
 from onenet.structures import Predictions
@@ -38,11 +38,11 @@ class Prepared:
 
     precision: torch.dtype | None = None
 
-    def network(self, batch: Tensor) -> Predictions:
+    def network(self, *inputs: Tensor) -> Predictions:
         """The model's own, in :attr:`precision`."""
         half = self.precision is not None
-        with torch.autocast(batch.device.type, self.precision) if half else nullcontext():
-            return super().network(batch)
+        with torch.autocast(inputs[0].device.type, self.precision) if half else nullcontext():
+            return super().network(*inputs)
 
     def memory_format(self) -> torch.memory_format:
         """As the weights lie."""
@@ -148,7 +148,7 @@ def is_plain(model: nn.Module) -> bool:
 def _convert_weights(model: nn.Module, dtype: torch.dtype) -> None:
     """Convert once what autocast would convert in every call."""
     for layer in model.modules():
-        if isinstance(layer, BoxConv):
+        if isinstance(layer, BoxConv | BoxLinear):
             continue
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | DeformConv):
             for parameter in layer.parameters(recurse=False):
@@ -168,17 +168,17 @@ def allow_many_sizes() -> None:
 
 
 def compile_for_each_size(
-    find: Callable[[Tensor], tuple[Tensor, ...]], device: torch.device
-) -> Callable[[Tensor], list[Tensor]]:
+    find: Callable[..., tuple[Tensor, ...]], device: torch.device
+) -> Callable[..., list[Tensor]]:
     """Compile a function for every size of a batch that it meets, as CUDA graphs on CUDA."""
     allow_many_sizes()
     mode = "reduce-overhead" if device.type == "cuda" else None
     run = torch.compile(find, dynamic=False, mode=mode)
 
-    def copy(batch: Tensor) -> list[Tensor]:
+    def copy(*inputs: Tensor) -> list[Tensor]:
         if device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()  # no graph needs the last call's memory
         # A CUDA graph writes each result over the last one.
-        return [tensor.clone() for tensor in run(batch)]
+        return [tensor.clone() for tensor in run(*inputs)]
 
     return copy
