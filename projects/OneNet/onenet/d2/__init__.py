@@ -1,8 +1,8 @@
 """OneNet for Detectron2: importing this registers meta-architectures, backbones, heads and
 matchers.
 
-``MODEL.META_ARCHITECTURE: "OneNet"``, or "CenterNet", then works in Detectron2's own tools, once
-``add_onenet_config(cfg)`` has added the keys.
+``MODEL.META_ARCHITECTURE: "OneNet"``, "CenterNet" or "YOLOv1" then works in Detectron2's own tools,
+once ``add_onenet_config(cfg)`` has added the keys.
 """
 
 from onenet.assignment.registry import MATCHER_REGISTRY
@@ -15,6 +15,7 @@ from .dataset_mapper import OneNetDatasetMapper
 from .datasets import register_datasets
 from .meta_arch import OneNet
 from .trainer import Trainer
+from .yolov1 import YOLOv1
 
 __all__ = [
     "CenterNet",
@@ -23,6 +24,7 @@ __all__ = [
     "OneNet",
     "OneNetDatasetMapper",
     "Trainer",
+    "YOLOv1",
     "add_onenet_config",
     "backbones",
     "register_datasets",
