@@ -33,6 +33,7 @@ from onenet.config.device import choose_device
 from onenet.data.sources import find_dataset
 from onenet.errors import ConfigError
 from onenet.files import check_outputs
+from onenet.lightning.build import build_detector
 from onenet.lightning.config import load_cfg
 
 NMS_ON, NMS_OFF = ("MODEL.OneNet.NMS", "True"), ("MODEL.OneNet.NMS", "False")
@@ -108,6 +109,20 @@ def evaluate(
     return found
 
 
+def check(config: Path, opts: Sequence[str]) -> Duplicates:
+    """What a config's detector does against duplicates; the detector can be built.
+
+    Raises:
+        ConfigError: names the config.
+    """
+    cfg = load_cfg(config, opts)
+    try:
+        build_detector(cfg)
+        return duplicates_of(cfg)
+    except ConfigError as error:
+        raise ConfigError(f"{config} cannot be compared: {error}") from error
+
+
 def duplicates_of(cfg: Any) -> Duplicates:
     """What a config's meta-architecture does against duplicates.
 
@@ -151,7 +166,8 @@ def run(args: argparse.Namespace) -> None:
     if len(configs) < len(args.configs):
         raise ConfigError("configs must have different file names, which name the runs' folders")
     opts = [*args.opts, *dataset_opts(*args.dataset)]
-    remedies = {n: duplicates_of(load_cfg(c, opts)).remedy for n, c in configs.items()}
+    # All of them before the first is trained, which takes hours.
+    remedies = {n: check(c, opts).remedy for n, c in configs.items()}
     output = Path(args.output)
     targets = [*(output / name for name in FILES), *(output / n / "config.yaml" for n in configs)]
     data = [find_dataset(name).json_file for name in args.dataset]
