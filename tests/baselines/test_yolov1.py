@@ -16,6 +16,7 @@ from onenet.baselines.yolov1_config import yolov1_options
 from onenet.checkpoints.files import save_checkpoint
 from onenet.checkpoints.weights import load_weights
 from onenet.errors import ConfigError
+from onenet.inference.optimize import prepare
 from onenet.lightning.build import build_detector
 from onenet.lightning.config import load_cfg
 from onenet.lightning.predictor import build_predictor
@@ -340,6 +341,22 @@ def test_images_in_a_batch_do_not_meet():
     alone = [found_by(model, image)[0] for image in images]
     for a, b in zip(found_by(model, *images), alone, strict=True):
         close((a.boxes, a.scores), (b.boxes, b.scores), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("precision", "within"), [("float32", 1e-4), ("bfloat16", 0.02)])
+def test_a_prepared_model_finds_the_same(precision, within):
+    plain, fast = (detector(head(in_size=4), size=128, mean=128.0, nms=1.0) for _ in range(2))
+    for model in (plain, fast):
+        nn.init.constant_(model.head.cls_score.bias, 1.0)
+        nn.init.constant_(model.head.box_pred.bias.view(-1, 5)[:, 4], 0.5)
+    fast.load_state_dict(plain.state_dict())
+    image = torch.randint(0, 256, (3, 40, 64), dtype=torch.uint8)
+    prepare(fast, precision=precision)
+    wanted, found = (found_by(model, image)[0] for model in (plain, fast))
+    assert len(found) == len(wanted) == 8
+    order, others = (one.boxes.sum(dim=1).argsort() for one in (wanted, found))
+    close(found.boxes[others], wanted.boxes[order], rtol=within, atol=64 * within)
+    close(found.scores[others], wanted.scores[order], rtol=within, atol=within)
 
 
 # From a config.
