@@ -25,7 +25,7 @@ from _shared.comparison import FILES, DetectorRow, write
 from _shared.detector_costs import POST, Candidate, gflops, load, time_all
 from _shared.machine import describe_machine
 from _shared.timing import TOTAL, Timings
-from _shared.training_runs import add_training_flags, dataset_opts, run_once
+from _shared.training_runs import add_training_flags, check_model, dataset_opts, run_once
 
 from onenet.checkpoints.changes import flat
 from onenet.cli import add_opts_flag, files_of_model, positive, run_program
@@ -33,7 +33,6 @@ from onenet.config.device import choose_device
 from onenet.data.sources import find_dataset
 from onenet.errors import ConfigError
 from onenet.files import check_outputs
-from onenet.lightning.build import build_detector
 from onenet.lightning.config import load_cfg
 
 NMS_ON, NMS_OFF = ("MODEL.OneNet.NMS", "True"), ("MODEL.OneNet.NMS", "False")
@@ -117,7 +116,7 @@ def check(config: Path, opts: Sequence[str]) -> Duplicates:
     """
     cfg = load_cfg(config, opts)
     try:
-        build_detector(cfg)
+        check_model("lightning", cfg)
         return duplicates_of(cfg)
     except ConfigError as error:
         raise ConfigError(f"{config} cannot be compared: {error}") from error
