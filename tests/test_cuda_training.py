@@ -42,6 +42,13 @@ HEADS: dict[str, dict[str, Any]] = {
     "fcos": {**PYRAMID, "MODEL__OneNet__HEAD": "FCOS"},
     "retinanet": {**PYRAMID, "MODEL__OneNet__HEAD": "RetinaNet"},
     "centernet": {"MODEL__META_ARCHITECTURE": "CenterNet"},
+    "yolov1": {
+        "MODEL__META_ARCHITECTURE": "YOLOv1",
+        "MODEL__OneNet__IN_FEATURES": ["res5"],
+        "MODEL__YOLOv1__INPUT_SIZE": 64,
+        "MODEL__YOLOv1__CHANNELS": 16,
+        "MODEL__YOLOv1__HIDDEN": 32,
+    },
 }
 CLIPPED = {"SOLVER__CLIP_GRADIENTS__ENABLED": True}
 CLIPPED["SOLVER__CLIP_GRADIENTS__CLIP_TYPE"] = "full_model"

@@ -43,7 +43,9 @@ HEADS = {
     "fcos": (OURS / "onenet.fcos.res50.yaml", ["MODEL.OneNet.NUM_CONV", 1]),
     "retinanet": (OURS / "onenet.retinanet.res50.yaml", ["MODEL.OneNet.NUM_CONV", 1]),
     "centernet": (RIVALS / "centernet.res18.nodcn.yaml", []),
+    "yolov1": (RIVALS / "yolov1.res18.yaml", ["MODEL.YOLOv1.HIDDEN", 16]),
 }
+WITHOUT_NMS = [head for head in HEADS if head != "yolov1"]
 SMALL = ["MODEL.DEVICE", "cuda", "MODEL.WEIGHTS", "", "MODEL.RESNETS.DEPTH", 18]
 SMALL += ["MODEL.RESNETS.RES2_OUT_CHANNELS", 64]
 CHANNELS = {"res2": 64, "res3": 128, "res4": 256, "res5": 512}
@@ -194,7 +196,7 @@ def test_the_one_to_many_branch_waits_once_for_how_many_samples_it_trains():
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", WITHOUT_NMS)
 def test_detection_waits_nowhere(head, precision):
     _, model = build(head)
     for fuse in (False, True):

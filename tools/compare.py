@@ -25,7 +25,7 @@ from _shared.comparison import FILES, DetectorRow, write
 from _shared.detector_costs import POST, Candidate, gflops, load, time_all
 from _shared.machine import describe_machine
 from _shared.timing import TOTAL, Timings
-from _shared.training_runs import add_training_flags, dataset_opts, run_once
+from _shared.training_runs import add_training_flags, check_model, dataset_opts, run_once
 
 from onenet.checkpoints.changes import flat
 from onenet.cli import add_opts_flag, files_of_model, positive, run_program
@@ -59,6 +59,7 @@ DUPLICATES = {
     "CenterNet": Duplicates("3 × 3 peaks", ("MODEL.CenterNet.PEAK_KERNEL", "1"), NMS_ON),
     "SparseRCNN": Duplicates("nothing", NMS_OFF, NMS_ON),
     "torchvision": Duplicates("NMS", ("MODEL.TORCHVISION.NMS_THRESH", "1.0"), ()),
+    "YOLOv1": Duplicates("NMS", ("MODEL.YOLOv1.NMS_THRESH", "1.0"), ()),
 }
 
 
@@ -108,6 +109,20 @@ def evaluate(
     return found
 
 
+def check(config: Path, opts: Sequence[str]) -> Duplicates:
+    """What a config's detector does against duplicates; the detector can be built.
+
+    Raises:
+        ConfigError: names the config.
+    """
+    cfg = load_cfg(config, opts)
+    try:
+        check_model("lightning", cfg)
+        return duplicates_of(cfg)
+    except ConfigError as error:
+        raise ConfigError(f"{config} cannot be compared: {error}") from error
+
+
 def duplicates_of(cfg: Any) -> Duplicates:
     """What a config's meta-architecture does against duplicates.
 
@@ -151,7 +166,8 @@ def run(args: argparse.Namespace) -> None:
     if len(configs) < len(args.configs):
         raise ConfigError("configs must have different file names, which name the runs' folders")
     opts = [*args.opts, *dataset_opts(*args.dataset)]
-    remedies = {n: duplicates_of(load_cfg(c, opts)).remedy for n, c in configs.items()}
+    # All of them before the first is trained, which takes hours.
+    remedies = {n: check(c, opts).remedy for n, c in configs.items()}
     output = Path(args.output)
     targets = [*(output / name for name in FILES), *(output / n / "config.yaml" for n in configs)]
     data = [find_dataset(name).json_file for name in args.dataset]

@@ -207,8 +207,9 @@ def test_a_failed_run_is_told_and_not_kept(tmp_path, monkeypatch, tiny):
     [
         ("OneNet", "nothing"),
         ("SparseRCNN", "nothing"),
-        ("CenterNet", "3 × 3 peaks"),
+        ("CenterNet", "3 Ã 3 peaks"),
         ("torchvision.SSD300", "NMS"),
+        ("YOLOv1", "NMS"),
     ],
 )
 def test_remedies(name, remedy):
@@ -220,6 +221,19 @@ def test_an_unknown_detector_is_refused():
     cfg = SimpleNamespace(MODEL=SimpleNamespace(META_ARCHITECTURE="Mine"))
     with pytest.raises(ConfigError, match="Mine.*DUPLICATES"):
         script.duplicates_of(cfg)
+
+
+def test_a_detector_that_cannot_be_built_is_refused_before_any_is_trained(
+    shapes, tmp_path, commands, capsys
+):
+    good = write_config(tmp_path, shapes)
+    bad = good.rename(tmp_path / "good.yaml").with_name("bad.yaml")
+    bad.write_text("_BASE_: good.yaml\nMODEL:\n  OneNet:\n    IN_FEATURES: [res5]\n")
+    words = [str(tmp_path / "good.yaml"), str(bad), "--dataset", *splits(shapes)]
+    with pytest.raises(SystemExit) as stop:
+        script.main([*words, "--output", str(tmp_path / "out"), "--opts", *TINY])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and f"{bad} cannot be compared: " in error and not commands
 
 
 def test_configs_of_one_name_are_refused(tmp_path, shapes, capsys):

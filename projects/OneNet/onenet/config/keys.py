@@ -163,6 +163,25 @@ def add_onenet_config(cfg: Any) -> None:
     c.DIM_FEEDFORWARD = 2048
     # Channels between the two layers that are made of a proposal's vector.
     c.DIM_DYNAMIC = 64
+    # The meta-architecture YOLOv1. Of MODEL.OneNet it reads NUM_CLASSES and IN_FEATURES, one map.
+    c = cfg.MODEL.YOLOv1 = node()
+    # Side of the square, px, that every image is stretched to after INPUT's resize; a multiple of
+    # the map's stride.
+    c.INPUT_SIZE = 448
+    # Cells along a side (S), and boxes of a cell (B). A cell finds one class.
+    c.GRID = 7
+    c.BOXES = 2
+    # Channels of the four convolutions, and outputs of the first fully connected layer.
+    c.CHANNELS = 1024
+    c.HIDDEN = 4096
+    # The share of that layer's outputs that training leaves out.
+    c.DROPOUT = 0.5
+    # The weights of centres and sizes, and of the confidence of boxes without an object; those of
+    # the others are 1.
+    c.COORD_WEIGHT = 5.0
+    c.NOOBJ_WEIGHT = 0.5
+    # IoU of its class-wise NMS; 1 keeps all boxes.
+    c.NMS_THRESH = 0.5
 
     # MODEL.BACKBONE.NAME "build_mobilenetv3_backbone", or with a pyramid up to p7
     # "build_retinanet_mobilenetv3_fpn_backbone".

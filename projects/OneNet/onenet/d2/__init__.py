@@ -1,7 +1,7 @@
 """OneNet for Detectron2: importing this registers meta-architectures, backbones, heads and
 matchers.
 
-``MODEL.META_ARCHITECTURE: "OneNet"``, or "CenterNet" or "SparseRCNN", then works in Detectron2's
+``MODEL.META_ARCHITECTURE: "OneNet"``, "CenterNet", "SparseRCNN" or "YOLOv1" then works in Detectron2's
 own tools, once ``add_onenet_config(cfg)`` has added the keys.
 """
 
@@ -16,6 +16,7 @@ from .datasets import register_datasets
 from .meta_arch import OneNet
 from .sparse_rcnn import SparseRCNN
 from .trainer import Trainer
+from .yolov1 import YOLOv1
 
 __all__ = [
     "CenterNet",
@@ -25,6 +26,7 @@ __all__ = [
     "OneNetDatasetMapper",
     "SparseRCNN",
     "Trainer",
+    "YOLOv1",
     "add_onenet_config",
     "backbones",
     "register_datasets",

@@ -121,7 +121,8 @@ def get_cfg() -> CfgNode:
     cfg.VERSION = 2  # of Detectron2's config format
 
     cfg.MODEL = node()
-    # Or "CenterNet", or "torchvision." and RetinaNet, FCOS, FasterRCNN, SSD300 or SSDlite320.
+    # Or "CenterNet", "YOLOv1", or "torchvision." and RetinaNet, FCOS, FasterRCNN, SSD300 or
+    # SSDlite320.
     cfg.MODEL.META_ARCHITECTURE = "OneNet"
     cfg.MODEL.DEVICE = "cuda"  # "cpu", "cuda", "cuda:N" or "mps"
     # A file, https://…, torchvision://NAME, timm://NAME or detectron2://…; "" starts at random.

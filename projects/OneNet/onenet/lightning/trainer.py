@@ -208,6 +208,8 @@ class Trainer:
             start = time.perf_counter()
             batch = next(batches)
             self.data_time += time.perf_counter() - start
+            # What a network draws, such as dropout, is then the same after an interruption.
+            torch.manual_seed(self.seed + 1 + self.iteration)
             self.values = self.step(batch)
             self.history.add(self.values, [item.file_name for item in batch])
             self.iteration += 1
