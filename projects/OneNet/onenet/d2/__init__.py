@@ -1,8 +1,8 @@
 """OneNet for Detectron2: importing this registers meta-architectures, backbones, heads and
 matchers.
 
-``MODEL.META_ARCHITECTURE: "OneNet"``, "CenterNet", "SparseRCNN" or "YOLOv1" then works in Detectron2's
-own tools, once ``add_onenet_config(cfg)`` has added the keys.
+``MODEL.META_ARCHITECTURE: "OneNet"``, "CenterNet", "SparseRCNN" or "YOLOv1" then works in
+Detectron2's own tools, once ``add_onenet_config(cfg)`` has added the keys.
 """
 
 from onenet.assignment.registry import MATCHER_REGISTRY
