@@ -207,7 +207,7 @@ def test_a_failed_run_is_told_and_not_kept(tmp_path, monkeypatch, tiny):
     [
         ("OneNet", "nothing"),
         ("SparseRCNN", "nothing"),
-        ("CenterNet", "3 Ã 3 peaks"),
+        ("CenterNet", "3 × 3 peaks"),
         ("torchvision.SSD300", "NMS"),
         ("YOLOv1", "NMS"),
     ],
