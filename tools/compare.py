@@ -58,6 +58,7 @@ DUPLICATES = {
     "OneNet": Duplicates("nothing", NMS_OFF, NMS_ON),
     "CenterNet": Duplicates("3 × 3 peaks", ("MODEL.CenterNet.PEAK_KERNEL", "1"), NMS_ON),
     "torchvision": Duplicates("NMS", ("MODEL.TORCHVISION.NMS_THRESH", "1.0"), ()),
+    "transformers": Duplicates("nothing", NMS_OFF, NMS_ON),
 }
 
 

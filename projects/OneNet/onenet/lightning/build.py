@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 import onenet.baselines.centernet_config
-import onenet.baselines.torchvision  # noqa: F401  (both register themselves)
+import onenet.baselines.torchvision
+import onenet.baselines.transformers  # noqa: F401  (they register themselves)
 from onenet.backbones.registry import build_backbone
 from onenet.baselines.registry import BASELINE_REGISTRY
 from onenet.config.build import model_options
