@@ -99,7 +99,7 @@ def build_network(
     try:
         config = kind.config_class(**values)
         _check_heads(config)
-        return kind(config)
+        network = kind(config)
     except ImportError as error:
         raise ConfigError(
             f"{SECTION}.CONFIG asks for a backbone of timm, which cannot be imported ({error}): "
@@ -110,6 +110,10 @@ def build_network(
         raise ConfigError(
             f"{SECTION}.CONFIG does not fit {kind.__name__} of transformers: {message}"
         ) from error
+    for key, parameter in network.named_parameters():
+        if key.endswith("mask_token"):  # of the transformers that learn from masked images
+            parameter.requires_grad_(False)
+    return network
 
 
 def plain(node: Any) -> Any:
@@ -127,9 +131,10 @@ def _check_keys(kind: Any, values: Mapping[str, Any]) -> None:
 
 def _check_heads(config: Any) -> None:
     """Raise ``ValueError`` unless the heads of each attention share the channels evenly."""
-    channels = {"encoder": getattr(config, "encoder_hidden_dim", config.hidden_size)}
+    channels = getattr(config, "hidden_size", None) or config.d_model
+    encoder = getattr(config, "encoder_hidden_dim", channels)
     for key in sorted(fields_of(type(config))):
         if key.endswith("attention_heads"):
-            width = channels.get(key.partition("_")[0], config.hidden_size)
+            width = encoder if key.startswith("encoder") else channels
             if getattr(config, key) < 1 or width % getattr(config, key):
                 raise ValueError(f"{key} is {getattr(config, key)}; expected a divisor of {width}")

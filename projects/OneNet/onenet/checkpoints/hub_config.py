@@ -13,9 +13,9 @@ from .hub import CLASS, PREFIX, load_transformers
 # Not of the network: whether training reads every decoder layer, which it does here.
 _LEFT_OUT = {"auxiliary_loss"}
 _NO_FIELDS = {
-    "_name_or_path", "architectures", "chunk_size_feed_forward", "dtype", "id2label", "label2id",
-    "output_attentions", "output_hidden_states", "problem_type", "return_dict",
-    "transformers_version",
+    "_name_or_path", "architectures", "chunk_size_feed_forward", "dtype", "id2label",
+    "is_encoder_decoder", "label2id", "output_attentions", "output_hidden_states", "problem_type",
+    "return_dict", "transformers_version",
 }  # fmt: skip
 
 
