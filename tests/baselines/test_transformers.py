@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 from contextlib import nullcontext
@@ -20,9 +21,10 @@ from onenet.backbones.resnet import ResNet
 from onenet.baselines.registry import BASELINE_REGISTRY
 from onenet.baselines.transformers import best_class
 from onenet.baselines.transformers_config import ARCHITECTURES
+from onenet.config.build import prepare_inference
 from onenet.errors import ConfigError
 from onenet.lightning.build import build_detector
-from onenet.lightning.config import load_cfg
+from onenet.lightning.config import dump, load_cfg
 from onenet.lightning.predictor import build_predictor
 from onenet.structures import TargetBatch, Targets
 
@@ -164,7 +166,7 @@ def test_losses_are_the_librarys(models, name):
     model.zero_grad()
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", ["Detr", "DeformableDetr", "RTDetr", "RfDetr"])
 def test_no_objects_and_boxes_without_area_are_background(models, name):
     model = models(name).train()
     nothing = [targets(), targets(size=(64, 64))]
@@ -181,7 +183,7 @@ def test_no_objects_and_boxes_without_area_are_background(models, name):
     model.zero_grad()
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", ["Detr", "DabDetr", "DeformableDetr", "RTDetr", "RfDetr"])
 def test_an_image_is_the_same_alone_and_beside_others(models, name):
     model = models(name).eval()
     images = [image(), image(64, 80, 1)]
@@ -358,6 +360,38 @@ def test_too_small_an_image_for_the_queries_is_told():
     model = build("RTDetr", "MODEL.TRANSFORMERS.CONFIG.num_queries", "30").eval()
     with torch.inference_mode(), pytest.raises(ConfigError, match="num_queries is 30.* 32 x 32 px"):
         model([image(32, 32)])
+
+
+def test_any_field_of_the_library_has_a_key(tmp_path):
+    """In a file or on the command line, within each other, and back from a run's config."""
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        f"_BASE_: '{BASELINES / 'detr.res50.yaml'}'\n"
+        "MODEL: {TRANSFORMERS: {CONFIG: {init_std: 1e-2, backbone_config: {model_type: resnet}}}}"
+    )
+    key = "MODEL.TRANSFORMERS.CONFIG"
+    opts = [f"{key}.backbone_config.depths", "[1, 2]", f"{key}.init_std", "0.5"]
+    cfg = load_cfg(file, [*opts, f"{key}.position_embedding_type", "sine"])
+    expected = {
+        "init_std": 0.5,
+        "backbone_config": {"model_type": "resnet", "depths": [1, 2]},
+        "position_embedding_type": "sine",
+    }
+    assert cfg.MODEL.TRANSFORMERS.CONFIG == expected
+    file.write_text(dump(cfg))
+    assert load_cfg(file).MODEL.TRANSFORMERS == cfg.MODEL.TRANSFORMERS
+    with pytest.raises(ConfigError, match="CONFIG is a section, but its value is '5'"):
+        load_cfg(file, [key, "5"])
+
+
+@pytest.mark.parametrize("name", ["Detr", "RTDetr"])
+def test_folded_batch_norms_change_nothing(name):
+    model = build(name).eval()
+    with torch.inference_mode():
+        before = model([image()])[0]
+        after = prepare_inference(config(name), copy.deepcopy(model))([image()])[0]
+    close(after.scores, before.scores, atol=1e-4, rtol=1e-3)
+    close(after.boxes, before.boxes, atol=0.05, rtol=0)
 
 
 def test_without_transformers_the_extra_is_named(monkeypatch):

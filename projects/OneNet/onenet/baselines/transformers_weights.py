@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onenet.checkpoints.hub import read_published
+from onenet.checkpoints.hub import load_transformers, read_published
 from onenet.checkpoints.hub_config import network_class
 from onenet.errors import CheckpointError
 
@@ -53,6 +53,7 @@ def read_weights(folder: Path, name: str, layers: tuple[str, ...]) -> dict[str, 
     published = read_published(folder)
     if published.name != name:
         raise CheckpointError(f"{folder} is of {published.name}; expected {name}")
+    load_transformers().utils.logging.disable_progress_bar()
     try:
         network, report = network_class(name).from_pretrained(
             folder, local_files_only=True, output_loading_info=True, dtype=torch.float32

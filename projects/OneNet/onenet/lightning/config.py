@@ -82,7 +82,7 @@ class CfgNode(yacs.config.CfgNode):
             else:
                 raise ConfigError(
                     f"{source}: {key} is a section, but its value is {value!r}; give its keys: "
-                    f"{', '.join(f'{key}.{below}' for below in node[name])}"
+                    f"{', '.join(f'{key}.{below}' for below in node[name]) or f'{key}.…'}"
                 )
 
     def _refuse(self, key: str, value: Any, source: str) -> None:
