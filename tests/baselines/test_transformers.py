@@ -344,7 +344,10 @@ def test_what_the_library_cannot_build_is_refused(name, opts, told):
     [
         (["MODEL.OneNet.IN_FEATURES", "['res4', 'res5']"], "expected 1 of the backbone's maps"),
         (["MODEL.TRANSFORMERS.LOSS", "theirs"], "LOSS is 'theirs'; expected one of 'library'"),
-        (["SOLVER.ACCUMULATE", "2"], "ACCUMULATE is 2; expected 1 for transformers's detectors"),
+        (
+            ["SOLVER.ACCUMULATE", "2"],
+            "expected 1 for the detectors of transformers",
+        ),
         (
             ["MODEL.TRANSFORMERS.OWN_BACKBONE", "True", "MODEL.WEIGHTS", "torchvision://resnet18"],
             "MODEL.WEIGHTS is 'torchvision://resnet18'; expected ''",

@@ -99,7 +99,7 @@ def check_embedded(cfg: Any) -> None:
         cfg.SOLVER.ACCUMULATE == 1 or not own_loss,
         "SOLVER.ACCUMULATE",
         cfg.SOLVER.ACCUMULATE,
-        f"1 for {name.partition('.')[0]}'s detectors, which normalise the losses of each part "
+        f"1 for the detectors of {name.partition('.')[0]}, which normalise the losses of each part "
         "separately",
     )
     choose_evaluator(cfg)
