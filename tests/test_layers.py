@@ -44,8 +44,8 @@ ARROWS = {
     "inference ops structures training visualization",
     "cli": "config d2 errors lightning",
     # What users call.
-    "api": "assignment checkpoints cli config data deploy detector errors evaluation files "
-    "inference lightning structures training visualization",
+    "api": "assignment baselines checkpoints cli config data deploy detector errors evaluation "
+    "files inference lightning structures training visualization",
 }
 # Packages that only one folder may import.
 ENGINES = {"detectron2": "d2", "lightning": "lightning", "pytorch_lightning": "lightning"}

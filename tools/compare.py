@@ -57,6 +57,7 @@ class Duplicates:
 DUPLICATES = {
     "OneNet": Duplicates("nothing", NMS_OFF, NMS_ON),
     "CenterNet": Duplicates("3 × 3 peaks", ("MODEL.CenterNet.PEAK_KERNEL", "1"), NMS_ON),
+    "SparseRCNN": Duplicates("nothing", NMS_OFF, NMS_ON),
     "torchvision": Duplicates("NMS", ("MODEL.TORCHVISION.NMS_THRESH", "1.0"), ()),
     "transformers": Duplicates("nothing", NMS_OFF, NMS_ON),
 }

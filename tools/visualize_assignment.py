@@ -6,8 +6,8 @@
 
 Left: the objects with their positive samples of minimum cost, and with those that the location cost
 alone would choose. Right: the cost of all samples for one object, and the terms that it is the sum
-of. With the checkpoints of a training (``--checkpoints model_*.pth --output training.gif``), an
-animation shows how the positives move.
+of. Queries are points in the middle of their boxes. With the checkpoints of a training
+(``--checkpoints model_*.pth --output training.gif``), an animation shows how the positives move.
 """
 
 from __future__ import annotations

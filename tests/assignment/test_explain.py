@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -46,6 +48,20 @@ def test_the_class_moves_the_positive_away_from_the_centre():
     assert found.inside.tolist() == [False]
     without = assign(predictions(logits), truth, matcher(class_weight=0), PredefinedPoint())
     assert without.positives.tolist() == [0] and without.inside.tolist() == [True]
+
+
+def test_queries_are_where_their_boxes_are_and_have_no_other_cost():
+    logits = torch.full((4, 2), -6.0)
+    logits[1, 1] = 6.0
+    given = predictions(logits)
+    boxes = torch.tensor([[0.0, 0, 9, 8], [1, 0, 11, 8], [0, 0, 2, 2], [8, 8, 12, 12]])
+    found = assign(
+        replace(given, boxes=boxes[None]), objects([0, 0, 10, 8], labels=[1]), matcher(), None
+    )
+    assert found.positives.tolist() == [1] and found.by_location is None
+    assert found.points.tolist() == [[4.5, 4], [6, 4], [1, 1], [10, 10]]
+    assert found.inside.tolist() == [True] and len(found.kinds) == 1
+    assert found.around(0, margin=0.1) == pytest.approx((0, 0, 11, 8.8))
 
 
 def test_samples_that_a_matcher_rules_out_cost_infinity_and_no_term_is_nan():

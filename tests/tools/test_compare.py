@@ -204,7 +204,12 @@ def test_a_failed_run_is_told_and_not_kept(tmp_path, monkeypatch, tiny):
 
 @pytest.mark.parametrize(
     ("name", "remedy"),
-    [("OneNet", "nothing"), ("CenterNet", "3 × 3 peaks"), ("torchvision.SSD300", "NMS")],
+    [
+        ("OneNet", "nothing"),
+        ("SparseRCNN", "nothing"),
+        ("CenterNet", "3 × 3 peaks"),
+        ("torchvision.SSD300", "NMS"),
+    ],
 )
 def test_remedies(name, remedy):
     cfg = SimpleNamespace(MODEL=SimpleNamespace(META_ARCHITECTURE=name))

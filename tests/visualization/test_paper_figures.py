@@ -51,6 +51,19 @@ def test_both_kinds_of_positives_are_drawn(assignment):
     assert 0 < stars[1] < stars[0] / 3  # only that in the legend
 
 
+def test_queries_are_points_of_their_costs_colours(assignment):
+    """Neither a map of costs nor a positive by location, which queries do not have."""
+    torch.manual_seed(0)
+    samples = torch.rand(48, 2).repeat(1, 2) * 60
+    queries = replace(assignment, samples=samples, by_location=None)
+    picture = draw_assignments([IMAGE], [queries], NAMES, [0])
+    assert count(picture, paper_figures._POSITIVE["color"]) > 100
+    assert count(picture, paper_figures._BY_LOCATION["color"]) == 0
+    # The grey image shows between the points, where a map would cover it.
+    with_map = draw_assignments([IMAGE], [assignment], NAMES, [0])
+    assert count(picture, "#5a5a5a") > count(with_map, "#5a5a5a") + 10_000
+
+
 def test_every_image_has_a_row_whatever_its_resolution(assignment):
     large = np.repeat(np.repeat(IMAGE, 10, axis=0), 10, axis=1)
     one = draw_assignments([large], [assignment], NAMES, [1])

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .backbones.registry import BACKBONE_REGISTRY
     from .backbones.resnet import ResNet
     from .backbones.timm import TimmBackbone
+    from .baselines.queries import QUERY_MATCHERS, QueryDetector
     from .baselines.registry import BASELINE_REGISTRY
     from .config.build import build_head
     from .config.keys import add_onenet_config
@@ -96,6 +97,8 @@ __all__ = [
     "PredefinedPoint",
     "PredictedLocation",
     "Predictions",
+    "QUERY_MATCHERS",
+    "QueryDetector",
     "ResNet",
     "RetinaNetHead",
     "RunLogger",
@@ -152,6 +155,8 @@ _MODULES = {
     "PredefinedPoint": "assignment.costs",
     "PredictedLocation": "assignment.costs",
     "Predictions": "structures",
+    "QUERY_MATCHERS": "baselines.queries",
+    "QueryDetector": "baselines.queries",
     "ResNet": "backbones.resnet",
     "RetinaNetHead": "heads.retinanet",
     "RunLogger": "training.run_logger",

@@ -11,28 +11,29 @@ import torch
 from onenet.assignment.criterion import Criterion
 from onenet.assignment.explain import Assignment, assign
 from onenet.assignment.registry import PREDEFINED_COSTS
+from onenet.baselines.queries import QueryDetector
 from onenet.config.device import choose_device
 from onenet.data.transforms import TrainTransform
-from onenet.detector import OneNet
+from onenet.detector import DenseDetector
 from onenet.errors import ConfigError, DatasetError
 from onenet.lightning.build import build_detector
 from onenet.structures import Targets
 
 
-def build_onenet(cfg: Any) -> OneNet:
+def build_onenet(cfg: Any) -> DenseDetector:
     """Build the config's model in evaluation mode, on its device.
 
     Raises:
-        ConfigError: the model has no minimum-cost criterion, or its head has no predefined
-            location cost.
+        ConfigError: the model has no criterion that assigns by cost, or it has neither queries nor
+            a predefined location cost of its head.
     """
     model = build_detector(cfg)
     if not isinstance(getattr(model, "criterion", None), Criterion):
         raise ConfigError(
             f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r} assigns no samples by "
-            "cost; expected 'OneNet'"
+            "cost; expected 'OneNet', or a network of queries such as 'SparseRCNN'"
         )
-    if cfg.MODEL.OneNet.HEAD not in PREDEFINED_COSTS:
+    if not isinstance(model, QueryDetector) and cfg.MODEL.OneNet.HEAD not in PREDEFINED_COSTS:
         raise ConfigError(
             f"MODEL.OneNet.HEAD {cfg.MODEL.OneNet.HEAD!r} has no predefined location cost; add one "
             f"to onenet.PREDEFINED_COSTS, which has {', '.join(PREDEFINED_COSTS)}"
@@ -67,10 +68,12 @@ def to_input(cfg: Any, image: np.ndarray, targets: Targets) -> tuple[torch.Tenso
 
 
 def assign_all(
-    cfg: Any, model: OneNet, inputs: Sequence[tuple[torch.Tensor, Targets]]
+    cfg: Any, model: DenseDetector, inputs: Sequence[tuple[torch.Tensor, Targets]]
 ) -> list[Assignment]:
     """The assignment of each input of :func:`to_input`."""
-    predefined = PREDEFINED_COSTS[cfg.MODEL.OneNet.HEAD](cfg).to(model.pixel_mean.device)
+    predefined = None
+    if not isinstance(model, QueryDetector):
+        predefined = PREDEFINED_COSTS[cfg.MODEL.OneNet.HEAD](cfg).to(model.pixel_mean.device)
     matcher = model.criterion.matcher
     with torch.inference_mode():
         return [

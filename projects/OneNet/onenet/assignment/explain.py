@@ -22,10 +22,12 @@ class Assignment:
 
     Attributes:
         targets: the objects.
-        samples: (N, 4) xyxy px, the anchors, or the grid points twice.
+        samples: (N, 4) xyxy px, the anchors, or the grid points twice; for queries, their
+            predicted boxes.
         levels: (N,) int64.
         positives: (M,) int64, the sample that the matcher gives each object; -1 for none.
-        by_location: (M,) int64, the same under predefined location cost alone.
+        by_location: (M,) int64, the same under predefined location cost alone; ``None`` for
+            queries, which have no such cost.
         terms: the weighted terms of the matcher's cost, by name, (N, M) each.
     """
 
@@ -33,7 +35,7 @@ class Assignment:
     samples: Tensor
     levels: Tensor
     positives: Tensor
-    by_location: Tensor
+    by_location: Tensor | None
     terms: dict[str, Tensor]
 
     @property
@@ -45,6 +47,11 @@ class Assignment:
     def points(self) -> Tensor:
         """(N, 2) centres of the samples, px."""
         return (self.samples[:, :2] + self.samples[:, 2:]) / 2
+
+    @property
+    def kinds(self) -> list[Tensor]:
+        """``positives``, and ``by_location`` if there is one."""
+        return [kind for kind in (self.positives, self.by_location) if kind is not None]
 
     @property
     def inside(self) -> Tensor:
@@ -67,7 +74,7 @@ class Assignment:
         """
         box = self.targets.boxes[number]
         reach = margin * (box[2:] - box[:2])
-        samples = torch.stack((self.positives[number], self.by_location[number]))
+        samples = torch.stack([positives[number] for positives in self.kinds])
         points = self.points[samples[samples >= 0]]
         height, width = self.targets.image_size
         low = torch.cat((box[None, :2] - reach, points)).amin(dim=0).clamp(min=0)
@@ -77,7 +84,7 @@ class Assignment:
 
 @torch.no_grad()
 def assign(
-    predictions: Predictions, targets: Targets, matcher: Matcher, predefined: nn.Module
+    predictions: Predictions, targets: Targets, matcher: Matcher, predefined: nn.Module | None
 ) -> Assignment:
     """The assignment that a matcher makes for one image.
 
@@ -87,17 +94,20 @@ def assign(
         matcher: the model's.
         predefined: location cost of the samples, as in
             :class:`~onenet.assignment.matchers.Matcher`; for the positives of a detector that
-            looks at the location alone.
+            looks at the location alone. ``None`` for queries.
     """
     targets = targets.to(predictions.logits.device)
-    alone = MinCostMatcher(location=predefined, class_weight=0)
+    by_location = None
+    if predefined is not None:
+        alone = MinCostMatcher(location=predefined, class_weight=0)
+        by_location = _positives(alone, predictions, targets)
     terms = cost_terms(predictions, targets, matcher)
     return Assignment(
         targets=targets.to("cpu"),
-        samples=predictions.samples.cpu(),
+        samples=(predictions.boxes[0] if predefined is None else predictions.samples).cpu(),
         levels=predictions.levels.cpu(),
         positives=_positives(matcher, predictions, targets),
-        by_location=_positives(alone, predictions, targets),
+        by_location=by_location,
         terms={name: term.cpu() for name, term in terms.items()},
     )
 

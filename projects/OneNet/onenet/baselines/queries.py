@@ -54,8 +54,8 @@ class QueryDetector(DenseDetector):
         """The predictions of each stage of the decoder, in its order.
 
         Their samples are the queries' initial boxes in px of the first image (:func:`initial_boxes`
-        of centre, width and height), or its points twice; pictures draw them, and no loss reads
-        them. All levels are 0.
+        of centre, width and height), or its points twice. No loss reads them, and pictures of
+        assignments show the predicted boxes. All levels are 0; see :func:`stage_predictions`.
 
         Args:
             batch, sizes: of :meth:`inputs`; what lies beyond an image's size is padding.
@@ -120,7 +120,7 @@ def query_options(cfg: Any, backbone: nn.Module | None) -> dict[str, Any]:
             f"MODEL.OneNet.MATCHER is {c.MATCHER!r}; expected one of "
             f"{', '.join(sorted(QUERY_MATCHERS))}, as {name} has queries, which have no place in "
             "the image that the others choose samples by. Add a matcher of yours that reads the "
-            "predictions alone to onenet.baselines.queries.QUERY_MATCHERS"
+            "predictions alone to onenet.QUERY_MATCHERS"
         )
     options = frame_options(cfg, backbone)
     if backbone is None:

@@ -128,6 +128,20 @@ def add_onenet_config(cfg: Any) -> None:
     c.SIZE_WEIGHT = 0.1
     c.OFFSET_WEIGHT = 1.0
 
+    # The meta-architecture SparseRCNN. Of MODEL.OneNet it reads NUM_CLASSES, IN_FEATURES, NMS,
+    # PRIOR_PROB, INIT, and all of assignment and losses; MATCHER is "hungarian" or "minimum".
+    c = cfg.MODEL.SparseRCNN = node()
+    # Learnt proposals, each a box and a vector of MODEL.FPN.OUT_CHANNELS numbers.
+    c.NUM_PROPOSALS = 100
+    # Stages in a row; all are trained, and the last one gives the detections.
+    c.NUM_HEADS = 6
+    # Heads of the attention between proposals; a divisor of MODEL.FPN.OUT_CHANNELS.
+    c.NHEADS = 8
+    # Channels within the feed-forward network.
+    c.DIM_FEEDFORWARD = 2048
+    # Channels between the two layers that are made of a proposal's vector.
+    c.DIM_DYNAMIC = 64
+
     # MODEL.BACKBONE.NAME "build_mobilenetv3_backbone", or with a pyramid up to p7
     # "build_retinanet_mobilenetv3_fpn_backbone".
     c = cfg.MODEL.MOBILENETV3 = node()

@@ -232,6 +232,8 @@ COMMON: list[Rule] = [
     ("MODEL.CenterNet.CHANNELS", *SIZE),
     ("MODEL.CenterNet.PEAK_KERNEL", lambda value: value > 0 and value % 2 == 1, "an odd number"),
     *each("MODEL.CenterNet", "SIZE_WEIGHT OFFSET_WEIGHT", *NOT_NEGATIVE),
+    *each("MODEL.SparseRCNN", "NUM_PROPOSALS NHEADS DIM_FEEDFORWARD DIM_DYNAMIC", *SIZE),
+    ("MODEL.SparseRCNN.NUM_HEADS", *LAYERS),
     one_of("MODEL.MOBILENETV3.SIZE", *SIZES),
     ("MODEL.MOBILENETV3.WIDTH", lambda value: 0 < value <= 100, "a number above 0, 100 at most"),
     one_of("MODEL.MOBILENETV3.NORM", *NORMS),

@@ -1,8 +1,8 @@
 """OneNet for Detectron2: importing this registers meta-architectures, backbones, heads and
 matchers.
 
-``MODEL.META_ARCHITECTURE: "OneNet"``, or "CenterNet", then works in Detectron2's own tools, once
-``add_onenet_config(cfg)`` has added the keys.
+``MODEL.META_ARCHITECTURE: "OneNet"``, or "CenterNet" or "SparseRCNN", then works in Detectron2's
+own tools, once ``add_onenet_config(cfg)`` has added the keys.
 """
 
 from onenet.assignment.registry import MATCHER_REGISTRY
@@ -14,6 +14,7 @@ from .centernet import CenterNet
 from .dataset_mapper import OneNetDatasetMapper
 from .datasets import register_datasets
 from .meta_arch import OneNet
+from .sparse_rcnn import SparseRCNN
 from .trainer import Trainer
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "MATCHER_REGISTRY",
     "OneNet",
     "OneNetDatasetMapper",
+    "SparseRCNN",
     "Trainer",
     "add_onenet_config",
     "backbones",

@@ -82,7 +82,11 @@ class Head(nn.Module, ABC):
 
 
 def initialise(
-    module: nn.Module, class_layer: nn.Conv2d, *, prior_prob: float = 0.01, init: str = "xavier"
+    module: nn.Module,
+    class_layer: nn.Conv2d | nn.Linear,
+    *,
+    prior_prob: float = 0.01,
+    init: str = "xavier",
 ) -> None:
     """Xavier-uniform weights, then the focal prior on the bias of the class layer alone.
 
@@ -120,6 +124,16 @@ class BoxConv(nn.Conv2d):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_autocast_enabled(x.device.type):
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
+class BoxLinear(nn.Linear):
+    """:class:`BoxConv` for features of one sample each: (..., C) to (..., sides)."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_autocast_enabled(x.device.type):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onenet.heads.base import BoxConv
+from onenet.heads.base import BoxConv, BoxLinear
 from onenet.ops.deform import DeformConv, allow_tf32
 from onenet.structures import Predictions
 
@@ -129,7 +129,7 @@ def is_plain(model: nn.Module) -> bool:
 def _convert_weights(model: nn.Module, dtype: torch.dtype) -> None:
     """Convert once what autocast would convert in every call."""
     for layer in model.modules():
-        if isinstance(layer, BoxConv):
+        if isinstance(layer, BoxConv | BoxLinear):
             continue
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | DeformConv):
             for parameter in layer.parameters(recurse=False):

@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 import onenet.baselines.centernet_config
+import onenet.baselines.sparse_rcnn_config
 import onenet.baselines.torchvision
-import onenet.baselines.transformers  # noqa: F401  (they register themselves)
+import onenet.baselines.transformers  # noqa: F401  (all register themselves)
 from onenet.backbones.registry import build_backbone
 from onenet.baselines.registry import BASELINE_REGISTRY
 from onenet.config.build import model_options

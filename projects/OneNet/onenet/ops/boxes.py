@@ -84,12 +84,12 @@ def encode_ltrb(points: Tensor, boxes: Tensor) -> Tensor:
     return torch.cat((points - boxes[..., :2], boxes[..., 2:] - points), dim=-1)
 
 
-def decode_deltas(anchors: Tensor, deltas: Tensor) -> Tensor:
+def decode_deltas(anchors: Tensor, deltas: Tensor, max_log_size: float = MAX_LOG_SIZE) -> Tensor:
     """Boxes from anchors and Faster R-CNN's (dx, dy, dw, dh), all of weight 1.
 
     Args:
         anchors: (..., 4) xyxy px.
-        deltas: (..., 4); the log-sizes are clamped from above at ``MAX_LOG_SIZE``.
+        deltas: (..., 4); the log-sizes are clamped from above at ``max_log_size``.
 
     Returns:
         (..., 4) xyxy px.
@@ -97,7 +97,7 @@ def decode_deltas(anchors: Tensor, deltas: Tensor) -> Tensor:
     sizes = anchors[..., 2:] - anchors[..., :2]
     centres = anchors[..., :2] + 0.5 * sizes
     new_centres = deltas[..., :2] * sizes + centres
-    new_sizes = deltas[..., 2:].clamp(max=MAX_LOG_SIZE).exp() * sizes
+    new_sizes = deltas[..., 2:].clamp(max=max_log_size).exp() * sizes
     return torch.cat((new_centres - 0.5 * new_sizes, new_centres + 0.5 * new_sizes), dim=-1)
 
 

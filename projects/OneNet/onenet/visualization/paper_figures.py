@@ -207,7 +207,7 @@ def _draw_objects(
         color, ink = colors[label]
         _add_box(axis, box, edgecolor=color)
         _add_label(axis, box, str(i + 1), ink, color)
-        both = [int(s) for s in (assignment.positives[i], assignment.by_location[i]) if s >= 0]
+        both = [int(kind[i]) for kind in assignment.kinds if kind[i] >= 0]
         axis.plot(*points[both].T, color="white", linewidth=1)
         path = [a.points[a.positives[i]] for a in past if a.positives[i] >= 0]
         if len(path) > 1:
@@ -217,31 +217,42 @@ def _draw_objects(
 
 
 def _kinds(assignment: Assignment) -> list[tuple[Tensor, dict[str, Any]]]:
-    """Both kinds of positives and their markers, the smaller marker last."""
-    return [(assignment.positives, _POSITIVE), (assignment.by_location, _BY_LOCATION)]
+    """The kinds of positives and their markers, the smaller marker last."""
+    return list(zip(assignment.kinds, (_POSITIVE, _BY_LOCATION), strict=False))
 
 
 def _draw_cost(
     axis: Axes, image: np.ndarray, assignment: Assignment, number: int, term: Tensor
 ) -> Any:
-    """Draw one term of an object's cost around it, with box and positives; returns the heat map."""
+    """Draw one term of an object's cost around it, with box and positives.
+
+    Returns:
+        The heat map; for queries, which form no grid, a coloured point each.
+    """
     targets, points = assignment.targets, assignment.points
     grey = image.mean(axis=2).astype(np.uint8)
     _show(axis, np.repeat(grey[..., None], 3, axis=2), targets.image_size)
-    level = (assignment.levels == assignment.level_of(number)).nonzero()[:, 0]
     x1, y1, x2, y2 = window = assignment.around(number, _MARGIN)
-    costs = assignment.cost[level, number].numpy()
-    grid, (left, top, right, bottom) = cost_grid(points[level].numpy(), costs, window)
-    values = term[level, number].numpy()[grid]
-    # Samples that a predefined cost rules out would take up the whole range of colours.
-    values = np.where(values > values.min() + _RULED_OUT, np.nan, values)
-    heat = axis.imshow(
-        values,
-        cmap=_HEAT,
-        alpha=0.65,
-        extent=(left, right, bottom, top),
-        interpolation="nearest",
-    )
+    if assignment.by_location is None:
+        near = (points >= points.new_tensor((x1, y1))) & (points <= points.new_tensor((x2, y2)))
+        here = near.all(dim=1).nonzero()[:, 0]
+        here = here[term[here, number].argsort(descending=True)]  # the cheapest on top
+        values = term[here, number].numpy()
+        heat = axis.scatter(*points[here].T, c=values, cmap=_HEAT, edgecolors="white")
+    else:
+        level = (assignment.levels == assignment.level_of(number)).nonzero()[:, 0]
+        costs = assignment.cost[level, number].numpy()
+        grid, (left, top, right, bottom) = cost_grid(points[level].numpy(), costs, window)
+        values = term[level, number].numpy()[grid]
+        # Samples that a predefined cost rules out would take up the whole range of colours.
+        values = np.where(values > values.min() + _RULED_OUT, np.nan, values)
+        heat = axis.imshow(
+            values,
+            cmap=_HEAT,
+            alpha=0.65,
+            extent=(left, right, bottom, top),
+            interpolation="nearest",
+        )
     _add_box(axis, targets.boxes[number], edgecolor="white")
     for chosen, style in _kinds(assignment):
         if chosen[number] >= 0:
@@ -265,11 +276,12 @@ def _add_legend(
 ) -> None:
     labels = torch.cat([a.targets.labels for a in assignments]).unique().tolist()
     colors = _class_colors(len(class_names))
-    handles = [
-        Line2D([], [], label="positive by minimum cost", **_POSITIVE),
-        *more,
-        Line2D([], [], label="positive by predefined location cost alone", **_BY_LOCATION),
-    ]
+    queries = all(assignment.by_location is None for assignment in assignments)
+    label = "middle of the positive query's box" if queries else "positive by minimum cost"
+    handles = [Line2D([], [], label=label, **_POSITIVE), *more]
+    if not queries:
+        label = "positive by predefined location cost alone"
+        handles.append(Line2D([], [], label=label, **_BY_LOCATION))
     handles += [
         Rectangle((0, 0), 1, 1, fill=False, lw=2, edgecolor=colors[k][0], label=plain_text(name))
         for k, name in ((k, class_names[k]) for k in labels)

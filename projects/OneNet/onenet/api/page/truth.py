@@ -14,7 +14,7 @@ from onenet.assignment.explain import Assignment
 from onenet.checkpoints.weights import load_weights
 from onenet.data.dataset import CocoDetection
 from onenet.data.sources import compare_classes, find_dataset
-from onenet.detector import OneNet
+from onenet.detector import DenseDetector
 from onenet.errors import DatasetError
 from onenet.lightning.config import load_cfg
 
@@ -38,7 +38,7 @@ class Truth:
         self._numbers = [index for index, record in enumerate(records) if len(record.labels)]
         if not self._numbers:
             raise DatasetError(f"{self.dataset.source.json_file} has no image with objects")
-        self._loaded: tuple[str, Any, OneNet] | None = None
+        self._loaded: tuple[str, Any, DenseDetector] | None = None
         self._lock = Lock()
 
     def __len__(self) -> int:
@@ -78,7 +78,7 @@ class Truth:
             raise DatasetError(f"there is no image {number}: there are {len(self)}, from 1")
         return self.dataset.record(self._numbers[int(number) - 1])
 
-    def _model(self, checkpoint: str) -> tuple[Any, OneNet]:
+    def _model(self, checkpoint: str) -> tuple[Any, DenseDetector]:
         if self._loaded is None or self._loaded[0] != checkpoint:
             self._loaded = None
             models = self.models
