@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers.configs import ROOT, refused
 from helpers.runs import load, train, write_config
+from safetensors.torch import load_file
 
 from onenet.checkpoints.hub import ADDRESS, find_published, read_published
 from onenet.checkpoints.weights import load_weights, locate_weights
@@ -204,6 +205,19 @@ def test_a_folder_without_weights_or_with_others_is_told(copy):
     with pytest.raises(CheckpointError, match="holds none of model.safetensors"):
         locate_weights(str(copy))
     assert find_published(str(copy.parent)) is None
+
+
+def test_a_pickle_is_read_if_it_cannot_run_code(copy):
+    """As older models have it; the library's own reader comes second."""
+    cfg = load_cfg(DETR, [*OPTS, "MODEL.WEIGHTS", str(copy)])
+    state = load_file(copy / "model.safetensors")
+    (copy / "model.safetensors").unlink()
+    torch.save(state, copy / "pytorch_model.bin")
+    _, extras = built(cfg)
+    assert extras["class_names"][0] == "circle"
+    torch.save({**state, "more": slice}, copy / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="refused: loading it could run code"):
+        load_weights(build_detector(cfg), cfg.MODEL.WEIGHTS)
 
 
 def test_offline_the_way_out_is_told(monkeypatch):

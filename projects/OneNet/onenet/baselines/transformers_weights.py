@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onenet.checkpoints.hub import load_transformers, read_published
+from onenet.checkpoints.files import read_checkpoint
+from onenet.checkpoints.hub import WEIGHTS, load_transformers, read_published
 from onenet.checkpoints.hub_config import network_class
 from onenet.errors import CheckpointError
 
@@ -48,15 +49,23 @@ def read_weights(folder: Path, name: str, layers: tuple[str, ...]) -> dict[str, 
         ``model``, and ``class_names``, empty if the folder names no classes.
 
     Raises:
-        CheckpointError: another architecture, or the weights are not those of the config.
+        CheckpointError: another architecture, the weights are not those of the config, or a pickle
+            of them could run code.
     """
     published = read_published(folder)
     if published.name != name:
         raise CheckpointError(f"{folder} is of {published.name}; expected {name}")
+    safe, pickled = (folder / name for name in WEIGHTS)
+    if not safe.is_file():
+        read_checkpoint(pickled)  # refuses what could run code
     load_transformers().utils.logging.disable_progress_bar()
     try:
         network, report = network_class(name).from_pretrained(
-            folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
+            folder,
+            local_files_only=True,
+            use_safetensors=safe.is_file(),
+            output_loading_info=True,
+            dtype=torch.float32,
         )
     except Exception as error:  # the library's, torch's and safetensors', which have no base
         message = " ".join(str(error).split())
