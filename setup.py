@@ -63,6 +63,15 @@ setup(
         "mlflow": ["mlflow"],
         "wandb": ["wandb"],
         "timm": ["timm>=1.0"],
-        "test": [*EXPORT, "hypothesis", "pytest", "pytest-xdist", "ruff", "timm>=1.0"],
+        "transformers": ["transformers>=5.0"],
+        "test": [
+            *EXPORT,
+            "hypothesis",
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+            "timm>=1.0",
+            "transformers>=5.0",
+        ],
     },
 )

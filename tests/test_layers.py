@@ -33,7 +33,8 @@ ARROWS = {
     "inference": "checkpoints data errors heads ops structures",
     "visualization": "assignment data errors evaluation files structures",
     "config": "assignment backbones checkpoints detector errors evaluation heads inference",
-    "baselines": "assignment backbones config detector errors heads inference ops structures",
+    "baselines": "assignment backbones checkpoints config data detector errors heads inference ops "
+    "structures",
     "deploy": "data detector errors evaluation inference",
     "training": "assignment checkpoints data errors files inference ops structures",
     # The engines, thin, and the command lines that choose one.

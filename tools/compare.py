@@ -60,6 +60,7 @@ DUPLICATES = {
     "SparseRCNN": Duplicates("nothing", NMS_OFF, NMS_ON),
     "torchvision": Duplicates("NMS", ("MODEL.TORCHVISION.NMS_THRESH", "1.0"), ()),
     "YOLOv1": Duplicates("NMS", ("MODEL.YOLOv1.NMS_THRESH", "1.0"), ()),
+    "transformers": Duplicates("nothing", NMS_OFF, NMS_ON),
 }
 
 

@@ -21,6 +21,7 @@ from helpers.configs import ROOT, SHIPPED, flat, write
 from helpers.detectron2_runs import name_of, train_d2
 from helpers.runs import edit_json, write_config
 
+from onenet.config.rules import BASELINES
 from onenet.d2 import datasets as d2_datasets
 from onenet.d2 import register_datasets
 from onenet.d2.config import load_cfg
@@ -36,7 +37,7 @@ R18 = ROOT / "projects" / "OneNet" / "configs" / "onenet.res18.nodcn.yaml"
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_shipped_files_have_the_same_values_in_both_engines(path):
     ours = dict(flat(load_embedded(path)))
-    if ours["MODEL.META_ARCHITECTURE"].startswith("torchvision."):
+    if ours["MODEL.META_ARCHITECTURE"].startswith(BASELINES):
         with pytest.raises(ConfigError, match="--engine lightning"):
             load_cfg(path)
         return
@@ -44,7 +45,8 @@ def test_shipped_files_have_the_same_values_in_both_engines(path):
     different = [k for k in ours if k in theirs and theirs[k] != ours[k]]
     # The one falls back to the CPU in the config, the other when it places the model.
     assert [key for key in different if key != "MODEL.DEVICE"] == []
-    assert all(key.startswith("MODEL.TORCHVISION.") for key in set(ours) - set(theirs))
+    alone = ("MODEL.TORCHVISION.", "MODEL.TRANSFORMERS.")
+    assert all(key.startswith(alone) for key in set(ours) - set(theirs))
 
 
 @pytest.mark.parametrize(

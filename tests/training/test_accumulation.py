@@ -122,4 +122,4 @@ def test_parts_that_do_not_fit_are_refused(parts, images, processes):
 def test_torchvisions_detectors_have_no_parts():
     opts = ["MODEL.META_ARCHITECTURE", "torchvision.FCOS", "SOLVER.ACCUMULATE", "2"]
     message = refused(CONFIGS / "onenet.fcos.res50.yaml", *opts)
-    assert message.startswith("SOLVER.ACCUMULATE is 2; expected 1 for torchvision's detectors")
+    assert message.startswith("SOLVER.ACCUMULATE is 2; expected 1 for the detectors of torchvision")

@@ -31,7 +31,7 @@ PACKAGES = (
     "torch torchvision lightning detectron2 fvcore numpy scipy Pillow opencv-python "
     "opencv-python-headless pycocotools faster-coco-eval supervision safetensors yacs PyYAML tqdm "
     "tabulate matplotlib tensorboard setuptools onnx onnxscript onnxruntime onnxruntime-gpu "
-    "tensorrt triton timm gradio wandb mlflow pytest"
+    "tensorrt triton timm transformers gradio wandb mlflow pytest"
 ).split()
 # What makes arithmetic fast, and the word for it in Linux's /proc/cpuinfo.
 X86 = {

@@ -15,6 +15,7 @@ import yaml
 from onenet.checkpoints.changes import flat, nested
 from onenet.checkpoints.files import read_checkpoint
 from onenet.cli import DETECTRON2, EMBEDDED, choose_engine
+from onenet.config.rules import BASELINES
 from onenet.config.shipped import find_config
 from onenet.config.yaml import read_with_bases
 from onenet.errors import CheckpointError, ConfigError
@@ -109,10 +110,12 @@ def find_model(
     if config is not None:
         return ModelFiles(weights, find_config(config), None, str(config), opts, package, why)
     values, origin = _config_of(weights, package)
-    if str(values.get("MODEL.META_ARCHITECTURE", "")).startswith("torchvision."):
+    name = str(values.get("MODEL.META_ARCHITECTURE", ""))
+    if name.startswith(BASELINES):
+        library = name.partition(".")[0]
         if engine == "detectron2":
-            raise ConfigError(f"{origin} is of torchvision's detectors: engine='lightning'")
-        package, why = EMBEDDED, "a detector of torchvision"
+            raise ConfigError(f"{origin} is of {library}'s detectors: engine='lightning'")
+        package, why = EMBEDDED, f"a detector of {library}"
     values = _for_engine(values, package, origin)
     return ModelFiles(weights, None, values, origin, opts, package, why)
 
@@ -150,7 +153,7 @@ def _for_engine(values: Mapping[str, Any], package: str, origin: str) -> dict[st
         if not key.startswith(_NEEDED):
             continue
         foreign = key not in known and (
-            detectron2_only(key) or key.startswith("MODEL.TORCHVISION.")
+            detectron2_only(key) or key.startswith(("MODEL.TORCHVISION.", "MODEL.TRANSFORMERS."))
         )
         if foreign and key in _SILENT and repr(value) != repr(_SILENT[key]):
             raise ConfigError(

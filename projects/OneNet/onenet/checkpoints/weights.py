@@ -21,6 +21,8 @@ from .branch import BRANCH, deployed_state, leave_out_branch
 from .classes import fit_class_layer
 from .download import cache_folder, fetch
 from .files import read_checkpoint
+from .hub import ADDRESS as HUB
+from .hub import find_published, weights_of
 from .web import is_url
 
 logger = logging.getLogger(__name__)
@@ -52,7 +54,7 @@ def torchvision_model(weights: str) -> str | None:
 
 def is_address(weights: str) -> bool:
     """Whether :func:`locate_weights` knows where the weights of an address are."""
-    known = weights.startswith(ADDRESS) or torchvision_model(weights) is not None
+    known = weights.startswith((ADDRESS, HUB)) or torchvision_model(weights) is not None
     return known or is_url(weights)
 
 
@@ -63,12 +65,14 @@ def locate_weights(weights: str) -> Path:
         weights: a path, an ``http(s)`` address (see :func:`~.download.fetch`),
             ``torchvision://resnet50`` or ``mobilenet_v3_large``, Detectron2's name of a ResNet's
             weights, ``detectron2://ImageNetPretrained/torchvision/R-50.pkl`` (18, 34, 50 or 101),
-            or ``timm://NAME``.
+            ``timm://NAME``, or what :func:`~.hub.find_published` takes.
 
     Raises:
         CheckpointError: no such file, an unknown address, or the download failed.
-        ConfigError: timm is not installed, or publishes no such weights.
+        ConfigError: timm or transformers is not installed, or timm publishes no such weights.
     """
+    if (folder := find_published(weights)) is not None:
+        return weights_of(weights, folder)
     if model := torchvision_model(weights):
         url, file = _published_by_torchvision(model)
         return _fetch(
@@ -87,7 +91,7 @@ def locate_weights(weights: str) -> Path:
         raise CheckpointError(
             f"MODEL.WEIGHTS {weights}: unknown address. Known are https://, http://, "
             "torchvision://resnet18, 34, 50, 101, torchvision://mobilenet_v3_small, large, "
-            "timm://NAME and "
+            "timm://NAME, hf://OWNER/NAME and "
             "detectron2://ImageNetPretrained/torchvision/R-50.pkl; for anything else, download the "
             "file and give its path"
         )
@@ -175,13 +179,13 @@ def load_weights(
     Raises:
         CheckpointError: the file cannot be read, or its weights do not fit the model.
     """
-    path = locate_weights(weights)
-    content = read_checkpoint(path)
+    path, content = _read(model, weights)
     state: dict[str, Tensor] = content.pop("model")
     if isinstance(content.get("ema"), Mapping) and "model" in content["ema"]:
         state, content["weights"] = content.pop("ema")["model"], AVERAGED
-    # A classifier of timm also has a "head.".
-    if any(name.startswith("backbone.") for name in state):
+    # A classifier of timm also has a "head."; so has a detector without a backbone of ours.
+    whole = getattr(model, "backbone", True) is None
+    if whole or any(name.startswith("backbone.") for name in state):
         own, prefix = model.state_dict(), ""
     elif detector:
         raise CheckpointError(
@@ -234,6 +238,17 @@ def load_weights(
     what = " of the backbone" if prefix else averaged
     logger.info("Loaded %d arrays%s from %s", len(state), what, path)
     return content
+
+
+def _read(model: nn.Module, weights: str) -> tuple[Path, dict[str, Any]]:
+    """The file behind ``MODEL.WEIGHTS``, and what it holds with the model's names.
+
+    A model with ``read_published`` reads what the library transformers has saved.
+    """
+    path = locate_weights(weights)
+    if hasattr(model, "read_published") and (folder := find_published(weights)) is not None:
+        return path, model.read_published(folder)
+    return path, read_checkpoint(path)
 
 
 def _backbone_state(model: nn.Module) -> tuple[dict[str, Tensor], str]:

@@ -10,6 +10,7 @@ from onenet.backbones.timm_names import ADDRESS, check_pixels
 from onenet.checkpoints.weights import torchvision_model
 from onenet.errors import ConfigError
 
+from .published import take_published
 from .values import require
 
 NAME = "MODEL.BACKBONE.NAME"
@@ -50,9 +51,11 @@ def choose_weights(cfg: Any) -> None:
     evaluates and exports.
 
     Raises:
-        ConfigError: weights of a ResNet for another backbone, no such weights, timm is missing, or
-            ``PIXEL_MEAN`` and ``PIXEL_STD`` are not theirs.
+        ConfigError: weights of a ResNet for another backbone, no such weights, timm or transformers
+            is missing, or ``PIXEL_MEAN`` and ``PIXEL_STD`` are not theirs.
+        CheckpointError: see :func:`~.published.take_published`.
     """
+    take_published(cfg)
     model = cfg.MODEL
     kind = family(model.BACKBONE.NAME)
     if kind in ("timm", "mobilenetv3"):

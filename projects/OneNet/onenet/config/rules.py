@@ -47,6 +47,8 @@ from .values import (
 )
 
 logger = logging.getLogger(__name__)
+# How the names of the detectors of other libraries begin, which the embedded engine alone has.
+BASELINES = ("torchvision.", "transformers.")
 
 
 def check_common(cfg: Any) -> None:
@@ -89,11 +91,16 @@ def check_embedded(cfg: Any) -> None:
     _check(cfg, EMBEDDED)
     check_backbone(cfg.MODEL)
     check_features(cfg.MODEL)
+    name = cfg.MODEL.META_ARCHITECTURE
+    own_loss = name.startswith(BASELINES)
+    if name.startswith("transformers."):
+        own_loss = cfg.MODEL.TRANSFORMERS.LOSS == "library"
     require(
-        cfg.SOLVER.ACCUMULATE == 1 or not cfg.MODEL.META_ARCHITECTURE.startswith("torchvision."),
+        cfg.SOLVER.ACCUMULATE == 1 or not own_loss,
         "SOLVER.ACCUMULATE",
         cfg.SOLVER.ACCUMULATE,
-        "1 for torchvision's detectors, which normalise the losses of each part separately",
+        f"1 for the detectors of {name.partition('.')[0]}, which normalise the losses of each part "
+        "separately",
     )
     choose_evaluator(cfg)
 
@@ -294,6 +301,12 @@ EMBEDDED: list[Rule] = [
     ("MODEL.FPN.IN_FEATURES", *TEXTS),
     ("MODEL.FPN.OUT_CHANNELS", *SIZE),
     *each("MODEL.TORCHVISION", "SCORE_THRESH NMS_THRESH", *SHARE),
+    one_of("MODEL.TRANSFORMERS.LOSS", "library", "OneNet"),
+    (
+        "MODEL.TRANSFORMERS.SIZE",
+        lambda value: value == 0 or 32 <= value <= MOST,
+        "0, or at least 32",
+    ),
     one_of("DATALOADER.SAMPLER_TRAIN", "TrainingSampler", "RepeatFactorTrainingSampler"),
     one_of("SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "WarmupCosineLR"),
 ]

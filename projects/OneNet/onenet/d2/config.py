@@ -14,7 +14,7 @@ from detectron2.config import get_cfg as detectron2_cfg
 from onenet.config.backbone import choose_weights
 from onenet.config.device import choose_device
 from onenet.config.keys import add_onenet_config
-from onenet.config.rules import check_common
+from onenet.config.rules import BASELINES, check_common
 from onenet.config.yaml import read_with_bases
 from onenet.errors import ConfigError, OneNetError
 
@@ -87,10 +87,10 @@ def _meta_architecture(values: dict[str, Any]) -> str:
 
 
 def _refuse_baseline(meta_architecture: str, source: str) -> None:
-    """Raise for a detector of torchvision, rather than for the keys that only those have."""
-    if meta_architecture.startswith("torchvision."):
+    """Raise for a detector of another library, rather than for the keys that only those have."""
+    if meta_architecture.startswith(BASELINES):
         raise ConfigError(
             f"{source}: MODEL.META_ARCHITECTURE {meta_architecture} is the embedded engine's: "
             "--engine lightning. Detectron2 has its own RetinaNet, FCOS and GeneralizedRCNN, with "
-            "config files of their own"
+            "config files of their own, and detrex is its collection of DETRs"
         )

@@ -10,6 +10,7 @@ from torch import nn
 import onenet.baselines.centernet_config
 import onenet.baselines.sparse_rcnn_config
 import onenet.baselines.torchvision
+import onenet.baselines.transformers
 import onenet.baselines.yolov1_config  # noqa: F401  (all register themselves)
 from onenet.backbones.registry import build_backbone
 from onenet.baselines.registry import BASELINE_REGISTRY

@@ -17,6 +17,7 @@ from typing import Any
 import yacs.config
 import yaml
 
+from onenet.baselines.transformers_config import add_keys
 from onenet.config.backbone import choose_weights
 from onenet.config.keys import add_onenet_config
 from onenet.config.rules import check_embedded
@@ -68,8 +69,12 @@ class CfgNode(yacs.config.CfgNode):
         node = self if node is None else node
         for name, value in values.items():
             key = f"{prefix}{name}"
-            if name not in node:
+            if name not in node and node.is_new_allowed():
+                node[name] = _read_new(value, key, source)
+            elif name not in node:
                 self._refuse(key, value, source)
+            elif node.is_new_allowed() and not isinstance(value, Mapping):
+                node[name] = _read_new(value, key, source)
             elif not isinstance(node[name], CfgNode):
                 node[name] = _coerce(value, node[name], key, source)
             elif isinstance(value, Mapping):
@@ -77,7 +82,7 @@ class CfgNode(yacs.config.CfgNode):
             else:
                 raise ConfigError(
                     f"{source}: {key} is a section, but its value is {value!r}; give its keys: "
-                    f"{', '.join(f'{key}.{below}' for below in node[name])}"
+                    f"{', '.join(f'{key}.{below}' for below in node[name]) or f'{key}.…'}"
                 )
 
     def _refuse(self, key: str, value: Any, source: str) -> None:
@@ -121,11 +126,13 @@ def get_cfg() -> CfgNode:
     cfg.VERSION = 2  # of Detectron2's config format
 
     cfg.MODEL = node()
-    # Or "CenterNet", "YOLOv1", or "torchvision." and RetinaNet, FCOS, FasterRCNN, SSD300 or
-    # SSDlite320.
+    # Or "CenterNet", "SparseRCNN", "YOLOv1", or "torchvision." and RetinaNet, FCOS, FasterRCNN, SSD300
+    # or SSDlite320, or "transformers." and Detr, ConditionalDetr, DabDetr, DeformableDetr, RTDetr,
+    # RTDetrV2, DFine, Deimv2, LwDetr or RfDetr.
     cfg.MODEL.META_ARCHITECTURE = "OneNet"
     cfg.MODEL.DEVICE = "cuda"  # "cpu", "cuda", "cuda:N" or "mps"
-    # A file, https://…, torchvision://NAME, timm://NAME or detectron2://…; "" starts at random.
+    # A file, https://…, torchvision://NAME, timm://NAME, hf://OWNER/NAME or detectron2://…; ""
+    # starts at random.
     cfg.MODEL.WEIGHTS = ""
     cfg.MODEL.PIXEL_MEAN = [103.530, 116.280, 123.675]  # in INPUT.FORMAT's order, of 0..255
     cfg.MODEL.PIXEL_STD = [1.0, 1.0, 1.0]  # in INPUT.FORMAT's order, of 0..255
@@ -215,6 +222,7 @@ def get_cfg() -> CfgNode:
     cfg.MODEL.TORCHVISION.SCORE_THRESH = 0.05  # least score of a detection
     cfg.MODEL.TORCHVISION.NMS_THRESH = 0.5  # IoU of NMS; 1.0 switches it off
 
+    add_keys(cfg)
     add_onenet_config(cfg)
     return cfg
 
@@ -261,6 +269,29 @@ def _dotted(node: CfgNode, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{name}"
 
 
+def _read_new(value: Any, key: str, source: str) -> Any:
+    """A value without a default, for a section that takes any key; text is read as a literal."""
+    if isinstance(value, Mapping):
+        node = CfgNode(new_allowed=True)
+        for name, below in value.items():
+            node[str(name)] = _read_new(below, f"{key}.{name}", source)
+        return node
+    return _literal(value, key, source)
+
+
+def _literal(value: Any, key: str, source: str) -> Any:
+    """``value``, or the Python literal that a text is."""
+    read = copy.deepcopy(value)
+    if isinstance(value, str):
+        try:
+            read = literal_eval(value)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            read = value
+    if not fits_64_bits(read):
+        raise ConfigError(f"{source}: {key} has a number of more than 64 bits; expected 64 at most")
+    return read
+
+
 def _coerce(value: Any, default: Any, key: str, source: str) -> Any:
     """``value`` in the type of ``default``; text is read as a Python literal first, as in yacs.
 
@@ -271,14 +302,7 @@ def _coerce(value: Any, default: Any, key: str, source: str) -> Any:
             f"{source}: {key} holds a value, but {', '.join(map(str, value))} is set below it"
         )
     wanted = type(default)
-    read = copy.deepcopy(value)
-    if isinstance(value, str):
-        try:
-            read = literal_eval(value)
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            read = value
-    if not fits_64_bits(read):
-        raise ConfigError(f"{source}: {key} has a number of more than 64 bits; expected 64 at most")
+    read = _literal(value, key, source)
     if wanted is str and isinstance(value, str):
         return read if isinstance(read, str) else value
     if wanted is float and type(read) is int:

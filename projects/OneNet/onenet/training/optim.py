@@ -33,7 +33,7 @@ def build_optimizer(cfg: Any, model: nn.Module, *, fused: bool = False) -> Optim
     backbone, rest = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (backbone if name.startswith("backbone.") else rest).append(parameter)
+            (backbone if "backbone" in name.split(".") else rest).append(parameter)
     s = cfg.SOLVER
     groups = [
         {"params": backbone, "lr": s.BASE_LR * s.BACKBONE_MULTIPLIER},

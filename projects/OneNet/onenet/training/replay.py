@@ -106,7 +106,7 @@ def _compute(rebuilt: Rebuilt, batch: Sequence[Sequence[Item]]) -> dict[str, flo
         module.register_forward_hook(partial(_note_first, name, found))
     part: list[Item] = []
     heads: Iterator[int] = count(1)
-    if hasattr(model, "criterion"):
+    if getattr(model, "criterion", None) is not None:
         model.criterion.register_forward_hook(
             lambda criterion, inputs, _: _print_images(part, next(heads), criterion, inputs)
         )
