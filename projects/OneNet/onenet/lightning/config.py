@@ -126,9 +126,9 @@ def get_cfg() -> CfgNode:
     cfg.VERSION = 2  # of Detectron2's config format
 
     cfg.MODEL = node()
-    # Or "CenterNet", "SparseRCNN", "YOLOv1", or "torchvision." and RetinaNet, FCOS, FasterRCNN, SSD300
-    # or SSDlite320, or "transformers." and Detr, ConditionalDetr, DabDetr, DeformableDetr, RTDetr,
-    # RTDetrV2, DFine, Deimv2, LwDetr or RfDetr.
+    # Or "CenterNet", "SparseRCNN", "YOLOv1", or "torchvision." and RetinaNet, FCOS, FasterRCNN,
+    # SSD300 or SSDlite320, or "transformers." and Detr, ConditionalDetr, DabDetr, DeformableDetr,
+    # RTDetr, RTDetrV2, DFine, Deimv2, LwDetr or RfDetr.
     cfg.MODEL.META_ARCHITECTURE = "OneNet"
     cfg.MODEL.DEVICE = "cuda"  # "cpu", "cuda", "cuda:N" or "mps"
     # A file, https://…, torchvision://NAME, timm://NAME, hf://OWNER/NAME or detectron2://…; ""
