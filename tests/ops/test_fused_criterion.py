@@ -124,11 +124,21 @@ def check(
     return found
 
 
-@pytest.mark.parametrize("location", LOCATIONS)
+SCENES = {
+    "some without": ([3, 0, 5], 150, 7),
+    "no targets": ([0, 0], 70, 3),
+    "shared samples": ([9, 2], 5, 4),
+    "one sample, one class": ([2], 1, 1),
+}
+
+
 @pytest.mark.parametrize(
-    ("counts", "samples", "classes"),
-    [([3, 0, 5], 150, 7), ([0, 0], 70, 3), ([9, 2], 5, 4), ([2], 1, 1)],
-    ids=["some without", "no targets", "shared samples", "one sample, one class"],
+    ("location", "counts", "samples", "classes"),
+    [
+        *(("predicted", *scene) for scene in SCENES.values()),
+        *((location, *SCENES["some without"]) for location in LOCATIONS if location != "predicted"),
+    ],
+    ids=[*SCENES, *(location for location in LOCATIONS if location != "predicted")],
 )
 def test_losses_and_gradients_are_those_of_the_plain_form(location, counts, samples, classes):
     predictions, targets = scene(counts, samples, classes)
