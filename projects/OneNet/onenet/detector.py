@@ -31,7 +31,12 @@ class DenseDetector(nn.Module):
             largest stride.
         max_detections: k of the top-k.
         nms_iou: class-wise NMS after the top-k, for ablation; ``None``: no NMS.
+
+    Attributes:
+        finding_waits: whether :meth:`find` makes the host wait for the device.
     """
+
+    finding_waits = False
 
     def __init__(
         self,

@@ -43,6 +43,7 @@ class QueryDetector(DenseDetector):
     """
 
     criterion: Criterion
+    finding_waits = True  # Sparse R-CNN's pooler, and some of transformers' networks
 
     def inputs(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """The batch (B, 3, H', W'), and each image's own (H, W) px, (B, 2) int64."""

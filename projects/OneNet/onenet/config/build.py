@@ -18,7 +18,7 @@ from onenet.errors import ConfigError, look_up
 from onenet.heads.base import Head
 from onenet.heads.branch import Branch
 from onenet.heads.registry import HEAD_REGISTRY
-from onenet.inference.optimize import prepare
+from onenet.inference.optimize import check_graphs, prepare
 
 from .device import warn_of_bfloat16
 
@@ -115,10 +115,15 @@ def prepare_inference(cfg: Any, model: nn.Module) -> nn.Module:
     """
     test = cfg.TEST
     if isinstance(model, DenseDetector):
+        if test.CUDA_GRAPHS:
+            try:
+                check_graphs(model, compile=test.COMPILE)
+            except ValueError as error:
+                raise ConfigError(f"TEST.CUDA_GRAPHS: {error}") from error
         prepare_model = partial(prepare, model, cuda_graphs=test.CUDA_GRAPHS)
     elif test.CUDA_GRAPHS:
         raise ConfigError(
-            "TEST.CUDA_GRAPHS is OneNet's and CenterNet's; leave it out for "
+            "TEST.CUDA_GRAPHS is OneNet's, CenterNet's and YOLOv1's; leave it out for "
             f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}"
         )
     elif hasattr(model, "prepare_inference"):
@@ -135,5 +140,4 @@ def prepare_inference(cfg: Any, model: nn.Module) -> nn.Module:
     try:
         return prepare_model(fuse=test.FUSE, precision=test.PRECISION, compile=test.COMPILE)
     except ValueError as error:
-        keys = "TEST.CUDA_GRAPHS" if "CUDA graphs" in str(error) else "TEST.PRECISION"
-        raise ConfigError(f"{keys}: {error}") from error
+        raise ConfigError(f"TEST.PRECISION: {error}") from error

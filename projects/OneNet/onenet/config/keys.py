@@ -163,6 +163,7 @@ def add_onenet_config(cfg: Any) -> None:
     c.DIM_FEEDFORWARD = 2048
     # Channels between the two layers that are made of a proposal's vector.
     c.DIM_DYNAMIC = 64
+
     # The meta-architecture YOLOv1. Of MODEL.OneNet it reads NUM_CLASSES and IN_FEATURES, one map.
     c = cfg.MODEL.YOLOv1 = node()
     # Side of the square, px, that every image is stretched to after INPUT's resize; a multiple of

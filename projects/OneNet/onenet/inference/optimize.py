@@ -99,18 +99,15 @@ def prepare(
         The model itself, in evaluation mode, without what only training needs.
 
     Raises:
-        ValueError: an unknown precision, float16 or CUDA graphs on the CPU, or a model that is
-            compiled and so has CUDA graphs already.
+        ValueError: an unknown precision, float16 on the CPU, or see :func:`check_graphs`.
     """
     device = model.pixel_mean.device
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     if precision == "float16" and device.type == "cpu":
         raise ValueError("float16 is slower than float32 on the CPU; take bfloat16 there")
-    if cuda_graphs and device.type != "cuda":
-        raise ValueError(f"CUDA graphs need a model on CUDA, this one is on {device}")
-    if cuda_graphs and compile:
-        raise ValueError("a compiled model runs as CUDA graphs already; choose one of the two")
+    if cuda_graphs:
+        check_graphs(model, compile=compile)
     model.eval()
     model.drop_training_parts()
     if (fuse or precision != "float32") and not isinstance(model, Prepared):
@@ -137,6 +134,20 @@ def prepare(
         ", compiled for every size" if compile else ", CUDA graphs" if cuda_graphs else "",
     )
     return model
+
+
+def check_graphs(model: nn.Module, *, compile: bool) -> None:
+    """Raise ``ValueError`` unless a detector can run as CUDA graphs without being compiled."""
+    device = model.pixel_mean.device
+    if device.type != "cuda":
+        raise ValueError(f"CUDA graphs need a model on CUDA, this one is on {device}")
+    if compile:
+        raise ValueError("a compiled model runs as CUDA graphs already; choose one of the two")
+    if model.finding_waits:
+        raise ValueError(
+            f"{type(model).__name__} makes the host wait for the device while it detects, which no "
+            "CUDA graph can hold"
+        )
 
 
 def is_plain(model: nn.Module) -> bool:
