@@ -11,12 +11,14 @@ from detectron2.modeling import build_model
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 from helpers.configs import ROOT
-from helpers.detectron2_runs import as_detections, as_input, assert_same_detections, pictures, truth
+from helpers.detectron2_runs import (
+    assert_same_as_embedded,
+    assert_same_losses,
+)
 
 from onenet.baselines import sparse_rcnn as core
 from onenet.d2 import SparseRCNN
 from onenet.d2.config import load_cfg
-from onenet.inference.postprocess import to_image
 from onenet.lightning.build import build_detector
 from onenet.lightning.config import load_cfg as load_embedded
 
@@ -59,20 +61,9 @@ def both():
 def test_detections_are_those_of_the_embedded_engine(both, shapes):
     embedded, model = both
     assert isinstance(model, SparseRCNN) and isinstance(model, core.SparseRCNN)
-    images = pictures(shapes)
-    with torch.inference_mode():
-        found = model.eval()([as_input(image) for image in images])
-        expected = embedded.eval()(images)
-    for image, output, wanted in zip(images, found, expected, strict=True):
-        size = tuple(image.shape[1:])
-        assert_same_detections(to_image(wanted, size, size), as_detections(output))
+    assert_same_as_embedded(embedded, model, shapes)
 
 
 def test_losses_are_those_of_the_embedded_engine(both, shapes):
     embedded, model = both
-    images = pictures(shapes, 2)
-    goals = [truth(image, count) for image, count in zip(images, (4, 0), strict=True)]
-    ours = embedded.train()(images, goals)
-    theirs = model.train()([as_input(*pair) for pair in zip(images, goals, strict=True)])
-    assert len(ours) == 6
-    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
+    assert len(assert_same_losses(embedded, model, shapes)) == 6

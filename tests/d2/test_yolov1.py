@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 pytest.importorskip("detectron2")
@@ -12,20 +10,16 @@ import torch
 from detectron2.modeling import build_model
 from helpers.configs import ROOT
 from helpers.detectron2_runs import (
-    as_detections,
-    as_input,
-    assert_same_detections,
+    assert_checkpoint_is_the_embedded_engines,
+    assert_same_as_embedded,
+    assert_same_losses,
     name_of,
-    pictures,
-    train_d2,
-    truth,
 )
-from helpers.runs import train, write_config
+from helpers.runs import write_config
 
 from onenet.baselines import yolov1 as core
 from onenet.d2 import YOLOv1
 from onenet.d2.config import load_cfg
-from onenet.inference.postprocess import to_image
 from onenet.lightning.build import build_detector
 from onenet.lightning.config import load_cfg as load_embedded
 
@@ -50,23 +44,13 @@ def both():
 
 def test_detections_are_those_of_the_embedded_engine(shapes, both):
     embedded, model = both
-    images = pictures(shapes)
-    with torch.inference_mode():
-        found = model.eval()([as_input(image) for image in images])
-        expected = embedded.eval()(images)
-    for image, output, wanted in zip(images, found, expected, strict=True):
-        size = tuple(image.shape[1:])
-        assert len(wanted) > 0
-        assert_same_detections(to_image(wanted, size, size), as_detections(output))
+    found = assert_same_as_embedded(embedded, model, shapes)
+    assert all(len(one) > 0 for one in found)
 
 
 def test_losses_are_those_of_the_embedded_engine(shapes, both):
     embedded, model = both
-    images = pictures(shapes, 2)
-    goals = [truth(image, count) for image, count in zip(images, (4, 0), strict=True)]
-    ours = embedded.train()(images, goals)
-    theirs = model.train()([as_input(*pair) for pair in zip(images, goals, strict=True)])
-    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
+    assert_same_losses(embedded, model, shapes)
 
 
 def test_it_trains_and_its_checkpoint_is_the_embedded_engines(shapes, tmp_path):
@@ -80,13 +64,4 @@ def test_it_trains_and_its_checkpoint_is_the_embedded_engines(shapes, tmp_path):
         DATASETS__TEST=[name_of(shapes)],
         **{f"MODEL__YOLOv1__{key}": value for key, value in SMALL.items()},
     )
-    train_d2(file)
-    again, weights = tmp_path / "again", tmp_path / "run" / "model_final.pth"
-    train(file, "--eval-only", "MODEL.WEIGHTS", weights, "OUTPUT_DIR", again)
-    ours, theirs = (
-        json.loads((folder / "inference" / "coco_instances_results.json").read_text())
-        for folder in (again, tmp_path / "run")
-    )
-    assert len(ours) == len(theirs) > 0
-    scores = [sorted(found["score"] for found in results) for results in (ours, theirs)]
-    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+    assert_checkpoint_is_the_embedded_engines(file, tmp_path)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.logger import setup_logger
 from PIL import Image
 
 from helpers.project import ROOT
-from helpers.runs import spread, trained, unchanged_process  # noqa: F401
+from helpers.runs import spread, train, trained, unchanged_process  # noqa: F401
 from onenet.cli import training_parser
 from onenet.d2.config import load_cfg
 from onenet.d2.main import run
 from onenet.detector import OneNet as EmbeddedOneNet
+from onenet.inference.postprocess import to_image
 from onenet.lightning.build import build_detector
 from onenet.lightning.config import load_cfg as load_embedded
 from onenet.structures import Detections, Targets
@@ -122,3 +125,42 @@ def d2_process() -> Iterator[None]:
     setup_logger.cache_clear()
     with unchanged_process():
         yield
+
+
+def assert_same_as_embedded(embedded: Any, model: Any, shapes: Path) -> list[Detections]:
+    """Detectron2's model finds what the embedded engine's does, whose detections are returned."""
+    images = pictures(shapes)
+    with torch.inference_mode():
+        found = model.eval()([as_input(image) for image in images])
+        expected = embedded.eval()(images)
+    for image, output, wanted in zip(images, found, expected, strict=True):
+        size = tuple(image.shape[1:])
+        assert_same_detections(to_image(wanted, size, size), as_detections(output))
+    return expected
+
+
+def assert_same_losses(embedded: Any, model: Any, shapes: Path) -> dict[str, torch.Tensor]:
+    """Both engines' models have the same losses, of an image with objects and of one without."""
+    images = pictures(shapes, 2)
+    goals = [truth(image, count) for image, count in zip(images, (4, 0), strict=True)]
+    ours = embedded.train()(images, goals)
+    theirs = model.train()([as_input(*pair) for pair in zip(images, goals, strict=True)])
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
+    return ours
+
+
+def assert_checkpoint_is_the_embedded_engines(file: Path, folder: Path) -> None:
+    """A training with Detectron2 in ``folder / "run"``: the embedded engine's evaluation of its
+    weights gives the same scores."""
+    train_d2(file)
+    again = folder / "again"
+    weights = folder / "run" / "model_final.pth"
+    train(file, "--eval-only", "MODEL.WEIGHTS", weights, "OUTPUT_DIR", again)
+    ours, theirs = (
+        json.loads((run / "inference" / "coco_instances_results.json").read_text())
+        for run in (again, folder / "run")
+    )
+    assert len(ours) == len(theirs) > 0
+    # An untrained model: scores lie close together, so only their sorted values are compared.
+    scores = [sorted(found["score"] for found in results) for results in (ours, theirs)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
