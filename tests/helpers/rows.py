@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -45,3 +46,14 @@ def triples(matches: Matches) -> list[tuple[int, int, int]]:
     """(image, sample, target) of each match."""
     columns = (matches.image, matches.sample, matches.target)
     return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def on(
+    samples: Any, levels: Sequence[int] | None = None, boxes: Any = None, classes: int = 1
+) -> Predictions:
+    """An image of these samples, which predict themselves unless ``boxes`` say otherwise."""
+    samples = torch.as_tensor(samples, dtype=torch.float32)
+    boxes = samples if boxes is None else torch.tensor(boxes, dtype=torch.float32)
+    levels = [0] * len(samples) if levels is None else levels
+    logits = torch.zeros(1, len(samples), classes)
+    return Predictions(logits, boxes[None], samples, torch.tensor(levels))
