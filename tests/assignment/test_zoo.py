@@ -286,6 +286,3 @@ def test_every_head_learns_by_every_rule(name, head):
     sum(losses.values()).backward()
     assert all(p.grad.isfinite().all() for p in layers.parameters())
     assert layers.cls_score.weight.grad.any()
-
-
-# Beside torchvision.

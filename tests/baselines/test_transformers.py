@@ -4,110 +4,24 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
-from contextlib import nullcontext
 from dataclasses import replace
-from functools import lru_cache
-from unittest.mock import patch
 
 import pytest
 import torch
-from helpers.configs import ROOT
+from helpers.detrs import PAIR, TINY, TRUTH, build, config, image, targets
 from helpers.runs import metrics, train, write_config
 from torch.nn.functional import log_softmax
 
 from onenet.assignment.registry import build_criterion
-from onenet.backbones.resnet import ResNet
-from onenet.baselines.registry import BASELINE_REGISTRY
 from onenet.baselines.transformers import best_class
-from onenet.baselines.transformers_config import ARCHITECTURES
 from onenet.config.build import prepare_inference
 from onenet.errors import ConfigError
-from onenet.lightning.build import build_detector
-from onenet.lightning.config import dump, load_cfg
 from onenet.lightning.predictor import build_predictor
-from onenet.structures import TargetBatch, Targets
+from onenet.structures import TargetBatch
 
 transformers = pytest.importorskip("transformers")
 
 close = torch.testing.assert_close
-BASELINES = ROOT / "configs" / "baselines"
-BUILD = "onenet.baselines.transformers.build_backbone"
-FILES = {
-    "transformers.Detr": "detr.res50.yaml",
-    "transformers.DeformableDetr": "deformable_detr.res50.yaml",
-    "transformers.RTDetr": "rtdetr.res50.yaml",
-}
-THIN = [
-    "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.OneNet.NUM_CLASSES", "6",
-    "MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64",
-]  # fmt: skip
-_COMMON = {"decoder_ffn_dim": 32, "decoder_layers": 2, "num_queries": 8}
-_ENCODER = {
-    **_COMMON, "encoder_layers": 1, "encoder_ffn_dim": 32, "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2,
-}  # fmt: skip
-_PLAIN = {**_ENCODER, "d_model": 32}
-_REAL_TIME = {
-    **_PLAIN, "encoder_hidden_dim": 32, "decoder_in_channels": [32, 32, 32], "num_denoising": 4,
-}  # fmt: skip
-_PARTS = {
-    **_COMMON, "d_model": 32, "decoder_self_attention_heads": 2,
-    "decoder_cross_attention_heads": 2, "group_detr": 2,
-}  # fmt: skip
-_VIT = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 64}
-TINY = {
-    "Detr": _PLAIN,
-    "ConditionalDetr": _PLAIN,
-    "DabDetr": {**_ENCODER, "hidden_size": 32},
-    "DeformableDetr": {**_PLAIN, "d_model": 64},  # its norms have 32 groups
-    "RTDetr": _REAL_TIME,
-    "RTDetrV2": _REAL_TIME,
-    "DFine": _REAL_TIME,
-    "Deimv2": _REAL_TIME,
-    "LwDetr": {
-        **_PARTS,
-        "projector_scale_factors": [1.0],
-        "backbone_config": {
-            **_VIT, "model_type": "lw_detr_vit", "window_block_indices": [0, 1],
-            "out_indices": [2, 4], "num_windows": 4,
-        },
-    },
-    "RfDetr": {
-        **_PARTS,
-        "backbone_config": {
-            **_VIT, "model_type": "rf_detr_dinov2", "patch_size": 16, "num_windows": 2,
-            "num_register_tokens": 0, "out_features": ["stage2", "stage4"],
-        },
-    },
-}  # fmt: skip
-
-
-def config(name: str, *opts: str):
-    """A tiny network of an architecture, with a ResNet-18 of ours where it takes one."""
-    kind = ARCHITECTURES[name]
-    words = [*THIN, "MODEL.META_ARCHITECTURE", f"transformers.{name}"]
-    for key, value in TINY[name].items():
-        words += [f"MODEL.TRANSFORMERS.CONFIG.{key}", value]
-    if not kind.maps:
-        words += ["MODEL.TRANSFORMERS.OWN_BACKBONE", "True", "MODEL.TRANSFORMERS.SIZE", "64"]
-    features = ["res5"] if kind.maps == (1,) else ["res3", "res4", "res5"]
-    return load_cfg(
-        BASELINES / "detr.res50.yaml", [*words, "MODEL.OneNet.IN_FEATURES", str(features), *opts]
-    )
-
-
-@lru_cache
-def shared_backbone():
-    return ResNet(depth=18, norm="FrozenBN", freeze_at=2)
-
-
-def build(name: str, *opts: str):
-    """A detector; all of them share a backbone, which takes the longest to make."""
-    torch.manual_seed(0)
-    timm = "MODEL.TIMM.NAME" in opts
-    with nullcontext() if timm else patch(BUILD, lambda _: shared_backbone()):
-        return build_detector(config(name, *opts))
 
 
 @pytest.fixture(scope="module")
@@ -119,32 +33,6 @@ def models():
         return made.setdefault(name, made.get(name) or build(name))
 
     return get
-
-
-def image(height=64, width=96, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
-
-
-def targets(*boxes, labels=None, size=(64, 96)):
-    boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-    labels = [0] * len(boxes) if labels is None else labels
-    return Targets(boxes, torch.tensor(labels, dtype=torch.int64), size)
-
-
-PAIR = [image(), image(64, 64, 1)]
-TRUTH = [
-    targets([8, 8, 60, 40], [50, 10, 90, 60], labels=[0, 5]),
-    targets(size=(64, 64)),
-]
-
-
-def test_every_architecture_is_registered_and_some_have_a_file():
-    names = {name for name, _ in BASELINE_REGISTRY if name.startswith("transformers.")}
-    assert names == {f"transformers.{name}" for name in TINY} and set(FILES) <= names
-    for name, file in FILES.items():
-        cfg = load_cfg(BASELINES / file)
-        assert cfg.MODEL.META_ARCHITECTURE == name and cfg.MODEL.TRANSFORMERS.CONFIG == {}
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -322,71 +210,6 @@ def test_the_class_cost_changes_what_a_query_is_assigned(models):
 # What a config may say.
 
 
-@pytest.mark.parametrize(
-    ("name", "opts", "told"),
-    [
-        ("Detr", ["CONFIG.num_querys", "5"], "CONFIG.num_querys .*DetrConfig.*'num_queries'"),
-        ("Detr", ["CONFIG.class_cost", "2.0"], "'class_cost' expected int, got float"),
-        ("Detr", ["CONFIG.activation_function", "nope"], "does not fit DetrFor.*: 'nope'"),
-        ("Detr", ["CONFIG.encoder_attention_heads", "3"], "is 3; expected a divisor of 32"),
-        ("Detr", ["LOSS", "OneNet"], "LOSS is 'OneNet'; expected 'library'.*DeformableDetr"),
-        ("RfDetr", ["OWN_BACKBONE", "False"], "OWN_BACKBONE is False; expected True"),
-        ("RfDetr", ["SIZE", "0"], "SIZE is 0; expected the side of a square"),
-    ],
-)
-def test_what_the_library_cannot_build_is_refused(name, opts, told):
-    with pytest.raises(ConfigError, match=told):
-        build(name, f"MODEL.TRANSFORMERS.{opts[0]}", opts[1])
-
-
-@pytest.mark.parametrize(
-    ("opts", "told"),
-    [
-        (["MODEL.OneNet.IN_FEATURES", "['res4', 'res5']"], "expected 1 of the backbone's maps"),
-        (["MODEL.TRANSFORMERS.LOSS", "theirs"], "LOSS is 'theirs'; expected one of 'library'"),
-        (
-            ["SOLVER.ACCUMULATE", "2"],
-            "expected 1 for the detectors of transformers",
-        ),
-        (
-            ["MODEL.TRANSFORMERS.OWN_BACKBONE", "True", "MODEL.WEIGHTS", "torchvision://resnet18"],
-            "MODEL.WEIGHTS is 'torchvision://resnet18'; expected ''",
-        ),
-    ],
-)
-def test_other_keys_that_do_not_fit_are_refused(opts, told):
-    with pytest.raises(ConfigError, match=told):
-        build("Detr", *opts)
-
-
-def test_too_small_an_image_for_the_queries_is_told():
-    model = build("RTDetr", "MODEL.TRANSFORMERS.CONFIG.num_queries", "30").eval()
-    with torch.inference_mode(), pytest.raises(ConfigError, match="num_queries is 30.* 32 x 32 px"):
-        model([image(32, 32)])
-
-
-def test_any_field_of_the_library_has_a_key(tmp_path):
-    """In a file or on the command line, within each other, and back from a run's config."""
-    file = tmp_path / "c.yaml"
-    file.write_text(
-        f"_BASE_: '{BASELINES / 'detr.res50.yaml'}'\n"
-        "MODEL: {TRANSFORMERS: {CONFIG: {init_std: 1e-2, backbone_config: {model_type: resnet}}}}"
-    )
-    key = "MODEL.TRANSFORMERS.CONFIG"
-    opts = [f"{key}.backbone_config.depths", "[1, 2]", f"{key}.init_std", "0.5"]
-    cfg = load_cfg(file, [*opts, f"{key}.position_embedding_type", "sine"])
-    expected = {
-        "init_std": 0.5,
-        "backbone_config": {"model_type": "resnet", "depths": [1, 2]},
-        "position_embedding_type": "sine",
-    }
-    assert cfg.MODEL.TRANSFORMERS.CONFIG == expected
-    file.write_text(dump(cfg))
-    assert load_cfg(file).MODEL.TRANSFORMERS == cfg.MODEL.TRANSFORMERS
-    with pytest.raises(ConfigError, match="CONFIG is a section, but its value is '5'"):
-        load_cfg(file, [key, "5"])
-
-
 @pytest.mark.parametrize("name", ["Detr", "RTDetr"])
 def test_folded_batch_norms_change_nothing(name):
     model = build(name).eval()
@@ -395,20 +218,6 @@ def test_folded_batch_norms_change_nothing(name):
         after = prepare_inference(config(name), copy.deepcopy(model))([image()])[0]
     close(after.scores, before.scores, atol=1e-4, rtol=1e-3)
     close(after.boxes, before.boxes, atol=0.05, rtol=0)
-
-
-def test_without_transformers_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ConfigError, match=r"pip install 'onenet\[transformers\]'"):
-        build("Detr")
-
-
-def test_a_backbone_of_timm():
-    pytest.importorskip("timm")
-    opts = ["MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "resnet10t"]
-    model = build("Detr", *opts, "MODEL.BACKBONE.FREEZE_AT", "0")
-    assert "backbone.net.conv1.0.weight" in model.state_dict()
-    assert all(loss.isfinite() for loss in model.train()(PAIR, TRUTH).values())
 
 
 # From data to files: what every run has.

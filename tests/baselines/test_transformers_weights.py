@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from helpers.configs import ROOT, refused
+from helpers.detrs import image
 from helpers.runs import load, train, write_config
 from safetensors.torch import load_file
 
@@ -64,11 +65,6 @@ def saved(tmp_path_factory):
 @pytest.fixture
 def copy(saved, tmp_path):
     return shutil.copytree(saved[0], tmp_path / "copy")
-
-
-def image(height=64, width=96):
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
 
 
 def built(cfg):

@@ -184,12 +184,6 @@ def test_one_class():
     close(losses(given, goal([23, 1.5, 33, 6.5]))["loss_class"], torch.tensor(1.0))
 
 
-# The whole model.
-
-
-# From a config.
-
-
 def test_batches_of_targets_are_taken_as_they_are():
     ready = TargetBatch.of([goal([23, 1.5, 33, 6.5])], torch.device("cpu"))
     close(YOLOCriterion()(cells(), ready), losses(cells(), goal([23, 1.5, 33, 6.5])))
