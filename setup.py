@@ -9,6 +9,15 @@ README = ROOT / "README.md"
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]
 
 
+# Those of onenet.config.shipped.FOLDERS.
+CONFIGS = (
+    "projects/OneNet/configs",
+    "configs/recipes",
+    "configs/quick_schedules",
+    "configs/baselines",
+)
+
+
 class BuildWithConfigs(build_py):
     """Copies the configs into the package, where onenet.config.shipped finds them by name."""
 
@@ -16,7 +25,7 @@ class BuildWithConfigs(build_py):
         super().run()
         if self.editable_mode:  # they are in the repository
             return
-        for folder in ("projects/OneNet/configs", "configs/quick_schedules", "configs/baselines"):
+        for folder in CONFIGS:
             target = Path(self.build_lib, "onenet", "shipped", folder)
             shutil.copytree(ROOT / folder, target, dirs_exist_ok=True)
 

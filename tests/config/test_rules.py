@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from helpers.configs import CONFIGS, FOLDERS, R50, flat, refused, write
+from helpers.configs import BASELINES, CONFIGS, R50, flat, refused, write
 
 from onenet.lightning.config import load_cfg
 
@@ -160,7 +160,7 @@ def test_a_wrong_value_names_the_choices(key, value, expected):
 
 
 def test_another_model_than_onenet_has_no_one_to_many_branch():
-    path = FOLDERS[2] / "centernet.res18.nodcn.yaml"
+    path = BASELINES / "centernet.res18.nodcn.yaml"
     message = refused(path, "MODEL.OneNet.AUX.ENABLED", "True")
     assert message.startswith("MODEL.OneNet.AUX.ENABLED is True; expected False for MODEL.META_ARC")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import yaml
-from helpers.configs import CONFIGS, SHIPPED, flat
+from helpers.configs import CONFIGS, RECIPES, SHIPPED, flat
 
 from onenet.lightning.config import get_cfg, load_cfg
 from onenet.lightning.detectron2_keys import DETECTRON2_ONLY, detectron2_only
@@ -171,6 +171,20 @@ def test_resnet101_differs_from_resnet50_in_depth_alone(name):
         "MODEL.RESNETS.DEPTH": 101,
         "MODEL.WEIGHTS": "detectron2://ImageNetPretrained/torchvision/R-101.pkl",
         "OUTPUT_DIR": small["OUTPUT_DIR"].replace("r50", "r101"),
+    }
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.name)
+def test_a_recipe_changes_training_alone(path):
+    plain, recipe = (
+        dict(flat(load_cfg(file))) for file in (CONFIGS / path.name.replace(".strong", ""), path)
+    )
+    changed = {key for key in recipe if recipe[key] != plain[key]}
+    assert {key for key in changed if not key.startswith("SOLVER.")} == {
+        "MODEL.OneNet.INIT",
+        "MODEL.OneNet.CLASS_TARGET",
+        "MODEL.OneNet.AUX.ENABLED",
+        "OUTPUT_DIR",
     }
 
 

@@ -9,7 +9,7 @@ pytest.importorskip("detectron2")
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_backbone, build_model
-from helpers.configs import ROOT
+from helpers.configs import BASELINES
 from helpers.detectron2_runs import (
     assert_checkpoint_is_the_embedded_engines,
     assert_same_as_embedded,
@@ -27,7 +27,6 @@ from onenet.errors import ConfigError
 from onenet.lightning.build import build_detector
 from onenet.lightning.config import load_cfg as load_embedded
 
-BASELINES = ROOT / "configs" / "baselines"
 SMALL = [
     "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.OneNet.NUM_CLASSES", "5",
     "MODEL.OneNet.DECONV_CHANNEL", "[512, 32, 32, 32]",

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from helpers.configs import FOLDERS
+from helpers.configs import QUICK
 from helpers.heads import centernet, fcos, maps_for, retinanet
 from helpers.small_detector import image, model, targets
 from torch import nn
@@ -21,7 +21,7 @@ from onenet.lightning.config import load_cfg
 
 close = torch.testing.assert_close
 HEADS = {"centernet": centernet, "fcos": fcos, "retinanet": retinanet}
-BCCD = FOLDERS[1] / "onenet.res18.bccd.yaml"
+BCCD = QUICK / "onenet.res18.bccd.yaml"
 LAYERS = ["feat.weight", "feat.bias", "cls_score.weight", "cls_score.bias"]
 NAMES = ["loss_ce", "loss_giou", "loss_bbox"]
 

@@ -40,8 +40,11 @@ def flat(node: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", value
 
 
+RECIPES, QUICK, BASELINES = (
+    ROOT / "configs" / name for name in ("recipes", "quick_schedules", "baselines")
+)
 # Those in configs/ablations are specs of tools/ablate.py, see tools/test_ablate.py.
-FOLDERS = (CONFIGS, ROOT / "configs" / "quick_schedules", ROOT / "configs" / "baselines")
+FOLDERS = (CONFIGS, RECIPES, QUICK, BASELINES)
 
 
 SHIPPED = sorted(path for folder in FOLDERS for path in folder.glob("*.yaml"))

@@ -10,14 +10,13 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from helpers.configs import ROOT
+from helpers.configs import BASELINES
 from onenet.backbones.resnet import ResNet
 from onenet.baselines.transformers_config import ARCHITECTURES
 from onenet.lightning.build import build_detector
 from onenet.lightning.config import load_cfg
 from onenet.structures import Targets
 
-BASELINES = ROOT / "configs" / "baselines"
 BUILD = "onenet.baselines.transformers.build_backbone"
 THIN = [
     "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.OneNet.NUM_CLASSES", "6",

@@ -201,9 +201,17 @@ def test_stages_of_inference_and_training(output):
             ends = zip(*(stages[name] for name in stages if name != "total"), strict=True)
             assert [sum(of) for of in ends] == pytest.approx(stages["total"], rel=0.05, abs=1e-3)
     assert [one["images"] for one in parts["inference"]] == [1, 2]
-    for stages in parts["training"][0]["timings"].values():
-        expected = ["forward", "matching", "losses", "backward", "optimiser", "total"]
+    training = parts["training"][0]
+    assert list(training["timings"]) == [
+        "float32",
+        "float32, branch",
+        "bfloat16, channels_last",
+    ] + ["bfloat16, channels_last, branch"]
+    for name, stages in training["timings"].items():
+        branch = ["one-to-many"] if "branch" in name else []
+        expected = ["forward", "matching", "losses", *branch, "backward", "optimiser", "total"]
         assert list(stages) == expected
+    assert all(fact["extra MiB"] > 0 for fact in training["facts"].values())
 
 
 def test_settings_that_cannot_be_are_left_out_by_name(monkeypatch, capsys):

@@ -1,16 +1,19 @@
-"""One training step and its parts: float32 against bfloat16 with channels_last."""
+"""One training step and its parts: float32, with the one-to-many branch, and in bfloat16."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from _shared.timing import Comparison, Run, Stopwatch, stages_of
+from _shared.timing import Comparison, Run, stages_of
 
 from benchmarks.criterion import make_targets
 from benchmarks.detectors import make_images
+from benchmarks.memory import peaks_mib
 from benchmarks.options import Options
 from onenet.lightning.build import build_detector
 from onenet.lightning.config import load_cfg
@@ -18,28 +21,48 @@ from onenet.ops.memory_format import memory_format
 from onenet.training.optim import build_optimizer
 
 OBJECTS = 8
-# Values of SOLVER.AMP.ENABLED, which also switches to channels_last.
-SETTINGS = {"float32": False, "bfloat16, channels_last": True}
+# Config overrides of each candidate; SOLVER.AMP.ENABLED also switches to channels_last.
+BRANCH = ("MODEL.OneNet.AUX.ENABLED", True)
+BF16 = ("SOLVER.AMP.ENABLED", True)
+SETTINGS: dict[str, tuple[Any, ...]] = {
+    "float32": (),
+    "float32, branch": BRANCH,
+    "bfloat16, channels_last": BF16,
+    "bfloat16, channels_last, branch": (*BF16, *BRANCH),
+}
 
 
-def make_step(config: Path, amp: bool, options: Options) -> Run:
-    """A function that trains a config's model, from random weights, by one step on noise."""
-    opts = ["MODEL.DEVICE", str(options.device), "MODEL.WEIGHTS", "", "SOLVER.AMP.ENABLED", amp]
+def make_step(
+    config: Path | str,
+    opts: Sequence[Any],
+    *,
+    images: int,
+    size: Sequence[int],
+    device: torch.device,
+) -> Run:
+    """A function that trains a config's model, from random weights, by one step on noise.
+
+    Args:
+        opts: config overrides.
+        images: B.
+        size: (H, W) px.
+    """
+    opts = ["MODEL.DEVICE", str(device), "MODEL.WEIGHTS", "", *opts]
     cfg = load_cfg(config, opts)
+    amp = cfg.SOLVER.AMP.ENABLED
     torch.manual_seed(0)
     model = build_detector(cfg, training=True).train()
-    autocast = partial(torch.autocast, options.device.type, torch.bfloat16, enabled=amp)
+    autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=amp)
     with autocast():  # as in the trainer, since the memory format depends on it
-        model.to(options.device, memory_format=memory_format(options.device))
+        model.to(device, memory_format=memory_format(device))
     optimizer = build_optimizer(cfg, model, fused=True)
-    count, classes = options.train_batch, cfg.MODEL.OneNet.NUM_CLASSES
-    images = make_images(count, options.size, options.device)
-    targets = make_targets(count, options.size, classes, OBJECTS, options.device)
+    pixels = make_images(images, size, device)
+    targets = make_targets(images, size, cfg.MODEL.OneNet.NUM_CLASSES, OBJECTS, device)
     criterion = model.criterion
 
-    def step(watch: Stopwatch) -> None:
+    def step(watch: Any = lambda stage: None) -> None:
         ends = {"losses": criterion}
-        if options.device.type == "cpu":  # on CUDA the losses' kernel matches, unless it has hooks
+        if device.type == "cpu":  # on CUDA the losses' kernel matches, unless it has hooks
             ends = {"matching": criterion.matcher, **ends}
         if getattr(model, "aux_criterion", None) is not None:
             ends["one-to-many"] = model.aux_criterion
@@ -47,7 +70,7 @@ def make_step(config: Path, amp: bool, options: Options) -> Run:
             stages_of(watch, before={"forward": criterion}, after=ends),
             autocast(),
         ):
-            losses = model(images, targets)
+            losses = model(pixels, targets)
         optimizer.zero_grad(set_to_none=True)
         sum(losses.values()).backward()
         watch("backward")
@@ -63,7 +86,15 @@ def run(options: Options) -> list[Comparison]:
 
 
 def _compare(config: Path, options: Options) -> Comparison:
-    timings = options.time({n: make_step(config, amp, options) for n, amp in SETTINGS.items()})
+    work = {"images": options.train_batch, "size": options.size}
+    branch = load_cfg(config).MODEL.META_ARCHITECTURE == "OneNet"
+    settings = {n: opts for n, opts in SETTINGS.items() if branch or BRANCH[0] not in opts}
+    timings = options.time(
+        {
+            name: make_step(config, opts, **work, device=options.device)
+            for name, opts in settings.items()
+        }
+    )
     size = "×".join(map(str, (options.train_batch, 3, *options.size)))
     found = Comparison(
         title=f"training step of {config.stem} at {size}, {OBJECTS} objects each, {options.device}",
@@ -72,8 +103,13 @@ def _compare(config: Path, options: Options) -> Comparison:
         images=options.train_batch,
         notes=["criterion: share of matching and losses, without their part of backward."],
     )
-    shares = {}
+    facts: dict[str, dict[str, Any]] = {}
     for name in timings:
         spent = found.seconds(name, "matching") + found.seconds(name, "losses")
-        shares[name] = {"criterion": f"{spent / found.seconds(name):.1%}"}
-    return replace(found, facts=shares)
+        facts[name] = {"criterion": f"{spent / found.seconds(name):.1%}"}
+    works = [{"config": str(config), "opts": opts, **work} for opts in settings.values()]
+    peaks = peaks_mib("benchmarks.training:make_step", works, options.device)
+    if peaks is not None:
+        for fact, peak in zip(facts.values(), peaks, strict=True):
+            fact |= {"extra MiB": peak, f"of {found.baseline}'s": peak / peaks[0]}
+    return replace(found, facts=facts)

@@ -10,7 +10,12 @@ from onenet.errors import ConfigError, did_you_mean
 
 _PACKAGE = Path(__file__).parents[1]
 # In the repository, and below SHIPPED in an installed package, to which setup.py copies them.
-FOLDERS = ("projects/OneNet/configs", "configs/quick_schedules", "configs/baselines")
+FOLDERS = (
+    "projects/OneNet/configs",
+    "configs/recipes",
+    "configs/quick_schedules",
+    "configs/baselines",
+)
 SHIPPED = "shipped"
 
 
