@@ -124,8 +124,8 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         choices=SETTINGS,
         metavar="NAME",
-        help=f"settings of inference and baselines, some of {' '.join(SETTINGS)} (default: all "
-        "that this machine supports)",
+        help=f"settings of inference and baselines, some of {' '.join(SETTINGS)}; bf16 also counts "
+        "for training (default: all that this machine supports)",
     )
     parser.add_argument(
         "--quick",

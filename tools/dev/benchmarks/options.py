@@ -49,7 +49,8 @@ class Options:
         repeats: timed runs of each candidate.
         warmup: runs before the timed ones.
         quick: use the smallest sizes, to check that everything runs.
-        settings: settings of inference and baselines, some of ``SETTINGS``.
+        settings: settings of inference and baselines, some of ``SETTINGS``. With ``"bf16"``, the
+            training step is measured in bfloat16, too.
         dataset: ``ANNOTATIONS.json:FOLDER`` to load; "": draw one.
         workers: numbers of loading processes to try.
     """

@@ -88,7 +88,13 @@ def run(options: Options) -> list[Comparison]:
 def _compare(config: Path, options: Options) -> Comparison:
     work = {"images": options.train_batch, "size": options.size}
     branch = load_cfg(config).MODEL.META_ARCHITECTURE == "OneNet"
-    settings = {n: opts for n, opts in SETTINGS.items() if branch or BRANCH[0] not in opts}
+    left_out = {
+        BRANCH[0]: not branch,  # other detectors have none
+        BF16[0]: "bf16" not in options.settings,
+    }
+    settings = {
+        name: opts for name, opts in SETTINGS.items() if not any(left_out[key] for key in opts[::2])
+    }
     timings = options.time(
         {
             name: make_step(config, opts, **work, device=options.device)
