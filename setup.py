@@ -1,21 +1,17 @@
 import shutil
+import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
+sys.path.insert(0, str(ROOT / "projects" / "OneNet"))
+
+from onenet.config.shipped import FOLDERS, SHIPPED  # noqa: E402  imports the standard library alone
+
 README = ROOT / "README.md"
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]
-
-
-# Those of onenet.config.shipped.FOLDERS.
-CONFIGS = (
-    "projects/OneNet/configs",
-    "configs/recipes",
-    "configs/quick_schedules",
-    "configs/baselines",
-)
 
 
 class BuildWithConfigs(build_py):
@@ -25,8 +21,8 @@ class BuildWithConfigs(build_py):
         super().run()
         if self.editable_mode:  # they are in the repository
             return
-        for folder in CONFIGS:
-            target = Path(self.build_lib, "onenet", "shipped", folder)
+        for folder in FOLDERS:
+            target = Path(self.build_lib, "onenet", SHIPPED, folder)
             shutil.copytree(ROOT / folder, target, dirs_exist_ok=True)
 
 
