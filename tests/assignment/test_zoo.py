@@ -1,4 +1,4 @@
-"""The rules of other detectors: by hand, at their edges, and beside torchvision's own."""
+"""The rules of other detectors: by hand and at their edges."""
 
 from __future__ import annotations
 
@@ -8,29 +8,20 @@ import pytest
 import torch
 from helpers.heads import centernet, maps_for, retinanet
 from helpers.heads import fcos as fcos_head
-from helpers.rows import batch, on, on_row, targets, triples
+from helpers.rows import batch, exclusive, on, on_row, targets, threshold, triples
 
-from onenet import Criterion, ExclusiveMatcher, MinCostMatcher, Predictions
+from onenet import Criterion, MinCostMatcher, Predictions
 from onenet.assignment.class_losses import MatchabilityLoss, QualityFocalLoss
 from onenet.assignment.zoo import (
     AdaptiveThreshold,
     AnchorOverlap,
     DynamicTopK,
     NearestCentre,
-    ThresholdMatcher,
     anchors,
 )
 from onenet.ops.boxes import anchor_grid, cell_anchors
 
 close = torch.testing.assert_close
-
-
-def threshold(scale=8.0, **options):
-    return ThresholdMatcher(location=AnchorOverlap(scale=scale), class_weight=0.0, **options)
-
-
-def exclusive(location):
-    return ExclusiveMatcher(location=location, class_weight=0.0)
 
 
 def centre(**options):

@@ -6,28 +6,16 @@ import math
 from types import SimpleNamespace
 
 import torch
-from helpers.rows import on
+from helpers.rows import exclusive, on, threshold
 from torchvision.models.detection import _utils, fcos
 from torchvision.models.detection.retinanet import RetinaNetClassificationHead
 from torchvision.ops import box_iou
 
-from onenet import Criterion, ExclusiveMatcher, Targets
+from onenet import Criterion, Targets
 from onenet.assignment.one_to_many import CentreRegion
-from onenet.assignment.zoo import (
-    AnchorOverlap,
-    ThresholdMatcher,
-)
 from onenet.ops.boxes import anchor_grid, cell_anchors, point_grid
 
 close = torch.testing.assert_close
-
-
-def threshold(scale=8.0, **options):
-    return ThresholdMatcher(location=AnchorOverlap(scale=scale), class_weight=0.0, **options)
-
-
-def exclusive(location):
-    return ExclusiveMatcher(location=location, class_weight=0.0)
 
 
 def many_targets(size=256, count=40):

@@ -1,4 +1,5 @@
-"""Samples in a row, and matches as triples: assignments small enough to work out by hand."""
+"""Assignments small enough to work out by hand: samples in a row, rules by place alone, matches as
+triples."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from typing import Any
 
 import torch
 
-from onenet import Matches, Predictions, TargetBatch, Targets
+from onenet import ExclusiveMatcher, Matches, Predictions, TargetBatch, Targets
+from onenet.assignment.zoo import AnchorOverlap, ThresholdMatcher
 from onenet.ops.boxes import point_grid
 
 
@@ -57,3 +59,13 @@ def on(
     levels = [0] * len(samples) if levels is None else levels
     logits = torch.zeros(1, len(samples), classes)
     return Predictions(logits, boxes[None], samples, torch.tensor(levels))
+
+
+def threshold(scale: float = 8.0, **options: Any) -> ThresholdMatcher:
+    """RetinaNet's rule."""
+    return ThresholdMatcher(location=AnchorOverlap(scale=scale), class_weight=0.0, **options)
+
+
+def exclusive(location: Any) -> ExclusiveMatcher:
+    """A rule whose samples have one object each."""
+    return ExclusiveMatcher(location=location, class_weight=0.0)
