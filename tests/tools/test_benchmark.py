@@ -8,11 +8,13 @@ import json
 import cv2
 import pytest
 import torch
+from helpers.configs import BASELINES, QUICK
 from helpers.runs import unchanged_process, write_config
 
 from onenet.errors import OneNetError
 
 CPU = torch.device("cpu")
+CENTERNET = BASELINES / "centernet.res18.nodcn.yaml"
 pytestmark = pytest.mark.usefixtures("tools")
 
 
@@ -212,6 +214,26 @@ def test_stages_of_inference_and_training(output):
         expected = ["forward", "matching", "losses", *branch, "backward", "optimiser", "total"]
         assert list(stages) == expected
     assert all(fact["extra MiB"] > 0 for fact in training["facts"].values())
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "expected"),
+    [
+        (QUICK / "onenet.res18.bccd.yaml", ("eager",), ["float32", "float32, branch"]),
+        (CENTERNET, ("eager",), ["float32"]),
+        (
+            CENTERNET,
+            ("eager", "bf16"),
+            ["float32", "bfloat16, channels_last"],
+        ),
+    ],
+)
+def test_trainings_that_are_timed(config, settings, expected):
+    from benchmarks.options import Options
+    from benchmarks.training import candidates
+
+    options = Options(CPU, (config,), (64, 64), (1,), 1, 1, 0, settings=settings)
+    assert list(candidates(config, options)) == expected
 
 
 def test_settings_that_cannot_be_are_left_out_by_name(monkeypatch, capsys):

@@ -21,15 +21,23 @@ from onenet.ops.memory_format import memory_format
 from onenet.training.optim import build_optimizer
 
 OBJECTS = 8
-# Config overrides of each candidate; SOLVER.AMP.ENABLED also switches to channels_last.
-BRANCH = ("MODEL.OneNet.AUX.ENABLED", True)
-BF16 = ("SOLVER.AMP.ENABLED", True)
-SETTINGS: dict[str, tuple[Any, ...]] = {
-    "float32": (),
-    "float32, branch": BRANCH,
-    "bfloat16, channels_last": BF16,
-    "bfloat16, channels_last, branch": (*BF16, *BRANCH),
-}
+BASELINE = "float32"
+
+
+def candidates(config: Path, options: Options) -> dict[str, list[Any]]:
+    """Config overrides of each candidate by its name, the baseline first."""
+    precisions = {BASELINE: []}
+    if "bf16" in options.settings:
+        # SOLVER.AMP.ENABLED also switches to channels_last.
+        precisions["bfloat16, channels_last"] = ["SOLVER.AMP.ENABLED", True]
+    branches = {"": []}
+    if load_cfg(config).MODEL.META_ARCHITECTURE == "OneNet":  # other detectors have none
+        branches[", branch"] = ["MODEL.OneNet.AUX.ENABLED", True]
+    return {
+        precision + branch: [*precisions[precision], *branches[branch]]
+        for precision in precisions
+        for branch in branches
+    }
 
 
 def make_step(
@@ -87,25 +95,18 @@ def run(options: Options) -> list[Comparison]:
 
 def _compare(config: Path, options: Options) -> Comparison:
     work = {"images": options.train_batch, "size": options.size}
-    branch = load_cfg(config).MODEL.META_ARCHITECTURE == "OneNet"
-    left_out = {
-        BRANCH[0]: not branch,  # other detectors have none
-        BF16[0]: "bf16" not in options.settings,
-    }
-    settings = {
-        name: opts for name, opts in SETTINGS.items() if not any(left_out[key] for key in opts[::2])
-    }
+    overrides = candidates(config, options)
     timings = options.time(
         {
             name: make_step(config, opts, **work, device=options.device)
-            for name, opts in settings.items()
+            for name, opts in overrides.items()
         }
     )
     size = "×".join(map(str, (options.train_batch, 3, *options.size)))
     found = Comparison(
         title=f"training step of {config.stem} at {size}, {OBJECTS} objects each, {options.device}",
         timings=timings,
-        baseline=next(iter(SETTINGS)),
+        baseline=BASELINE,
         images=options.train_batch,
         notes=["criterion: share of matching and losses, without their part of backward."],
     )
@@ -113,9 +114,9 @@ def _compare(config: Path, options: Options) -> Comparison:
     for name in timings:
         spent = found.seconds(name, "matching") + found.seconds(name, "losses")
         facts[name] = {"criterion": f"{spent / found.seconds(name):.1%}"}
-    works = [{"config": str(config), "opts": opts, **work} for opts in settings.values()]
+    works = [{"config": str(config), "opts": opts, **work} for opts in overrides.values()]
     peaks = peaks_mib("benchmarks.training:make_step", works, options.device)
     if peaks is not None:
         for fact, peak in zip(facts.values(), peaks, strict=True):
-            fact |= {"extra MiB": peak, f"of {found.baseline}'s": peak / peaks[0]}
+            fact |= {"extra MiB": peak, f"of {BASELINE}'s": peak / peaks[0]}
     return replace(found, facts=facts)
